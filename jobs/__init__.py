@@ -1,0 +1,1 @@
+"""Entry points: the ``dec`` command, and the modules that a Ray job runs. Thin on purpose."""

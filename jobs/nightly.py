@@ -1,0 +1,31 @@
+"""What a Ray job submits: ``python -m jobs.nightly --config night.yaml --ds 2026-01-31``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from jobs.night import run_night
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(prog="python -m jobs.nightly", description=__doc__)
+    command.add_argument("--config", required=True, help="a YAML file; see configs/nightly.yaml")
+    command.add_argument("--ds", required=True, help="logical date of the night, YYYY-MM-DD")
+    command.add_argument("--run-id", help="names the run; the same id again resumes it")
+    command.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    return command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and run; returns the exit code, one for each kind of failure."""
+    given = parser().parse_args(arguments)
+    return run_night(
+        given.config, ds=given.ds, run_id=given.run_id, overrides=given.set, as_json=given.json
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

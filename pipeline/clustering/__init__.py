@@ -1,0 +1,1 @@
+"""k-means and agreement with known labels: the only place that knows FAISS."""

@@ -1,0 +1,66 @@
+"""Agreement of a partition with known classes, from their contingency table alone.
+
+The table has one cell for each (cluster, class), however many rows were counted into it, so these
+scores are exact over billions of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Scores in [0, 1], the adjusted Rand index possibly below 0; higher is better.
+
+    Attributes:
+        acc: Clustering accuracy under the best one-to-one matching (Xie et al. 2016, eq. 10).
+        nmi: Mutual information over the arithmetic mean of the entropies.
+        ari: Adjusted Rand index (Hubert & Arabie 1985).
+        rows: Rows that have a label.
+    """
+
+    acc: float
+    nmi: float
+    ari: float
+    rows: int
+
+
+def agreement(contingency: NDArray[np.int64]) -> Agreement:
+    """Score a contingency table.
+
+    Args:
+        contingency: Rows counted by cluster and class, shape (n_clusters, n_classes).
+    """
+    rows = int(contingency.sum())
+    if not rows:
+        return Agreement(acc=0.0, nmi=0.0, ari=0.0, rows=0)
+    matched = linear_sum_assignment(contingency, maximize=True)
+    acc = contingency[matched].sum() / rows
+    by_cluster, by_class = contingency.sum(axis=1), contingency.sum(axis=0)
+    mean_entropy = (_entropy(by_cluster) + _entropy(by_class)) / 2
+    information = _entropy(by_cluster) + _entropy(by_class) - _entropy(contingency)
+    nmi = information / mean_entropy if mean_entropy else 1.0
+    same, clusters, classes, pairs = (
+        _pairs(n) for n in (contingency, by_cluster, by_class, np.array([rows]))
+    )
+    expected = clusters * classes / pairs if pairs else 0.0
+    ceiling = (clusters + classes) / 2
+    ari = (same - expected) / (ceiling - expected) if ceiling != expected else 1.0
+    return Agreement(acc=float(acc), nmi=float(nmi), ari=float(ari), rows=rows)
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    """Shannon entropy of the distribution that these counts describe, in nats."""
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def _pairs(counts: NDArray[np.int64]) -> float:
+    """Σ n·(n−1)/2, in float64: pairs of a billion rows do not fit an int64 product."""
+    n = counts.astype(np.float64)
+    return float((n * (n - 1) / 2).sum())

@@ -1,0 +1,79 @@
+"""k-means with restarts, by FAISS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError, NumericalError
+
+
+@dataclass(frozen=True)
+class KMeansResult:
+    """The best of several k-means runs.
+
+    Attributes:
+        centroids_KD: Shape (n_clusters, dimensions), float32.
+        cluster_rows: Points nearest to each centroid.
+        objective: Σ_i ‖x_i − μ‖² of the best run.
+        objectives: The same for every run, in the order of their seeds.
+    """
+
+    centroids_KD: NDArray[np.float32]
+    cluster_rows: tuple[int, ...]
+    objective: float
+    objectives: tuple[float, ...]
+
+
+def kmeans(
+    points: NDArray[np.float32], clusters: int, *, restarts: int, iterations: int, seed: int
+) -> KMeansResult:
+    """Lloyd's algorithm, restarted from different points; the lowest objective wins.
+
+    Args:
+        points: Shape (n_points, dimensions), float32.
+        clusters: Number of clusters, at most n_points.
+        restarts: Runs, with seeds derived from ``seed``.
+        iterations: Lloyd iterations a run.
+        seed: Same seed, same points: same result on the same number of threads.
+
+    Raises:
+        InputError: There are fewer points than clusters.
+        NumericalError: Points or centroids are not finite.
+    """
+    if len(points) < clusters:
+        raise InputError(
+            f"clusters={clusters} needs at least as many rows; the sample has {len(points)}. "
+            "Lower clusters or give more rows"
+        )
+    if not np.isfinite(points).all():
+        raise NumericalError(
+            "init_centroids: embeddings are not finite; lower pretrain.learning_rate"
+        )
+    points = np.ascontiguousarray(points, dtype=np.float32)
+    best: KMeansResult | None = None
+    objectives: list[float] = []
+    for restart in range(restarts):
+        search = faiss.Kmeans(
+            points.shape[1],
+            clusters,
+            niter=iterations,
+            seed=(seed + restart) % 2**31,
+            # FAISS would draw 256 points a centroid and drop the rest, and warn on stderr below
+            # 39: the sample was sized on purpose, so use all of it.
+            max_points_per_centroid=len(points),
+            min_points_per_centroid=1,
+        )
+        search.train(points)
+        squared, nearest = search.index.search(points, 1)
+        # Of the final centroids; FAISS's own objective is that of the iteration before.
+        objective = float(squared.sum(dtype=np.float64))
+        objectives.append(objective)
+        if best is None or objective < best.objective:
+            counts = np.bincount(nearest[:, 0], minlength=clusters)
+            best = KMeansResult(np.array(search.centroids), tuple(counts.tolist()), objective, ())
+    assert best is not None  # restarts >= 1 by the config
+    return KMeansResult(best.centroids_KD, best.cluster_rows, best.objective, tuple(objectives))

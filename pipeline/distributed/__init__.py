@@ -1,0 +1,1 @@
+"""Ray as this pipeline uses it: resources, training on many workers, tasks over slices."""

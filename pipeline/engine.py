@@ -1,0 +1,206 @@
+"""The one mechanism behind every stage: run it once, leave a marker, skip it next time.
+
+A stage's marker is written last and holds the stage's fingerprint: its version, the settings that
+change its result and the fingerprints of the artifacts it consumed. Work is skipped only while
+that fingerprint matches, never because a file merely exists.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from pydantic import ValidationError
+
+from pipeline.artifacts import Artifact, Record, StageTime, StoredFile, fingerprint_of
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.progress import NoProgress, Progress
+from pipeline.storage import Store, sha256
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+A = TypeVar("A", bound=Artifact)
+
+
+class Marker(Record):
+    """``stages/<stage>/done.json``: this stage is complete, and what it left."""
+
+    stage: str
+    fingerprint: str
+    seconds: float
+    finished_at: str
+    artifact: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a run's files lie and who watches it.
+
+    Attributes:
+        run_id: Names the run; a retry keeps it.
+        ds: The logical date that the assignments are published for.
+        lake: The output folder.
+        progress: Told what happens.
+        start_ray: Called before the first stage that works on Ray.
+        times: What each stage took when it ran, in order; grows as stages complete.
+    """
+
+    run_id: str
+    ds: str
+    lake: Store
+    progress: Progress = field(default_factory=NoProgress)
+    start_ray: Callable[[], None] = lambda: None
+    times: list[StageTime] = field(default_factory=list)
+
+    @property
+    def run_path(self) -> str:
+        """The run's folder, below the output."""
+        return f"runs/{self.run_id}"
+
+    def stage_path(self, stage: str, name: str = "") -> str:
+        """A stage's folder, or a file in it, below the output."""
+        return f"{self.run_path}/stages/{stage}" + (f"/{name}" if name else "")
+
+    def store(self, path: str, content: bytes) -> StoredFile:
+        """Write a file of an artifact."""
+        self.lake.write_bytes(path, content)
+        return StoredFile(path=path, sha256=sha256(content), bytes=len(content))
+
+
+@dataclass(frozen=True)
+class Stage(Generic[P, A]):
+    """A step of the pipeline.
+
+    Attributes:
+        name: Also the name of its folder in the run.
+        version: Raised when the same inputs shall give another result than before.
+        settings: The settings that change its result, as JSON values.
+        distributed: Whether it works on Ray; a run that has nothing to do there never starts it.
+        run: ``run(config, context, *inputs) -> artifact``.
+    """
+
+    name: str
+    version: int
+    settings: Callable[[Config], Any]
+    distributed: bool
+    run: Callable[Concatenate[Config, Context, P], A]
+
+    @property
+    def artifact_type(self) -> type[A]:
+        """What it leaves, by its return annotation."""
+        return typing.cast(type[A], typing.get_type_hints(self.run)["return"])
+
+    def fingerprint(self, config: Config, inputs: tuple[Artifact, ...]) -> str:
+        """Identifies the work: equal fingerprints mean that it need not be done again."""
+        return fingerprint_of(
+            {
+                "stage": self.name,
+                "version": self.version,
+                "settings": self.settings(config),
+                "inputs": [artifact.fingerprint for artifact in inputs],
+            }
+        )
+
+
+def stage(
+    name: str, *, version: int, settings: Callable[[Config], Any], distributed: bool
+) -> Callable[[Callable[Concatenate[Config, Context, P], A]], Stage[P, A]]:
+    """Make a function ``run(config, context, *inputs) -> artifact`` a stage."""
+    return lambda run: Stage(name, version, settings, distributed, run)
+
+
+class StageReached(Exception):
+    """Internal: the one stage that was asked for is complete."""
+
+
+@dataclass
+class Execution:
+    """One attempt at a run.
+
+    Attributes:
+        config: The settings.
+        context: Where and for whom.
+        only: Run this stage alone: those before it must be complete.
+        on_first_work: Called once a first stage has something to mark as complete.
+        latest: Artifact of the stage that completed last.
+    """
+
+    config: Config
+    context: Context
+    only: str | None = None
+    on_first_work: Callable[[], None] = lambda: None
+    latest: Artifact | None = None
+    _working: bool = False
+
+    def complete(self, stage: Stage[P, A], *inputs: P.args, **named: P.kwargs) -> A:
+        """The stage's artifact: loaded when its marker matches, made and marked otherwise.
+
+        Raises:
+            InputError: ``only`` names a later stage and this one is not complete.
+        """
+        artifacts = typing.cast(tuple[Artifact, ...], inputs)
+        fingerprint = stage.fingerprint(self.config, artifacts)
+        marker = self._marker(stage, fingerprint)
+        self.context.progress.stage_started(stage.name)
+        if marker is None:
+            if self.only not in (None, stage.name):
+                raise InputError(
+                    f"stage {self.only} needs stage {stage.name}, which is not complete in run "
+                    f"{self.context.run_id} with these settings; run `dec stage {stage.name}` first"
+                )
+            marker, artifact = self._work(stage, fingerprint, *inputs, **named)
+            reused = False
+        else:
+            artifact, reused = stage.artifact_type.model_validate(marker.artifact), True
+        self.context.progress.stage_finished(stage.name, marker.seconds, reused=reused)
+        self.context.times.append(StageTime(stage=stage.name, seconds=marker.seconds))
+        self.latest = artifact
+        if self.only == stage.name:
+            raise StageReached
+        return artifact
+
+    def _work(
+        self, stage: Stage[P, A], fingerprint: str, *inputs: P.args, **named: P.kwargs
+    ) -> tuple[Marker, A]:
+        log.info("run %s stage %s: started", self.context.run_id, stage.name)
+        if stage.distributed:
+            self.context.start_ray()
+        started = time.monotonic()
+        artifact = stage.run(self.config, self.context, *inputs, **named)
+        if not self._working:
+            self.on_first_work()
+            self._working = True
+        marker = Marker(
+            stage=stage.name,
+            fingerprint=fingerprint,
+            seconds=round(time.monotonic() - started, 3),
+            finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            artifact=artifact.model_dump(mode="json"),
+        )
+        self.context.lake.write_json(self._marker_path(stage), marker.model_dump(mode="json"))
+        log.info(
+            "run %s stage %s: complete in %.1f s", self.context.run_id, stage.name, marker.seconds
+        )
+        return marker, artifact
+
+    def _marker(self, stage: Stage[P, A], fingerprint: str) -> Marker | None:
+        try:
+            content = self.context.lake.read_json(self._marker_path(stage))
+            marker = Marker.model_validate(content)
+            stage.artifact_type.model_validate(marker.artifact)
+        except FileNotFoundError:
+            return None
+        except (ValueError, ValidationError):  # of another version, or damaged: do the work again
+            log.warning("run %s stage %s: marker cannot be read", self.context.run_id, stage.name)
+            return None
+        return marker if marker.fingerprint == fingerprint else None
+
+    def _marker_path(self, stage: Stage[P, A]) -> str:
+        return self.context.stage_path(stage.name, "done.json")

@@ -1,0 +1,1 @@
+"""The input as pinned shards and slices, and the output as part files and snapshots."""

@@ -1,0 +1,172 @@
+"""Assigning: the rows of a slice → their clusters → one part file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from pipeline.artifacts import Manifest, RefinedModel
+from pipeline.config import Config
+from pipeline.errors import NumericalError
+from pipeline.lake.models import LoadedModel, load_model
+from pipeline.lake.parts import (
+    PartStatistics,
+    part_identity,
+    part_path,
+    read_statistics,
+    statistics_of,
+    write_part,
+)
+from pipeline.lake.reading import Reader
+from pipeline.model.dec import squared_distances
+from pipeline.schema import SHARD_KEY_FIELDS, assignment_schema
+from pipeline.storage import Store
+
+# Distances held at a time, in numbers: 64 MiB of float32, whatever the number of clusters.
+_DISTANCES = 2**24
+
+
+@dataclass(frozen=True)
+class AssignJob:
+    """What every actor is told.
+
+    Attributes:
+        lake: The output folder.
+        folder: Where parts go, below it.
+        run_id: Written into every row, like the ones below.
+        ds: The logical date.
+        threads: To compute with.
+    """
+
+    config: Config
+    manifest: Manifest
+    model: RefinedModel
+    lake: Store
+    folder: str
+    run_id: str
+    ds: str
+    threads: int
+
+
+class Assigner:
+    """An actor that assigns slices, one after another."""
+
+    def __init__(self, job: AssignJob) -> None:
+        torch.set_num_threads(job.threads)
+        self._job = job
+        self._reader = Reader.of(job.config, job.manifest, carry=True)
+        self._model: LoadedModel = load_model(job.lake, job.model, job.config, job.manifest.width)
+        fields = {field.name: field for field in job.manifest.carried_schema}
+        keys = [fields[name] for name in job.manifest.keys] or list(SHARD_KEY_FIELDS)
+        self._schema = assignment_schema(tuple(keys))
+
+    def __call__(self, pieces: pa.Table) -> pa.Table:
+        """Assign a slice, unless its part is there already.
+
+        Args:
+            pieces: The slice.
+
+        Returns:
+            One row: the part's path, size in bytes, and statistics as JSON.
+        """
+        job = self._job
+        identity = part_identity(
+            pieces,
+            model=job.model.fingerprint,
+            run=job.run_id,
+            ds=job.ds,
+            schema=str(self._schema),
+            settings=f"{job.config.source.nulls} {job.manifest.label} {job.config.refine.alpha}",
+        )
+        path = part_path(job.folder, identity)
+        done = read_statistics(job.lake, path, identity)
+        statistics, size = done or self._write(pieces, path, identity)
+        # As JSON: the classes in a contingency may be numbers or strings, not one Arrow type.
+        row = {"path": path, "bytes": size, "statistics": json.dumps(asdict(statistics))}
+        return pa.Table.from_pylist([row])
+
+    def _write(self, pieces: pa.Table, path: str, identity: str) -> tuple[PartStatistics, int]:
+        label_name = self._job.manifest.label
+        tables: list[pa.Table] = [self._schema.empty_table()]
+        labels: list[pa.ChunkedArray] = []
+        for block in self._reader.blocks(pieces):
+            assert block.carried is not None  # keys are always read here
+            tables.append(self._table(block.carried, torch.from_numpy(np.array(block.x_BF))))
+            if label_name:
+                labels.append(block.carried[label_name])
+        table = pa.concat_tables(tables).combine_chunks()
+        order = np.argsort(table["cluster_id"].to_numpy(), kind="stable")
+        label = None
+        if labels:
+            chunks = [chunk for column in labels for chunk in column.chunks]
+            label = pc.take(pa.chunked_array(chunks, type=labels[0].type), order)
+        rows_in = int(pieces["rows"].to_numpy().sum())
+        table = table.take(order)
+        statistics = statistics_of(identity, rows_in, table, label)
+        return statistics, write_part(self._job.lake, path, table, statistics)
+
+    def _table(self, carried: pa.Table, x_BF: Tensor) -> pa.Table:
+        """The assignments of a block of raw rows."""
+        found = nearest_two(self._model, x_BF)
+        rows = len(x_BF)
+        job = self._job
+        constant = {"model_id": job.model.model_id, "run_id": job.run_id, "ds": job.ds}
+        columns = {
+            name: carried[name] for name in self._schema.names if name in carried.column_names
+        }
+        columns |= {name: pa.array(values) for name, values in found.items()}
+        columns["is_outlier"] = pa.repeat(pa.scalar(False), rows)
+        for name, value in constant.items():
+            indices = pa.array(np.zeros(rows, np.int32))
+            columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array([value]))
+        return pa.table([columns[field.name] for field in self._schema], schema=self._schema)
+
+
+@torch.inference_mode()
+def nearest_two(model: LoadedModel, x_BF: Tensor) -> dict[str, Any]:
+    """The nearest cluster and the runner-up of each row.
+
+    Args:
+        model: Scaler, encoder and centroids.
+        x_BF: Raw rows, shape (rows, features).
+
+    Returns:
+        cluster_id and cluster_id_2, int32; confidence and confidence_2, their q (Xie et al. 2016,
+        eq. 1), float32; distance to the nearest centroid, float32; shape (rows,) each.
+
+    Raises:
+        NumericalError: An embedding is not finite.
+    """
+    centroids_KD, alpha = model.clusters.centroids_KD, model.clusters.alpha
+    batch_rows = max(64, _DISTANCES // len(centroids_KD))
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for batch in torch.split(x_BF, batch_rows):
+        z_BD = model.clusters.encoder(model.scaler(batch))
+        distances_BK = squared_distances(z_BD, centroids_KD)
+        nearest = distances_BK.topk(2, dim=1, largest=False)
+        # q of two clusters needs the sum over all, but not q of all.
+        power = -(alpha + 1) / 2
+        total_B1 = torch.logsumexp(power * torch.log1p(distances_BK / alpha), dim=1, keepdim=True)
+        q_B2 = torch.exp(power * torch.log1p(nearest.values / alpha) - total_B1)
+        parts.append((nearest.indices, q_B2, nearest.values[:, 0].sqrt()))
+    empty = (torch.empty((0, 2), dtype=torch.int64), torch.empty((0, 2)), torch.empty(0))
+    indices, q, distance = (torch.cat(group) for group in zip(*(parts or [empty]), strict=True))
+    if not torch.isfinite(distance).all():
+        raise NumericalError(
+            "assign: embeddings are not finite; look for extreme values in the features"
+        )
+    ids = indices.to(torch.int32).numpy()
+    return {
+        "cluster_id": np.ascontiguousarray(ids[:, 0]),
+        "confidence": np.ascontiguousarray(q[:, 0].numpy()),
+        "cluster_id_2": np.ascontiguousarray(ids[:, 1]),
+        "confidence_2": np.ascontiguousarray(q[:, 1].numpy()),
+        "distance": distance.numpy(),
+    }

@@ -1,0 +1,151 @@
+"""Scaling of raw rows, learnt once from the sample and then part of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+ScalingMode = Literal["standard", "minmax", "unit_norm", "none"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mergeable statistics of each feature over the rows seen, missing values left out.
+
+    Attributes:
+        count_F: Values seen, shape (features,), int64.
+        mean_F: Their mean, float64.
+        m2_F: Σ (x − mean)², float64.
+        min_F: Smallest value, float64; +inf when none was seen.
+        max_F: Largest value, float64; −inf when none was seen.
+        missing_F: Null, NaN or infinite values, int64.
+    """
+
+    count_F: NDArray[np.int64]
+    mean_F: NDArray[np.float64]
+    m2_F: NDArray[np.float64]
+    min_F: NDArray[np.float64]
+    max_F: NDArray[np.float64]
+    missing_F: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, x_BF: NDArray[np.generic]) -> Moments:
+        """Moments of a block of rows, shape (rows, features); not finite means missing."""
+        x_BF = np.asarray(x_BF, dtype=np.float64)
+        finite_BF = np.isfinite(x_BF)
+        count_F = finite_BF.sum(axis=0)
+        with np.errstate(invalid="ignore"):
+            mean_F = np.sum(x_BF, axis=0, where=finite_BF) / np.maximum(count_F, 1)
+            m2_F = np.sum(np.square(x_BF - mean_F), axis=0, where=finite_BF)
+        return cls(
+            count_F=count_F,
+            mean_F=mean_F,
+            m2_F=m2_F,
+            min_F=np.min(x_BF, axis=0, where=finite_BF, initial=np.inf),
+            max_F=np.max(x_BF, axis=0, where=finite_BF, initial=-np.inf),
+            missing_F=len(x_BF) - count_F,
+        )
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both sets of rows together (Chan, Golub & LeVeque 1983, eq. 2.1)."""
+        count_F = self.count_F + other.count_F
+        share_F = other.count_F / np.maximum(count_F, 1)
+        delta_F = other.mean_F - self.mean_F
+        return Moments(
+            count_F=count_F,
+            mean_F=self.mean_F + delta_F * share_F,
+            m2_F=self.m2_F + other.m2_F + np.square(delta_F) * self.count_F * share_F,
+            min_F=np.minimum(self.min_F, other.min_F),
+            max_F=np.maximum(self.max_F, other.max_F),
+            missing_F=self.missing_F + other.missing_F,
+        )
+
+
+class Scaler(nn.Module):
+    """Turns raw rows into the network's input: scaled = (x − offset) · factor.
+
+    A vector column is one quantity in one unit (pixels, an embedding), so the spread of its
+    components is information: they are centred one by one but share one factor. Scalar columns
+    have units of their own, and each gets its own factor.
+
+    Args:
+        mode: standard (mean 0, variance 1), minmax ([0, 1] over the sample), unit_norm (every row
+            scaled to mean square 1, that is ‖x‖² = F as in the DEC paper) or none.
+        mean_F: Mean of each feature, which stands in for a missing value, shape (features,).
+        offset_F: Subtracted from each feature, shape (features,).
+        factor_F: Then multiplied with it, shape (features,).
+    """
+
+    mean_F: Tensor
+    offset_F: Tensor
+    factor_F: Tensor
+
+    def __init__(
+        self,
+        mode: ScalingMode,
+        mean_F: NDArray[np.float64],
+        offset_F: NDArray[np.float64],
+        factor_F: NDArray[np.float64],
+    ) -> None:
+        super().__init__()
+        self.mode: ScalingMode = mode
+        for name, values_F in (("mean_F", mean_F), ("offset_F", offset_F), ("factor_F", factor_F)):
+            # float64: a float32 offset cannot tell two timestamps of one minute apart.
+            self.register_buffer(name, torch.from_numpy(np.array(values_F, dtype=np.float64)))
+
+    @classmethod
+    def fit(cls, mode: ScalingMode, moments: Moments, widths: Sequence[int]) -> Scaler:
+        """Learn offset and factor.
+
+        Args:
+            mode: See the class.
+            moments: Statistics of the sample, over all features.
+            widths: Features that each column holds: 1 for a scalar, d for a vector column.
+        """
+        features = len(moments.mean_F)
+        first_F = np.repeat(
+            np.cumsum([0, *widths[:-1]]), widths
+        )  # where each feature's column starts
+        starts = np.unique(first_F)
+        offset_F, spread_F = np.zeros(features), np.ones(features)
+        if mode == "standard":
+            # Σ (x − mean)² of equal values is rounding error where their mean is inexact.
+            m2_F = np.where(moments.min_F < moments.max_F, moments.m2_F, 0.0)
+            column_m2 = np.add.reduceat(m2_F, starts)
+            column_count = np.add.reduceat(moments.count_F, starts)
+            offset_F = moments.mean_F
+            spread_F = np.repeat(np.sqrt(column_m2 / np.maximum(column_count, 1)), widths)
+        elif mode == "minmax":
+            offset_F = np.repeat(np.minimum.reduceat(moments.min_F, starts), widths)
+            spread_F = np.repeat(np.maximum.reduceat(moments.max_F, starts), widths) - offset_F
+        # A constant column has no spread; it is left at offset 0 instead of dividing by zero.
+        usable_F = np.isfinite(spread_F) & (spread_F > 0)
+        offset_F = np.where(np.isfinite(offset_F), offset_F, 0.0)
+        return cls(mode, moments.mean_F, offset_F, 1 / np.where(usable_F, spread_F, 1.0))
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        """Scale rows.
+
+        Args:
+            x_BF: Raw rows, shape (batch, features), any real dtype; not finite means missing.
+
+        Returns:
+            Scaled rows, same shape, float32.
+        """
+        wide = x_BF.dtype == torch.float64
+        x_BF = x_BF if wide else x_BF.float()
+        if not torch.isfinite(x_BF.sum()):  # one reduction tells that nothing needs replacing
+            x_BF = torch.where(torch.isfinite(x_BF), x_BF, self.mean_F.to(x_BF.dtype))
+        if self.mode == "none":
+            return x_BF.float()
+        if self.mode == "unit_norm":
+            # A row of zeros has no direction and stays zero.
+            mean_square_B1 = x_BF.square().mean(dim=1, keepdim=True)
+            return torch.where(mean_square_B1 > 0, x_BF * mean_square_B1.rsqrt(), x_BF).float()
+        return ((x_BF - self.offset_F.to(x_BF.dtype)) * self.factor_F.to(x_BF.dtype)).float()

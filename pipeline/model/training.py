@@ -1,0 +1,82 @@
+"""What pretraining and refinement share: rows, batches, schedule, and a state that resumes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import chain, repeat
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import NumericalError
+from pipeline.model.workers import rank_and_size, share_of
+
+
+class TrainingRows(Protocol):
+    """One worker's share of the training rows."""
+
+    total_rows: int
+    """Rows of all workers together."""
+
+    features: int
+    """F, width of a raw row."""
+
+    def batches(self, pass_number: int, batch_rows: int, *, shuffled: bool) -> Iterator[Tensor]:
+        """Raw rows of this worker, each once, shape (≤ batch_rows, features).
+
+        The order depends on the seed and the pass alone.
+        """
+        ...
+
+
+def in_step(rows: TrainingRows, pass_number: int, batch_rows: int) -> Iterator[Tensor]:
+    """This worker's part of each global batch, for ever: of no rows once its share is used up.
+
+    Workers therefore take the same number of steps, whatever their shares; the caller stops when
+    a global batch is empty.
+    """
+    rank, size = rank_and_size()
+    local_rows = max(1, share_of(batch_rows, rank, size))
+    nothing = torch.empty((0, rows.features))
+    return chain(rows.batches(pass_number, local_rows, shuffled=True), repeat(nothing))
+
+
+def cosine_with_warmup(fraction_done: float, warmup_fraction: float = 0.05) -> float:
+    """Factor of the learning rate: up linearly over the warm-up, then a half cosine to 0."""
+    if fraction_done < warmup_fraction:
+        return fraction_done / warmup_fraction
+    progress = (fraction_done - warmup_fraction) / (1 - warmup_fraction)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def require_finite(loss: float, stage: str, setting: str) -> None:
+    """Stop at a loss that is NaN or infinite."""
+    if not math.isfinite(loss):
+        raise NumericalError(
+            f"{stage}: the loss became {loss}; expected a finite number. "
+            f"Lower {setting} or look for extreme values in the features"
+        )
+
+
+def state_of(modules: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and optimizer moments under flat names, for a file without pickle."""
+    state = {f"module.{name}": tensor for name, tensor in modules.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    return state
+
+
+def restore(state: dict[str, Tensor], modules: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put back what ``state_of`` took out."""
+    modules.load_state_dict(
+        {k.removeprefix("module."): v for k, v in state.items() if k.startswith("module.")}
+    )
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            moments.setdefault(int(index), {})[name] = tensor
+    current = optimizer.state_dict()
+    optimizer.load_state_dict({"state": moments, "param_groups": current["param_groups"]})

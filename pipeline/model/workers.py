@@ -1,0 +1,69 @@
+"""One update from a batch that is spread over all workers.
+
+The gradient of the mean loss over the *global* batch, exact for unequal shares too: workers sum
+gradients, loss and rows in one all-reduce, and divide by the rows afterwards. A mean of
+per-worker means, as in torch's DistributedDataParallel, weighs a row more where fewer lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This worker's number and how many there are; (0, 1) outside a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def sum_over_workers(tensor: Tensor) -> Tensor:
+    """Replace the tensor, in place, by its sum over all workers."""
+    if rank_and_size()[1] > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def share_of(total: int, rank: int, size: int) -> int:
+    """How many of `total` fall to this rank when they are shared out evenly."""
+    return (rank + 1) * total // size - rank * total // size
+
+
+def global_update(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    loss_sum: Tensor,
+    rows: int,
+) -> tuple[float, int]:
+    """Step the optimizer along the mean loss of the global batch.
+
+    Args:
+        optimizer: Over exactly these parameters.
+        parameters: In the same order on every worker.
+        loss_sum: Loss summed over this worker's rows, a scalar with a graph; of no rows too.
+        rows: This worker's rows.
+
+    Returns:
+        The loss summed over the global batch, and its rows. With 0 rows everywhere the pass is
+        over on all workers at once, and nothing was updated.
+    """
+    optimizer.zero_grad(set_to_none=False)
+    loss_sum.backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    totals = torch.stack([loss_sum.detach().float(), loss_sum.new_tensor(float(rows)).float()])
+    if rank_and_size()[1] > 1:
+        flat = torch.cat([totals, *(g.flatten() for g in gradients)])
+        sum_over_workers(flat)
+        totals, *summed = flat.split([2, *(g.numel() for g in gradients)])  # type: ignore[no-untyped-call]
+        for gradient, total in zip(gradients, summed, strict=True):
+            gradient.copy_(total.view_as(gradient))
+    loss, global_rows = totals.tolist()
+    if global_rows:
+        for gradient in gradients:
+            gradient.div_(global_rows)
+        optimizer.step()
+    return loss, int(global_rows)

@@ -1,0 +1,1 @@
+"""One module a stage: ``run(config, context, *inputs) -> artifact``. None imports another."""

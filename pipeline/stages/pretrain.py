@@ -1,0 +1,55 @@
+"""pretrain: the autoencoder learns to reconstruct the rows."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from pipeline.artifacts import Manifest, PretrainedAutoencoder, Sample, StoredFile
+from pipeline.config import Config
+from pipeline.distributed.training import train
+from pipeline.engine import Context, stage
+from pipeline.lake.models import load_scaler, weights_bytes
+from pipeline.lake.reading import Reader, pieces_of
+from pipeline.model.autoencoder import Autoencoder
+from pipeline.model.pretraining import Pretraining
+from pipeline.storage import Store
+
+
+def _settings(config: Config) -> Any:
+    return {
+        "model": config.model.model_dump(mode="json"),
+        "pretrain": config.pretrain.model_dump(mode="json"),
+        "fit_rows": config.source.fit_rows,
+        "seed": config.seed,
+    }
+
+
+def _build(config: Config, lake: Store, scaler: StoredFile, width: int) -> Pretraining:
+    autoencoder = Autoencoder(width, config.model.hidden, config.model.embedding, config.seed)
+    return Pretraining(autoencoder, load_scaler(lake, scaler), config.pretrain, config.seed)
+
+
+@stage("pretrain", version=1, settings=_settings, distributed=True)
+def pretrain(
+    config: Config, context: Context, manifest: Manifest, sample: Sample
+) -> PretrainedAutoencoder:
+    """Train on many workers, from the rows as the scaler of the sample sees them."""
+    trained = train(
+        config,
+        context,
+        folder=context.stage_path("pretrain"),
+        job_id=pretrain.fingerprint(config, (manifest, sample)),
+        build=partial(_build, config, context.lake, sample.scaler, manifest.width),
+        reader=Reader.of(config, manifest, carry=False),
+        pieces=pieces_of(manifest, context.lake),
+        planned_rows=lambda rows: rows * config.pretrain.passes,
+    )
+    training = _build(config, context.lake, sample.scaler, manifest.width)
+    training.restore(trained.state)
+    path = context.stage_path("pretrain", "autoencoder.safetensors")
+    return PretrainedAutoencoder(
+        weights=context.store(path, weights_bytes(training.autoencoder)),
+        losses=tuple(record["loss"] for record in trained.history),
+        rows=trained.history[-1]["rows"],
+    )

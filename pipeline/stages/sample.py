@@ -1,0 +1,80 @@
+"""sample: statistics for the scaler, and the reference sample, from a seeded choice of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.artifacts import Manifest, Sample, StoredFile
+from pipeline.config import Config
+from pipeline.distributed.resources import READER_CPUS
+from pipeline.distributed.tasks import map_slices
+from pipeline.engine import Context, stage
+from pipeline.errors import InputError
+from pipeline.lake.models import scaler_bytes
+from pipeline.lake.reading import Reader, pieces_of
+from pipeline.lake.samples import SamplePart, write_sample_part
+from pipeline.lake.slices import by_slice, sample_share
+from pipeline.model.scaling import Moments, Scaler
+
+
+def _settings(config: Config) -> Any:
+    return {
+        "sample_rows": config.centroids.sample_rows,
+        "scaling": config.source.scaling,
+        "seed": config.seed,
+    }
+
+
+@stage("sample", version=1, settings=_settings, distributed=True)
+def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
+    """Read the chosen row groups on many workers; each writes its part of the sample itself."""
+    chosen = sample_share(
+        pieces_of(manifest, context.lake), config.centroids.sample_rows, config.seed
+    )
+    reader = Reader.of(config, manifest, carry=True)
+    folder = context.lake.child(context.stage_path("sample", "reference"))
+    seed = config.seed
+
+    def read(pieces: pa.Table) -> pa.Table:
+        return write_sample_part(reader, pieces, folder, seed)
+
+    parts: list[SamplePart] = []
+    total = int(chosen["rows"].to_numpy().sum())
+    for result in map_slices(by_slice(chosen), read, cpus=READER_CPUS):
+        parts += [SamplePart(**row) for row in result.to_pylist()]
+        done = sum(part.scanned for part in parts)
+        context.progress.stage_advanced(done, total, "rows")
+    parts.sort(key=lambda part: part.name)
+    moments = _merged(parts)
+    if not moments.count_F.all():
+        raise InputError(
+            f"{int((moments.count_F == 0).sum())} of {len(moments.count_F)} features hold no "
+            "finite value in the sample; take them out of source.features"
+        )
+    scaler = Scaler.fit(config.source.scaling, moments, [c.width for c in manifest.features])
+    return Sample(
+        parts=tuple(
+            StoredFile(
+                path=context.stage_path("sample", f"reference/{part.name}"),
+                sha256=part.sha256,
+                bytes=part.bytes,
+            )
+            for part in parts
+        ),
+        rows=sum(part.rows for part in parts),
+        scanned_rows=sum(part.scanned for part in parts),
+        missing_values=int(moments.missing_F.sum()),
+        scaler=context.store(
+            context.stage_path("sample", "scaler.parquet"), scaler_bytes(scaler, manifest.features)
+        ),
+        scaling=config.source.scaling,
+    )
+
+
+def _merged(parts: list[SamplePart]) -> Moments:
+    merged = parts[0].moments()
+    for part in parts[1:]:
+        merged = merged.merge(part.moments())
+    return merged

@@ -1,0 +1,64 @@
+"""summary: what the run did, as metrics.json and for the closing table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.artifacts import (
+    Assignments,
+    InitialCentroids,
+    Manifest,
+    PretrainedAutoencoder,
+    RefinedModel,
+    Snapshot,
+    Summary,
+)
+from pipeline.config import Config
+from pipeline.engine import Context, stage
+
+
+def _settings(_: Config) -> Any:
+    return {}
+
+
+@stage("summary", version=1, settings=_settings, distributed=False)
+def summary(
+    config: Config,
+    context: Context,
+    manifest: Manifest,
+    autoencoder: PretrainedAutoencoder,
+    centroids: InitialCentroids,
+    model: RefinedModel,
+    assignments: Assignments,
+    snapshot: Snapshot,
+) -> Summary:
+    """Collect the figures of all stages."""
+    last = model.updates[-1]
+    result = Summary(
+        run_id=context.run_id,
+        ds=context.ds,
+        model_id=model.model_id,
+        snapshot=snapshot.number,
+        rows_in=assignments.rows_in,
+        rows_out=assignments.rows,
+        rows_dropped=assignments.rows_dropped,
+        shards=manifest.shard_count,
+        features=manifest.width,
+        clusters=config.clusters,
+        cluster_rows=assignments.cluster_rows,
+        mean_confidence=assignments.mean_confidence,
+        pretrain_passes=len(autoencoder.losses),
+        pretrain_loss=autoencoder.losses[-1],
+        kmeans_objective=centroids.objective,
+        refine_updates=last.number,
+        refine_stopped_by=model.stopped_by,
+        kl=last.kl,
+        label_change=last.label_change,
+        scores=assignments.scores,
+        stages=tuple(context.times),
+        output=context.lake.url,
+        assignments=f"{context.run_path}/assignments",
+        model=f"models/{model.model_id}",
+    )
+    context.lake.write_json(f"{context.run_path}/metrics.json", result.model_dump(mode="json"))
+    return result

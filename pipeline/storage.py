@@ -1,0 +1,386 @@
+"""The only place that touches filesystems, so that local folders and s3:// are one code path.
+
+Bulk reads and writes go through pyarrow's own filesystems. Listings with entity tags and
+put-if-absent, which pyarrow does not offer, go through s3fs. Both take endpoint, region and
+credentials from the usual AWS environment variables, profile or role.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+S3_SCHEME = "s3://"
+_PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file in a listing.
+
+    Attributes:
+        url: Where it lies: an absolute path or s3://bucket/key.
+        name: The same, below the location that was searched.
+        bytes: Its size.
+        version: Changes when the content does: S3's entity tag, or the local modification time.
+    """
+
+    url: str
+    name: str
+    bytes: int
+    version: str
+
+
+def absolute(location: str) -> str:
+    """A location that means the same on every machine that can reach it."""
+    if location.startswith(S3_SCHEME):
+        return location
+    return os.path.abspath(os.path.expanduser(location.removeprefix("file://")))
+
+
+def why(error: BaseException) -> str:
+    """The reason inside a filesystem's or Arrow's error, in one line."""
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split())[:300] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _botocore_as_oserror() -> Iterator[None]:
+    """s3fs lets some of botocore's errors through: no credentials, no such endpoint."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith("botocore"):
+            raise OSError(str(error)) from error
+        raise
+
+
+class Store:
+    """A folder, local or on S3. Small enough to be sent to every worker.
+
+    Args:
+        url: A path or s3://bucket/prefix; need not exist yet.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = absolute(url).rstrip("/") or "/"
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def child(self, path: str) -> Store:
+        """The folder below this one."""
+        return Store(self.locate(path))
+
+    def locate(self, path: str) -> str:
+        """Absolute location of a path in this folder."""
+        return f"{self.url}/{path}" if path else self.url
+
+    def read_bytes(self, path: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        with open_input(self.locate(path)) as file:
+            return file.read()  # type: ignore[no-any-return]
+
+    def read_json(self, path: str) -> Any:
+        """Content of a JSON file."""
+        return json.loads(self.read_bytes(path))
+
+    def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Content of a Parquet file, or of some of its columns."""
+        with open_input(self.locate(path)) as file:
+            return pq.read_table(file, columns=columns)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file at this path."""
+        filesystem, name = arrow_filesystem(self.locate(path))
+        return bool(filesystem.get_file_info(name).type == fs.FileType.File)
+
+    def write_bytes(self, path: str, content: bytes | pa.Buffer) -> None:
+        """Write a file, complete or not at all, replacing what was there."""
+        location = self.locate(path)
+        if location.startswith(S3_SCHEME):
+            filesystem, name = arrow_filesystem(location)
+            with filesystem.open_output_stream(name) as file:
+                file.write(content)
+            return
+        with _staged_beside(location, content) as staged:
+            os.replace(staged, location)
+
+    def write_json(self, path: str, content: Any) -> None:
+        """Write a JSON file, complete or not at all."""
+        self.write_bytes(path, _to_json(content))
+
+    def write_table(self, path: str, table: pa.Table) -> None:
+        """Write a small table as Parquet, complete or not at all."""
+        self.write_bytes(path, parquet_bytes(table))
+
+    @_botocore_as_oserror()
+    def create_json(self, path: str, content: Any) -> bool:
+        """Write a JSON file only if nothing is there yet (put-if-absent).
+
+        Returns:
+            Whether this call created it; False leaves what was there untouched.
+        """
+        location = self.locate(path)
+        if location.startswith(S3_SCHEME):
+            try:
+                s3().pipe_file(location, _to_json(content), mode="create")
+            except OSError:  # FileExistsError, or EINVAL from endpoints that answer 412 bare
+                if self.exists(path):
+                    return False
+                raise
+            return True
+        with _staged_beside(location, _to_json(content)) as staged:
+            try:
+                os.link(staged, location)
+            except FileExistsError:
+                return False
+        return True
+
+    @_botocore_as_oserror()
+    def list(self, path: str = "") -> list[FoundFile]:
+        """Files directly in a folder, by name; empty when there is no such folder."""
+        location = self.locate(path)
+        if location.startswith(S3_SCHEME):
+            s3().invalidate_cache(location)
+            with contextlib.suppress(FileNotFoundError):
+                entries = s3().ls(location, detail=True)
+                return sorted(
+                    (_from_s3(e, location) for e in entries if e["type"] == "file"),
+                    key=lambda file: file.name,
+                )
+            return []
+        try:
+            paths = sorted(entry.path for entry in os.scandir(location) if entry.is_file())
+        except FileNotFoundError:
+            return []
+        files = []
+        for path in paths:
+            # Somebody else's staged file may go while we look; the others are still there.
+            with contextlib.suppress(FileNotFoundError):
+                files.append(_from_stat(path, location))
+        return files
+
+
+def parquet_bytes(table: pa.Table, row_group_rows: int | None = None) -> bytes:
+    """A table as the content of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def sha256(content: bytes | pa.Buffer) -> str:
+    """Hex digest of content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _to_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+@contextlib.contextmanager
+def _staged_beside(location: str, content: bytes | pa.Buffer) -> Iterator[str]:
+    """A complete, flushed file next to where it shall appear; removed if it is still there."""
+    os.makedirs(os.path.dirname(location), exist_ok=True)
+    staged = os.path.join(os.path.dirname(location), f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(staged, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield staged
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(staged)
+
+
+# ------------------------------------------------------------------ reading and finding input
+
+
+def open_input(location: str) -> pa.NativeFile:
+    """Open a file for random access; local files are mapped into memory."""
+    if location.startswith(S3_SCHEME):
+        filesystem, name = arrow_filesystem(location)
+        return filesystem.open_input_file(name)
+    return pa.memory_map(location) if os.path.getsize(location) else pa.BufferReader(b"")
+
+
+def arrow_filesystem(location: str) -> tuple[fs.FileSystem, str]:
+    """The pyarrow filesystem for a location, and the location's name in it."""
+    if location.startswith(S3_SCHEME):
+        name = location.removeprefix(S3_SCHEME)
+        return _arrow_s3(name.partition("/")[0]), name
+    return fs.LocalFileSystem(), location
+
+
+@_botocore_as_oserror()
+def version_of(location: str) -> str:
+    """The version, as ``find_parquet`` gives it, that lies there now.
+
+    Raises:
+        FileNotFoundError: Nothing does.
+    """
+    if location.startswith(S3_SCHEME):
+        s3().invalidate_cache(location.rpartition("/")[0])
+        return _from_s3(s3().info(location), location).version
+    return _from_stat(location, location).version
+
+
+@_botocore_as_oserror()
+def find_parquet(location: str) -> list[FoundFile]:
+    """Parquet files at a location, sorted by name.
+
+    Args:
+        location: A file, of any name; a folder, searched in depth for .parquet, .parq and .pq,
+            leaving out what starts with "_" or "."; or a glob of either.
+
+    Raises:
+        FileNotFoundError: There is nothing at that location.
+        OSError: It cannot be listed.
+    """
+    location = absolute(location)
+    return sorted(
+        _find_on_s3(location) if location.startswith(S3_SCHEME) else _find_locally(location),
+        key=lambda file: file.name,
+    )
+
+
+def _is_glob(location: str) -> bool:
+    return glob.has_magic(location)
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder above the first wildcard: names are given below it."""
+    parts = pattern.split("/")
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    return "/".join(parts[:first])
+
+
+def _wanted(name: str) -> bool:
+    hidden = any(part.startswith(("_", ".")) for part in name.split("/"))
+    return not hidden and name.endswith(_PARQUET_SUFFIXES)
+
+
+def _find_locally(location: str) -> Iterator[FoundFile]:
+    if _is_glob(location) and not os.path.exists(location):
+        root = _fixed_part(location) or "/"
+        for match in glob.iglob(location, recursive=True):
+            if os.path.isdir(match):
+                yield from _wanted_below(match, root)
+            elif _wanted(os.path.relpath(match, root)):
+                yield _from_stat(match, root)
+    elif os.path.isdir(location):
+        os.scandir(location).close()  # an unreadable folder raises here instead of seeming empty
+        yield from _wanted_below(location, location)
+    else:
+        yield _from_stat(location, os.path.dirname(location))
+
+
+def _wanted_below(folder: str, root: str) -> Iterator[FoundFile]:
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for path in (os.path.join(parent, name) for name in names):
+            # Looked at by name first: temporary files may vanish before they are measured.
+            if _wanted(os.path.relpath(path, root).replace(os.sep, "/")):
+                yield _from_stat(path, root)
+
+
+def _find_on_s3(location: str) -> Iterator[FoundFile]:
+    s3().invalidate_cache()
+    if _is_glob(location):
+        root = _fixed_part(location)
+        for match, entry in s3().glob(location, detail=True).items():
+            if entry["type"] == "directory":
+                entries = s3().find(match, detail=True).values()
+                found = (_from_s3(inner, root) for inner in entries)
+                yield from (file for file in found if _wanted(file.name))
+            elif _wanted((file := _from_s3(entry, root)).name):
+                yield file
+        return
+    folder = location.rstrip("/")
+    entries = s3().find(folder, detail=True)
+    if list(entries) == [folder.removeprefix(S3_SCHEME)]:
+        yield _from_s3(entries[folder.removeprefix(S3_SCHEME)], folder.rpartition("/")[0])
+        return
+    if not entries and not s3().exists(folder):
+        raise FileNotFoundError(location)
+    found = (_from_s3(entry, folder) for entry in entries.values())
+    yield from (file for file in found if _wanted(file.name))
+
+
+def _from_stat(path: str, root: str) -> FoundFile:
+    stat = os.stat(path)
+    name = os.path.relpath(path, root).replace(os.sep, "/")
+    return FoundFile(path, name, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+
+
+def _from_s3(entry: dict[str, Any], root: str) -> FoundFile:
+    url = S3_SCHEME + entry["name"]
+    name = url.removeprefix(root.rstrip("/") + "/")
+    return FoundFile(url, name, entry["size"], str(entry.get("ETag", "")).strip('"'))
+
+
+@functools.cache
+def s3() -> Any:
+    """s3fs, configured by the environment."""
+    import s3fs
+
+    return s3fs.S3FileSystem(use_listings_cache=False)
+
+
+@functools.cache
+def _arrow_s3(bucket: str) -> fs.S3FileSystem:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if endpoint:
+        # Only AWS itself can be asked for the region of a bucket.
+        return fs.S3FileSystem(endpoint_override=endpoint, region=region or "us-east-1")
+    return fs.S3FileSystem(region=fs.resolve_s3_region(bucket))
+
+
+@_botocore_as_oserror()
+def check_writable(url: str) -> None:
+    """Write and remove an empty file, so that an unwritable output is known at the start.
+
+    Raises:
+        OSError: The output cannot be written.
+    """
+    store = Store(url)
+    probe = f".write-check-{uuid.uuid4().hex}"
+    missing = _missing_parents(store.url)
+    store.write_bytes(probe, b"")
+    location = store.locate(probe)
+    if location.startswith(S3_SCHEME):
+        with contextlib.suppress(OSError):  # a role may write and not delete
+            s3().rm_file(location)
+        return
+    os.unlink(location)
+    for folder in missing:  # leave nothing behind when the run stops at the next check
+        os.rmdir(folder)
+
+
+def _missing_parents(url: str) -> list[str]:
+    if url.startswith(S3_SCHEME):
+        return []
+    path = Path(url)
+    return [str(folder) for folder in (path, *path.parents) if not folder.exists()]

@@ -1,0 +1,325 @@
+"""Training on one process and on two: the same updates, every row, and a state that resumes."""
+
+import datetime
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline.config import Pretrain, Refine
+from pipeline.errors import NumericalError
+from pipeline.model.autoencoder import Autoencoder
+from pipeline.model.dec import kl_divergence, target_distribution
+from pipeline.model.pretraining import Pretraining, PretrainPass, update_rows
+from pipeline.model.refinement import ClusterModel, Refinement, RefineUpdate
+from pipeline.model.scaling import Moments, Scaler
+from pipeline.model.training import cosine_with_warmup
+from pipeline.model.workers import share_of
+
+WORKERS = 2
+# 20 = 8 + 8 + 4 leaves the second worker without rows in the last global batch; 21 = 8 + 8 + 5
+# gives it one row beside the first worker's four.
+ROW_COUNTS = (20, 21)
+FEATURES, CLUSTERS = 4, 3
+
+
+@dataclass
+class MemoryRows:
+    """Rows in memory; each worker takes its part of every global batch."""
+
+    x: Tensor
+    rank: int = 0
+    size: int = 1
+    features: int = FEATURES
+
+    @property
+    def total_rows(self) -> int:
+        return len(self.x)
+
+    def batches(self, pass_number: int, batch_rows: int, *, shuffled: bool) -> Iterator[Tensor]:
+        order = np.arange(len(self.x))
+        if shuffled:
+            order = np.random.default_rng([3, pass_number]).permutation(order)
+        for start in range(0, len(order), batch_rows * self.size):
+            begin = start + self.rank * batch_rows
+            if len(mine := order[begin : begin + batch_rows]):
+                yield self.x[mine]
+
+
+def some_rows(count: int) -> Tensor:
+    random = np.random.default_rng(count)
+    blobs = random.normal(scale=3, size=(CLUSTERS, FEATURES))
+    x = blobs[random.integers(CLUSTERS, size=count)] + random.normal(size=(count, FEATURES))
+    return torch.from_numpy(x.astype(np.float32))
+
+
+def autoencoder() -> Autoencoder:
+    return Autoencoder(FEATURES, hidden=(8,), embedding=2, seed=1)
+
+
+def no_scaling() -> Scaler:
+    nothing = np.zeros(FEATURES)
+    return Scaler("none", nothing, nothing, nothing + 1)
+
+
+def pretraining(**settings: Any) -> Pretraining:
+    settings = {"passes": 3, "batch_rows": 8, "min_updates": 0, "noise": 0.0, **settings}
+    return Pretraining(autoencoder(), no_scaling(), Pretrain(**settings), seed=5)
+
+
+def refinement(x: Tensor, **settings: Any) -> Refinement:
+    encoder = autoencoder().encoder
+    with torch.no_grad():
+        centroids = encoder(x[:CLUSTERS])
+    settings = {"passes": 3, "batch_rows": 8, "learning_rate": 1e-3, "tol": 0, **settings}
+    alpha = settings.get("alpha", 1.0)
+    return Refinement(ClusterModel(encoder, centroids, alpha), no_scaling(), Refine(**settings))
+
+
+def weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+@dataclass
+class Trained:
+    passes: list[PretrainPass]
+    autoencoder: dict[str, Tensor]
+    updates: list[RefineUpdate]
+    clusters: dict[str, Tensor]
+
+
+def train(rows: MemoryRows) -> Trained:
+    first, second = pretraining(), refinement(rows.x)
+    passes, updates = list(first.run(rows)), list(second.run(rows))
+    return Trained(passes, weights(first.autoencoder), updates, weights(second.model))
+
+
+# ---------------------------------------------------------------------------- one against two
+
+
+def _on_worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=WORKERS,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    results = {n: vars(train(MemoryRows(some_rows(n), rank, WORKERS))) for n in ROW_COUNTS}
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[int, Trained]]:
+    """What each of two processes ends with, for each number of rows."""
+    folder = Path(tmp_path_factory.mktemp("gloo"))
+    mp.spawn(_on_worker, args=(str(folder),), nprocs=WORKERS)
+    loaded = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORKERS)]
+    return [{n: Trained(**results[n]) for n in ROW_COUNTS} for results in loaded]
+
+
+@pytest.mark.parametrize("count", ROW_COUNTS)
+def test_two_workers_learn_the_same_weights_as_one(
+    count: int, two_workers: list[dict[int, Trained]]
+) -> None:
+    one = train(MemoryRows(some_rows(count)))
+    for two in (worker[count] for worker in two_workers):
+        for name in ("autoencoder", "clusters"):
+            for key, tensor in getattr(one, name).items():
+                torch.testing.assert_close(getattr(two, name)[key], tensor, atol=1e-5, rtol=0)
+        for ours, theirs in zip(one.passes, two.passes, strict=True):
+            assert theirs.loss == pytest.approx(ours.loss, rel=1e-5)
+        for before, after in zip(one.updates, two.updates, strict=True):
+            assert after.kl == (before.kl and pytest.approx(before.kl, rel=1e-4))
+            assert after.cluster_rows == before.cluster_rows
+            assert after.label_change == before.label_change
+    # And there was something to agree on.
+    start = autoencoder().encoder[0].weight
+    moved = one.autoencoder["encoder.0.weight"] - start
+    assert moved.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("count", ROW_COUNTS)
+def test_every_row_counts_once_whatever_the_workers(
+    count: int, two_workers: list[dict[int, Trained]]
+) -> None:
+    for result in (train(MemoryRows(some_rows(count))), *(w[count] for w in two_workers)):
+        assert [done.rows for done in result.passes] == [count] * 3
+        assert [sum(update.cluster_rows) for update in result.updates] == [count] * 4
+
+
+@pytest.mark.parametrize("total", [0, 1, 7, 8])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_shares_add_up_and_differ_by_at_most_one(total: int, size: int) -> None:
+    shares = [share_of(total, rank, size) for rank in range(size)]
+    assert sum(shares) == total
+    assert max(shares) - min(shares) <= 1
+
+
+# ------------------------------------------------------------------------------------- target
+
+
+@pytest.mark.parametrize("batch_rows", [2, 64])
+def test_frequency_is_that_of_the_whole_pass(batch_rows: int) -> None:
+    x = some_rows(21)
+    # A learning rate of almost nothing leaves q as it was, so that the KL of the pass is known.
+    night = refinement(x, passes=1, batch_rows=batch_rows, learning_rate=1e-12)
+    with torch.no_grad():
+        q = night.model(x).double().numpy()
+    *_, last = night.run(MemoryRows(x))
+
+    def mean_kl(frequency: np.ndarray) -> float:
+        weight = q**2 / frequency
+        p = weight / weight.sum(axis=1, keepdims=True)
+        return float((p * np.log(p / q)).sum() / len(q))
+
+    assert last.kl == pytest.approx(mean_kl(q.sum(axis=0)), rel=1e-4)
+    assert last.kl != pytest.approx(mean_kl(np.ones(CLUSTERS)), rel=1e-2)
+    assert last.cluster_rows == tuple(np.bincount(q.argmax(axis=1), minlength=CLUSTERS))
+
+
+def test_a_pass_moves_q_towards_the_target() -> None:
+    x = some_rows(60)
+    night = refinement(x, passes=1, learning_rate=1e-2)
+    before = night.model(x).detach()
+    p = target_distribution(before, before.sum(dim=0, dtype=torch.float64))
+    list(night.run(MemoryRows(x)))
+    after = night.model(x).detach()
+    # The target stood still during the pass, so the divergence from it must be lower.
+    assert kl_divergence(p, after) < 0.8 * kl_divergence(p, before)
+
+
+def test_refinement_reports_its_updates() -> None:
+    x = some_rows(20)
+    updates = list(refinement(x, passes=2).run(MemoryRows(x)))
+    assert updates[0].kl is None
+    assert updates[0].label_change is None
+    assert all(update.kl > 0 for update in updates[1:])
+    assert [update.number for update in updates] == [0, 1, 2]
+    assert [update.finished for update in updates] == [None, None, "passes"]
+
+
+def test_refinement_stops_when_labels_stand_still() -> None:
+    x = some_rows(60)
+    updates = list(refinement(x, tol=0.01, learning_rate=1e-9).run(MemoryRows(x)))
+    assert [update.finished for update in updates] == [None, "tol"]
+    assert updates[-1].label_change == 0
+
+
+def test_no_passes_keep_the_partition() -> None:
+    x = some_rows(20)
+    night = refinement(x, passes=0)
+    before = weights(night.model)
+    (only,) = night.run(MemoryRows(x))
+    assert only.finished == "passes"
+    assert all(torch.equal(before[k], v) for k, v in night.model.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------- resume
+
+
+def stored(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state as it comes back from its file."""
+    return load(save({name: tensor.contiguous() for name, tensor in state.items()}))
+
+
+def test_resumed_pretraining_equals_an_uninterrupted_one() -> None:
+    rows = MemoryRows(some_rows(21))
+    whole, killed, resumed = (pretraining(passes=4, noise=0.2) for _ in range(3))
+    expected = list(whole.run(rows))
+    attempt = killed.run(rows)
+    first = [next(attempt), next(attempt)]
+    resumed.restore(stored(killed.state()))
+    assert [*first, *resumed.run(rows)] == expected
+    for name, tensor in weights(whole.autoencoder).items():
+        assert torch.equal(resumed.autoencoder.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 2])
+def test_resumed_refinement_equals_an_uninterrupted_one(killed_at: int) -> None:
+    rows = MemoryRows(some_rows(21))
+    whole, killed, resumed = (refinement(rows.x, learning_rate=1e-2) for _ in range(3))
+    expected = list(whole.run(rows))
+    attempt = killed.run(rows)
+    for _ in range(killed_at + 1):
+        next(attempt)
+    resumed.restore(stored(killed.state()))
+    assert list(resumed.run(rows)) == expected[killed_at:]
+    for name, tensor in weights(whole.model).items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+# ----------------------------------------------------------------------------------- the rest
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "refine"])
+def test_loss_that_is_not_finite_raises(stage: str) -> None:
+    x = some_rows(21)
+    training = {
+        "pretrain": lambda: pretraining(learning_rate=1e30),
+        "refine": lambda: refinement(x, learning_rate=1e30),
+    }[stage]()
+    with pytest.raises(NumericalError, match=rf"{stage}: the loss.*{stage}\.learning_rate"):
+        list(training.run(MemoryRows(x)))
+
+
+def test_refinement_without_rows_raises() -> None:
+    night = refinement(some_rows(20))
+    with pytest.raises(NumericalError, match="no training row"):
+        next(night.run(MemoryRows(torch.empty((0, FEATURES)))))
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "expected"),
+    [
+        (1_797, {}, 64),  # 30 · 1,797 / 800 = 67, down to a multiple of 8
+        (100, {}, 32),  # 30 · 100 / 800 = 3: no fewer than 32
+        (10_000_000, {}, 256),  # batch_rows is the most
+        (1_797, {"min_updates": 0}, 256),
+        (1_797, {"batch_rows": 16}, 16),  # fewer than 32 when asked for
+        (0, {}, 32),
+    ],
+)
+def test_update_rows(rows: int, settings: dict[str, int], expected: int) -> None:
+    assert update_rows(Pretrain(**settings), rows) == expected
+
+
+def test_noise_hides_inputs_and_keeps_their_mean() -> None:
+    # A network that passes ones through unchanged has the loss of the noise alone: inputs become
+    # 0 (share 0.2, error 1) or 1/0.8 (share 0.8, error 1/16), so 0.2 + 0.8/16 = 0.25.
+    x = torch.ones((2000, FEATURES))
+    training = pretraining(passes=1, noise=0.2, learning_rate=1e-12, batch_rows=2000)
+    training.autoencoder.forward = lambda x_BF: x_BF + 0 * training.autoencoder.encoder[0].bias[0]
+    (done,) = training.run(MemoryRows(x))
+    assert done.loss == pytest.approx(0.25, abs=0.02)
+
+
+def test_scaled_rows_are_what_is_learnt() -> None:
+    # The loss is in scaled units: the same rows in another unit give the same losses.
+    x = some_rows(20)
+
+    def losses(x: Tensor) -> list[float]:
+        training = pretraining()
+        training.scaler = Scaler.fit("standard", Moments.of(x.numpy()), [1] * FEATURES)
+        return [done.loss for done in training.run(MemoryRows(x))]
+
+    assert losses(x * 1000) == pytest.approx(losses(x), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("done", "factor"), [(0.0, 0.0), (0.025, 0.5), (0.05, 1.0), (0.525, 0.5), (1.0, 0.0)]
+)
+def test_learning_rate_warms_up_and_decays(done: float, factor: float) -> None:
+    # Half of the warm-up (0 … 0.05) and half of the cosine (0.05 … 1) are each one half.
+    assert math.isclose(cosine_with_warmup(done), factor, abs_tol=1e-12)

@@ -1,0 +1,200 @@
+"""Settings: everything that is wrong at once, each with its path, in words that help."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError
+from pipeline.schema import RESERVED_COLUMNS
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
+LEAST: dict[str, Any] = {
+    "source": {"path": "in", "features": ["x"]},
+    "output": "out",
+    "clusters": 3,
+}
+
+
+def write(folder: Path, settings: Any) -> str:
+    path = folder / "config.yaml"
+    path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
+    return str(path)
+
+
+def errors(folder: Path, settings: Any, *overrides: str) -> list[str]:
+    """The lines of the error that these settings lead to."""
+    with pytest.raises(ConfigError) as error:
+        load_config(write(folder, settings), overrides)
+    return str(error.value).splitlines()
+
+
+def load(folder: Path, *overrides: str) -> Config:
+    return load_config(write(folder, LEAST), overrides)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_loads(path: Path) -> None:
+    assert load_config(str(path)).clusters >= 2
+
+
+def test_there_are_configs() -> None:
+    assert "quickstart.yaml" in [path.name for path in CONFIGS]
+
+
+def test_defaults_and_keys(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    assert config.refine.alpha == 1.0
+    assert config.source.key_columns == ("shard", "row_number")
+    assert load(tmp_path, "source.keys=[a, b]").source.key_columns == ("a", "b")
+
+
+def test_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
+    config = load(tmp_path, "refine.tol=0.01")
+    assert load_config(write(tmp_path, config.to_yaml())) == config
+
+
+# --------------------------------------------------------------------------------- result settings
+
+
+@pytest.mark.parametrize("override", ["output=elsewhere", "execution.workers=7"])
+def test_where_and_how_fast_do_not_change_the_result(tmp_path: Path, override: str) -> None:
+    assert load(tmp_path, override).result_settings() == load(tmp_path).result_settings()
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "clusters=4", "source.nulls=drop", "refine.tol=0", "pretrain.noise=0"]
+)
+def test_what_changes_the_result(tmp_path: Path, override: str) -> None:
+    assert load(tmp_path, override).result_settings() != load(tmp_path).result_settings()
+
+
+# -------------------------------------------------------------------------------------- overrides
+
+
+def test_overrides_are_yaml_and_the_last_one_wins(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "refine.alpha=2",
+        "refine.alpha=0.5",
+        "model.hidden=[8, 4]",
+        "source.fit_rows=null",
+    )
+    assert config.refine.alpha == 0.5
+    assert config.model.hidden == [8, 4]
+    assert config.source.fit_rows is None
+
+
+def test_override_keeps_the_rest_of_its_section(tmp_path: Path) -> None:
+    source = load(tmp_path, "source.path=a=b").source
+    assert (source.path, source.features) == ("a=b", ["x"])
+
+
+@pytest.mark.parametrize("override", ["refine.alpha", "=1", "refine.=1", ".alpha=1", "a..b=1"])
+def test_override_that_is_none(tmp_path: Path, override: str) -> None:
+    (line,) = errors(tmp_path, LEAST, override)
+    assert line == f"--set {override!r} must look like refine.alpha=1.0"
+
+
+def test_override_with_broken_yaml(tmp_path: Path) -> None:
+    (line,) = errors(tmp_path, LEAST, "model.hidden=[1, 2")
+    assert line.startswith("--set model.hidden is not valid YAML")
+
+
+# ----------------------------------------------------------------------------------------- errors
+
+
+def test_all_errors_at_once_with_their_paths(tmp_path: Path) -> None:
+    settings = {
+        "source": {"path": "in", "features": ["x"], "nulls": "ignore"},
+        "clusters": 0,
+        "refine": {"alpha": 0, "pases": 3},
+        "model": {"hidden": [8, -1]},
+    }
+    lines = errors(tmp_path, settings)
+    expected = {
+        "source.nulls='ignore'": "must be 'error', 'mean' or 'drop'",
+        "output": "is missing; the config must set it",
+        "clusters=0": "must be greater than or equal to 2",
+        "refine.alpha=0": "must be greater than 0",
+        "refine.pases": "is not a setting; did you mean refine.passes?",
+        "model.hidden.1=-1": "must be greater than or equal to 1",
+    }
+    assert len(lines) == len(expected)
+    for path, message in expected.items():
+        assert f"{path} {message}" in lines
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("cluster=3", "cluster is not a setting; did you mean clusters?"),
+        ("refine.lr=1", "refine.lr is not a setting; known here: passes, tol, alpha, batch_rows, "),
+        ("source.features=[]", "source.features=[] must name at least one"),
+        ("source.features=[x, '']", "source.features=['x', ''] must name at least one"),
+        ("source.path=''", "source.path='' must name at least one"),
+        ("source.features=[x, y, x]", "names x more than once; name each column once"),
+        ("source.keys=[k, k]", "names k more than once"),
+        ("source.fit_rows=0", "source.fit_rows=0 must be greater than or equal to 1"),
+        ("refine.alpha=.inf", "refine.alpha=inf must be a finite number"),
+        ("refine.alpha=.nan", "refine.alpha=nan must be"),
+        ("refine.tol=1.5", "refine.tol=1.5 must be less than or equal to 1"),
+        ("pretrain.noise=1", "pretrain.noise=1 must be less than 1"),
+        ("seed=-1", "seed=-1 must be greater than or equal to 0"),
+        ("output=''", "output='' "),
+        ("clusters=ten", "clusters='ten' must be a valid integer"),
+        ("clusters=", "clusters=None must be a valid integer"),
+        ("refine=3", "refine=3 must be a valid dictionary"),
+        # One setting, one line, although a path may be a string or a list of them.
+        ("source.path=5", "source.path=5 must be a valid"),
+        ("source.path=[a, 5]", "source.path.1=5 must be a valid string"),
+    ],
+)
+def test_one_wrong_setting_is_one_line(tmp_path: Path, override: str, line: str) -> None:
+    (found,) = errors(tmp_path, LEAST, override)
+    assert line in found
+
+
+@pytest.mark.parametrize("name", RESERVED_COLUMNS)
+def test_reserved_key_names(tmp_path: Path, name: str) -> None:
+    (line,) = errors(tmp_path, LEAST, f"source.keys=[id, {name}]")
+    assert f"names {name}, which the assignments table defines itself" in line
+
+
+def test_sample_feeds_every_cluster(tmp_path: Path) -> None:
+    # 39 rows for each of 100 clusters.
+    (line,) = errors(tmp_path, LEAST, "clusters=100", "centroids.sample_rows=3899")
+    assert line.startswith("centroids.sample_rows=3899 must be >= 3900")
+    assert load(tmp_path, "clusters=100", "centroids.sample_rows=3900").clusters == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("a: b: c", "is not valid YAML"),
+        ("clusters: 2026-13-45", "is not valid YAML"),  # a date by its looks, and there is none
+        ("", "holds no settings"),
+        ("- a", "holds no settings"),
+        ("just words", "holds no settings"),
+    ],
+)
+def test_file_that_holds_no_settings(tmp_path: Path, text: str, words: str) -> None:
+    (line,) = errors(tmp_path, text)
+    assert words in line
+    assert "config.yaml" in line
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml cannot be read: No such file"):
+        load_config(str(tmp_path / "absent.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="it is not UTF-8 text"):
+        load_config(str(tmp_path / "binary.yaml"))
+
+
+def test_config_is_frozen(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load(tmp_path).clusters = 5  # type: ignore[misc]

@@ -1,0 +1,164 @@
+"""Imports go only downwards: the layers of the architecture, checked in every module's source."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("pipeline", "jobs")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+LAYERS = {
+    "pipeline": 0,  # the package itself: its version
+    "pipeline.errors": 0,
+    "pipeline.progress": 0,
+    "pipeline.schema": 0,
+    "pipeline.config": 1,
+    "pipeline.storage": 1,
+    "pipeline.artifacts": 2,
+    "pipeline.engine": 2,
+    "pipeline.model": 2,
+    "pipeline.clustering": 2,
+    "pipeline.lake": 3,
+    "pipeline.distributed": 3,
+    "pipeline.stages": 4,
+    "pipeline.run": 5,
+    "jobs": 6,
+}
+# Within a layer, besides a package's own modules.
+SIDEWAYS = {
+    ("pipeline.engine", "pipeline.artifacts"),
+    ("pipeline.distributed", "pipeline.lake"),  # training workers read their shares; never back
+}
+
+# Who may import what is heavy or belongs to one place; a unit, or one module of it.
+LIBRARIES = {
+    "ray": {"pipeline.lake", "pipeline.distributed", "pipeline.stages", "jobs"},
+    # init_centroids sets the threads of FAISS where it runs; the algorithm is in clustering.
+    "faiss": {"pipeline.clustering", "pipeline.stages.init_centroids"},
+    "torch": {"pipeline.model", "pipeline.lake", "pipeline.distributed", "pipeline.stages"},
+    "pyarrow": {
+        "pipeline.schema",
+        "pipeline.storage",
+        "pipeline.artifacts",
+        "pipeline.lake",
+        "pipeline.distributed",
+        "pipeline.stages",
+    },
+    "s3fs": {"pipeline.storage"},
+    "fsspec": {"pipeline.storage"},
+    "typer": {"jobs"},
+    "rich": {"jobs"},
+    "pickle": set(),
+}
+VAGUE_NAMES = {"data", "utils", "util", "helpers", "common", "manager", "process", "misc"}
+
+
+def unit_of(module: str) -> str:
+    """The unit of the architecture that a module belongs to; the longest name that fits."""
+    parts = module.split(".")
+    names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((name for name in names if name in LAYERS), f"unknown: {module}")
+
+
+def imports(module: str, tree: ast.AST, *, is_package: bool) -> Iterator[str]:
+    """Full names of everything that a module imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                kept = len(parents) - node.level + is_package
+                base = ".".join([*parents[:kept], *([base] if base else [])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                # "from pipeline.stages import pin" imports a module, "… import Config" a name.
+                yield full if full in MODULES else base
+
+
+def violations(module: str, source: str, *, is_package: bool = False) -> list[str]:
+    """What is wrong with a module's imports."""
+    found = []
+    unit = unit_of(module)
+    for imported in imports(module, ast.parse(source), is_package=is_package):
+        top = imported.split(".")[0]
+        if top in ("pipeline", "jobs"):
+            other = unit_of(imported)
+            downwards = other in LAYERS and LAYERS[other] < LAYERS[unit]
+            within = other == unit and unit != "pipeline.stages"
+            if not (downwards or within or (unit, other) in SIDEWAYS):
+                found.append(f"{module} imports {imported}")
+        elif top in LIBRARIES and not LIBRARIES[top] & {unit, module}:
+            found.append(f"{module} imports {imported}")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_only_downwards(module: str) -> None:
+    path = MODULES[module]
+    is_package = path.name == "__init__.py"
+    assert violations(module, path.read_text(encoding="utf-8"), is_package=is_package) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_a_layer(module: str) -> None:
+    # A new top-level module must be given its place above, not slip in under "pipeline".
+    assert unit_of(module) in LAYERS
+    assert module == "pipeline" or unit_of(module) != "pipeline"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_names_say_something(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    names = {node.name.strip("_") for node in ast.walk(tree) if isinstance(node, functions)}
+    assert not VAGUE_NAMES & (names | set(module.split(".")))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("pipeline.config", "from pipeline.engine import Context"),
+        ("pipeline.schema", "import pipeline.config"),
+        ("pipeline.model.dec", "from pipeline.clustering.kmeans import kmeans"),
+        ("pipeline.lake.parts", "def f():\n    from pipeline.stages.pin import pin"),
+        ("pipeline.stages.pin", "from pipeline.stages.sample import sample"),
+        ("pipeline.stages.pin", "from pipeline.stages import sample"),
+        ("pipeline.stages.pin", "from .sample import sample"),
+        ("pipeline.run", "import jobs.night"),
+        ("pipeline.run", "import ray"),
+        ("pipeline.model.dec", "import ray.train"),
+        ("pipeline.model.dec", "import pyarrow as pa"),
+        ("pipeline.clustering.kmeans", "import torch"),
+        ("pipeline.stages.refine", "import faiss"),
+        ("pipeline.lake.parts", "import s3fs"),
+        ("jobs.night", "import torch"),
+        ("pipeline.model.training", "import pickle"),
+        ("pipeline.utils", "from pipeline.errors import InputError"),
+        ("pipeline.lake.feed", "import pipeline.distributed.tasks"),
+    ],
+)
+def test_the_rules_catch_what_they_forbid(module: str, source: str) -> None:
+    assert len(violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("pipeline.stages.init_centroids", "import faiss, ray, torch"),
+        ("pipeline.lake.feed", "from pipeline.lake.reading import Reader"),
+        ("pipeline.engine", "from pipeline.artifacts import Artifact"),
+        ("pipeline.distributed.training", "from pipeline.lake.feed import WorkerRows"),
+        ("pipeline.stages.pin", "from pipeline import errors"),
+        ("jobs.cli", "from . import night"),
+    ],
+)
+def test_the_rules_allow_what_the_design_needs(module: str, source: str) -> None:
+    assert violations(module, source) == []
