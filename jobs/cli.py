@@ -76,7 +76,8 @@ def stage(
 ) -> None:
     """Run one stage of a run; those before it must be complete.
 
-    In order: pin, sample, pretrain, init_centroids, refine, assign, publish, summary.
+    In order: pin, sample, pretrain, init_centroids, refine, evaluate, select, assign, publish,
+    summary.
     """
     from jobs.night import guarded, run_night
     from pipeline.errors import ConfigError

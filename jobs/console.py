@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.artifacts import Summary
+from pipeline.artifacts import Comparison, Summary
 
 # Sizes of at most this many clusters are listed one by one.
 _LISTED_CLUSTERS = 20
@@ -86,6 +86,10 @@ def print_summary(summary: Summary, stream: IO[str]) -> None:
         facts.add_row(name, value)
     console.print(facts)
     console.print(Columns([_clusters(summary), _times(summary)], padding=(0, 4)))
+    console.print(_candidates(summary.comparison))
+    for line in verdict(summary.comparison, summary.shipped):
+        console.print(line, highlight=False)
+    console.print()
     for name, path in (
         ("assignments", f"{summary.assignments}/"),
         ("model", f"{summary.model}/"),
@@ -115,6 +119,76 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         text = f"ACC {scores.acc:.4f}  NMI {scores.nmi:.4f}  ARI {scores.ari:.4f}"
         facts.append(("against labels", f"{text}  on {scores.rows:,} rows"))
     return facts
+
+
+_NAMES = {"kmeans": "k-means", "autoencoder": "autoencoder + k-means", "dec": "DEC"}
+
+
+def _candidates(comparison: Comparison) -> Table:
+    title = f"DEC against its baselines, on {comparison.rows:,} sampled rows"
+    table = Table(
+        box=box.SIMPLE,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        collapse_padding=True,  # or the last columns do not fit 80 characters
+    )
+    labelled = any(candidate.scores for candidate in comparison.candidates)
+    table.add_column("clustering", no_wrap=True)
+    for name in ("silhouette", "rank", "balance", "stability"):
+        table.add_column(name, justify="right")
+    for name in ("ACC", "NMI", "ARI") if labelled else ():
+        table.add_column(name, justify="right")
+    by_kind = {candidate.kind: candidate for candidate in comparison.candidates}
+    for standing in comparison.standings:
+        candidate = by_kind[standing.kind]
+        stability = "" if candidate.stability is None else f"{candidate.stability:.3f}"
+        scores = candidate.scores
+        table.add_row(
+            _NAMES[candidate.kind].replace("autoencoder", "AE"),  # for 80 columns
+            f"{candidate.silhouette:.3f}",
+            f"{standing.mean_rank:g}",
+            f"{candidate.balance:.3f}",
+            stability,
+            *([f"{v:.3f}" for v in (scores.acc, scores.nmi, scores.ari)] if scores else []),
+        )
+    return table
+
+
+def verdict(comparison: Comparison, shipped: str) -> list[str]:
+    """Which clustering won, by how much, and which one is shipped: one sentence each."""
+    first, second = comparison.standings[:2]
+    by_kind = {candidate.kind: candidate for candidate in comparison.candidates}
+    ours, theirs = by_kind[first.kind], by_kind[second.kind]
+    if ours.empty_clusters != theirs.empty_clusters:
+        name = _NAMES[second.kind]
+        reason = f"{ours.empty_clusters:,} empty clusters, {name} has {theirs.empty_clusters:,}"
+    elif round(comparison.margin, 3) > 0 or first.mean_rank < second.mean_rank:
+        reason = (
+            f"mean rank {first.mean_rank:g} against {second.mean_rank:g} of {_NAMES[second.kind]}, "
+            f"silhouette {ours.silhouette:.3f} against {theirs.silhouette:.3f}"
+        )
+    else:
+        reason = f"it is as good as {_NAMES[second.kind]}, and simpler"
+    lines = [f"{_NAMES[first.kind]} won: {reason} (silhouettes on {_spaces(comparison)})."]
+    if shipped != comparison.winner:
+        name = _NAMES[shipped]
+        lines.append(f"Shipped all the same: {name}, by refine.select: dec; auto ships the winner.")
+    elif shipped != "dec":
+        lines.append(f"Shipped, by refine.select: auto: {_NAMES[shipped]}, not DEC.")
+    else:
+        lines.append("Shipped: DEC.")
+    if comparison.generalisation is not None:
+        lines.append(
+            f"DEC's KL on the rows that it learnt from is {comparison.generalisation:.2f} times "
+            f"that on {comparison.held_out_rows:,} sampled rows that it did not see."
+        )
+    return lines
+
+
+def _spaces(comparison: Comparison) -> str:
+    names = {"features": "scaled features", "pretrained": "the autoencoder's embedding"}
+    return " and ".join(names.get(judge, judge) for judge in comparison.judges)
 
 
 def _clusters(summary: Summary) -> Table:

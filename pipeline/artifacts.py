@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -156,33 +156,52 @@ class InitialCentroids(Artifact):
 
 
 class RefineRecord(Record):
-    """The state of refinement at one update of the target distribution."""
+    """The state at one update of the target; see ``pipeline.model.refinement.RefineUpdate``."""
 
     number: int
     label_change: float | None
     kl: float | None
+    loss: float | None
+    learning_rate: float
     cluster_rows: tuple[int, ...]
+    event: str | None
 
 
-class RefinedModel(Artifact):
+ModelKind = Literal["kmeans", "autoencoder", "dec"]
+
+
+class ClusteringModel(Artifact):
     """A complete model: scaler, encoder and centroids, under ``models/<model_id>/``.
 
     Attributes:
         model_id: Derived from the content of its files.
-        weights: safetensors file with encoder and decoder.
+        kind: "dec"; "autoencoder": k-means on the pretrained embedding; "kmeans": on the scaled
+            features themselves, without an encoder.
+        weights: safetensors file with encoder and decoder; None for "kmeans".
         centroids: Parquet file: cluster_id and centroid.
         scaler: Parquet file with one row a feature.
         scaling: How the scaler works.
-        updates: History of the refinement.
-        stopped_by: "tol" or "passes".
-        rows: Rows of the training set.
     """
 
     model_id: str
-    weights: StoredFile
+    kind: ModelKind
+    weights: StoredFile | None
     centroids: StoredFile
     scaler: StoredFile
     scaling: str
+
+
+class RefinedModel(ClusteringModel):
+    """What DEC made of the pretrained autoencoder and the first centroids.
+
+    Attributes:
+        updates: History of the refinement.
+        stopped_by: "tol", "passes", or "collapse" of every attempt to go on from the last update.
+        rows: Rows of the training set.
+    """
+
+    kind: ModelKind = "dec"
+    weights: StoredFile
     updates: tuple[RefineRecord, ...]
     stopped_by: str
     rows: int
@@ -203,6 +222,79 @@ class Scores(Record):
     nmi: float
     ari: float
     rows: int
+
+
+class SpaceQuality(Record):
+    """A partition, measured in one of the three spaces.
+
+    Attributes:
+        space: "features" as scaled, "pretrained" embedding or "refined" embedding.
+        silhouette: See ``pipeline.clustering.quality.macro_silhouette``.
+        objective_ratio: Share of the variance left within clusters.
+    """
+
+    space: str
+    silhouette: float
+    objective_ratio: float
+
+
+class Candidate(Record):
+    """One of the three partitions of the reference sample.
+
+    Attributes:
+        kind: Which.
+        spaces: Its quality in every space.
+        silhouette: Mean over the spaces that judge.
+        balance: Entropy of the sizes of its clusters over log K; 1 = all of one size.
+        empty_clusters: Clusters without a row of the sample.
+        stability: ARI of two fits on disjoint halves of the sample; None: too few rows.
+        scores: Agreement with the label column; decides nothing.
+    """
+
+    kind: ModelKind
+    spaces: tuple[SpaceQuality, ...]
+    silhouette: float
+    balance: float
+    empty_clusters: int
+    stability: float | None
+    scores: Scores | None
+
+
+class Standing(Record):
+    """A candidate's place: its mean rank over the spaces that judge, 1 = best in all of them."""
+
+    kind: ModelKind
+    mean_rank: float
+
+
+class Comparison(Artifact):
+    """DEC and its baselines, by the same label-free rule on the same rows.
+
+    Attributes:
+        candidates: "kmeans", "autoencoder" and "dec".
+        judges: Names of the spaces whose silhouettes decide.
+        standings: Best first; see ``pipeline.clustering.quality.ranking``.
+        winner: The first of them.
+        margin: Its silhouette less that of the second; below 0 where ranks and means disagree.
+        rows: Rows of the sample that all was measured on.
+        held_out_rows: Those among them that training did not see.
+        generalisation: DEC's mean KL(P‖Q) a row on the others over that on held-out rows; near 1
+            where it has learnt, small where it has memorised (G in Xie et al. 2016, section 5.2).
+            None: nothing was held out, or there was nothing left to divide by.
+        centroids: Parquet file: those of "kmeans", in scaled features.
+        restarts: k-means runs that they are the best of.
+    """
+
+    candidates: tuple[Candidate, ...]
+    judges: tuple[str, ...]
+    standings: tuple[Standing, ...]
+    winner: ModelKind
+    margin: float
+    rows: int
+    held_out_rows: int
+    generalisation: float | None
+    centroids: StoredFile
+    restarts: int
 
 
 class Assignments(Artifact):
@@ -266,6 +358,8 @@ class Summary(Artifact):
     kl: float | None
     label_change: float | None
     scores: Scores | None
+    comparison: Comparison
+    shipped: ModelKind
     stages: tuple[StageTime, ...]
     output: str
     assignments: str

@@ -64,6 +64,17 @@ class Source(Section):
     fit_rows: PositiveInt | None = Field(
         default=None, description="Rows that training learns from, drawn by seed; null = all."
     )
+    held_out: float = Field(
+        default=0.02,
+        ge=0,
+        lt=1,
+        description="Share of the rows that training does not see, to tell learnt from memorised.",
+    )
+    image_shape: list[PositiveInt] | None = Field(
+        default=None,
+        description="[height, width] or [height, width, channels] where `features` is one column "
+        "of pixels in row-major order; training then augments.",
+    )
     example: Literal["digits"] | None = Field(
         default=None, description="Write this example dataset to `path` when nothing is there."
     )
@@ -92,6 +103,13 @@ class Source(Section):
             )
         return names
 
+    @field_validator("image_shape")
+    @classmethod
+    def _two_or_three_sides(cls, sides: list[int] | None) -> list[int] | None:
+        if sides is not None and len(sides) not in (2, 3):
+            raise ValueError("must be [height, width] or [height, width, channels], in pixels")
+        return sides
+
     @property
     def key_columns(self) -> tuple[str, ...]:
         """Names of the key columns in the output: the user's, or shard name and row number."""
@@ -105,7 +123,41 @@ class Model(Section):
     embedding: PositiveInt = Field(default=10, description="Width of the embedding.")
 
 
-class Pretrain(Section):
+class Augment(Section):
+    """Other versions of a row that mean the same; used where `source.image_shape` is given."""
+
+    shift: float = Field(
+        default=0.1, ge=0, lt=1, description="Largest shift, as a share of height and width."
+    )
+    rotation_degrees: float = Field(default=10.0, ge=0, le=180, description="Largest rotation.")
+    zoom: float = Field(default=0.1, ge=0, le=1, description="Largest change of size; 0.1 is 10 %.")
+    function: str | None = Field(
+        default=None,
+        pattern=r"^[\w.]+:\w+$",
+        description="module:function of your own, (raw rows, torch.Generator) -> raw rows.",
+    )
+
+
+class Optimization(Section):
+    """How weights follow their gradients."""
+
+    learning_rate: PositiveFloat
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="adamw", description="Without weight decay, adamw is Adam; sgd has momentum 0.9."
+    )
+    weight_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="Decoupled, as a share of learning_rate an update."
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant",
+        description="Of the learning rate; cosine warms up over 5 % of the passes and ends at 0.",
+    )
+    max_gradient_norm: PositiveFloat | None = Field(
+        default=None, description="Longer gradients are scaled down to this; null leaves them."
+    )
+
+
+class Pretrain(Optimization):
     """Learning to reconstruct the rows."""
 
     passes: PositiveInt = Field(default=30, description="Times that every training row is seen.")
@@ -119,6 +171,7 @@ class Pretrain(Section):
         default=0.2, ge=0, lt=1, description="Share of the inputs hidden, to be reconstructed."
     )
     learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
 
 
 class Centroids(Section):
@@ -129,7 +182,7 @@ class Centroids(Section):
     iterations: PositiveInt = Field(default=50, description="Lloyd iterations a run.")
 
 
-class Refine(Section):
+class Refine(Optimization):
     """Deep embedded clustering: encoder and centroids together."""
 
     passes: int = Field(default=20, ge=0, description="At most; 0 keeps the k-means partition.")
@@ -138,7 +191,27 @@ class Refine(Section):
     )
     alpha: PositiveFloat = Field(default=1.0, description="Degrees of freedom of the kernel.")
     batch_rows: PositiveInt = Field(default=256, description="Rows an update, over all workers.")
+    update_interval_rows: PositiveInt | None = Field(
+        default=None,
+        description="Rows learnt from between two updates of the target; null = one pass.",
+    )
     learning_rate: PositiveFloat = 1e-4
+    reconstruction_weight: float = Field(
+        default=0.0, ge=0, description="Of the decoder's error beside KL (IDEC's gamma); 0 = DEC."
+    )
+    noise: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the inputs hidden; the target sees all."
+    )
+    max_share: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="A cluster that grows beyond this share of the rows has swallowed the others.",
+    )
+    select: Literal["dec", "auto"] = Field(
+        default="dec",
+        description="What is shipped: dec, or auto for the winner of DEC and its two baselines.",
+    )
 
 
 class Evaluate(Section):
@@ -175,6 +248,7 @@ class Config(Section):
     output: str = Field(min_length=1, description="The lake: a folder, or s3://bucket/prefix/.")
     clusters: Annotated[int, Field(ge=2)] = Field(description="K, the number of clusters.")
     model: Model = Model()
+    augment: Augment = Augment()
     pretrain: Pretrain = Pretrain()
     centroids: Centroids = Centroids()
     refine: Refine = Refine()

@@ -131,7 +131,7 @@ def test_all_errors_at_once_with_their_paths(tmp_path: Path) -> None:
     ("override", "line"),
     [
         ("cluster=3", "cluster is not a setting; did you mean clusters?"),
-        ("refine.lr=1", "refine.lr is not a setting; known here: passes, tol, alpha, batch_rows, "),
+        ("refine.lr=1", "refine.lr is not a setting; known here: learning_rate, optimizer, "),
         ("source.features=[]", "source.features=[] must name at least one"),
         ("source.features=[x, '']", "source.features=['x', ''] must name at least one"),
         ("source.path=''", "source.path='' must name at least one"),
@@ -142,6 +142,7 @@ def test_all_errors_at_once_with_their_paths(tmp_path: Path) -> None:
         ("refine.alpha=.nan", "refine.alpha=nan must be"),
         ("refine.tol=1.5", "refine.tol=1.5 must be less than or equal to 1"),
         ("pretrain.noise=1", "pretrain.noise=1 must be less than 1"),
+        ("refine.select=best", "refine.select='best' must be 'dec' or 'auto'"),
         ("seed=-1", "seed=-1 must be greater than or equal to 0"),
         ("output=''", "output='' "),
         ("clusters=ten", "clusters='ten' must be a valid integer"),

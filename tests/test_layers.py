@@ -39,8 +39,12 @@ SIDEWAYS = {
 # Who may import what is heavy or belongs to one place; a unit, or one module of it.
 LIBRARIES = {
     "ray": {"pipeline.lake", "pipeline.distributed", "pipeline.stages", "jobs"},
-    # init_centroids sets the threads of FAISS where it runs; the algorithm is in clustering.
-    "faiss": {"pipeline.clustering", "pipeline.stages.init_centroids"},
+    # These two stages set the threads of FAISS where it runs; the algorithm is in clustering.
+    "faiss": {
+        "pipeline.clustering",
+        "pipeline.stages.init_centroids",
+        "pipeline.stages.evaluate",
+    },
     "torch": {"pipeline.model", "pipeline.lake", "pipeline.distributed", "pipeline.stages"},
     "pyarrow": {
         "pipeline.schema",

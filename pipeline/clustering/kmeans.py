@@ -28,6 +28,22 @@ class KMeansResult:
     objectives: tuple[float, ...]
 
 
+def nearest_centroid(
+    points: NDArray[np.float32], centroids_KD: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """The cluster of every point: shape (n_points,), int64.
+
+    Args:
+        points: Shape (n_points, dimensions), float32.
+        centroids_KD: Shape (n_clusters, dimensions), float32.
+    """
+    index = faiss.IndexFlatL2(centroids_KD.shape[1])
+    index.add(np.ascontiguousarray(centroids_KD))
+    _, nearest = index.search(np.ascontiguousarray(points), 1)
+    labels: NDArray[np.int64] = nearest[:, 0]
+    return labels
+
+
 def kmeans(
     points: NDArray[np.float32], clusters: int, *, restarts: int, iterations: int, seed: int
 ) -> KMeansResult:

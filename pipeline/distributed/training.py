@@ -30,7 +30,7 @@ from pipeline.engine import Context
 from pipeline.errors import TransientError
 from pipeline.lake.feed import WorkerRows
 from pipeline.lake.reading import Reader
-from pipeline.lake.slices import training_share
+from pipeline.lake.slices import held_out_share, training_share
 from pipeline.model.training import TrainingRows
 from pipeline.model.workers import rank_and_size
 from pipeline.storage import Store, arrow_filesystem
@@ -42,6 +42,8 @@ _REPORT_SECONDS = 0.5  # often enough for a progress bar, far too rarely to cost
 
 class Trainee(Protocol):
     """What is trained: ``Pretraining`` or ``Refinement``."""
+
+    passes_done: int
 
     def run(self, rows: TrainingRows) -> Iterator[Any]:
         """Train, yielding a record (a dataclass with a ``number``) at each point of rest."""
@@ -69,6 +71,7 @@ class TrainingJob:
         pieces: All pieces; each worker takes its share.
         fit_rows: Rows to learn from; None for all.
         total_rows: How many that is.
+        held_out: Share of the rows that is not learnt from.
         seed: Decides shares and order.
         cache_bytes: Rows that a worker may keep in memory.
         checkpoint_seconds: Time between checkpoints.
@@ -83,6 +86,7 @@ class TrainingJob:
     pieces: pa.Table
     fit_rows: int | None
     total_rows: int
+    held_out: float
     seed: int
     cache_bytes: int
     checkpoint_seconds: float
@@ -125,6 +129,7 @@ def train(
         PipelineError: What stopped it.
     """
     total = int(pieces["rows"].to_numpy().sum())
+    held_out = held_out_share(config.source.held_out, total)
     total = min(total, config.source.fit_rows or total)
     board = ray.remote(num_cpus=0)(_Board).remote()
     job = TrainingJob(
@@ -136,6 +141,7 @@ def train(
         pieces=pieces,
         fit_rows=config.source.fit_rows,
         total_rows=total,
+        held_out=held_out,
         seed=config.seed,
         cache_bytes=config.execution.cache_mib * 2**20,
         checkpoint_seconds=config.execution.checkpoint_seconds,
@@ -201,6 +207,8 @@ def _work(loop_config: dict[str, Any]) -> None:
         read_cpus=READER_CPUS,
         parallel_reads=max(1, job.resources.threads),
         seed=job.seed + rank,
+        held_out_share=job.held_out,
+        held_out_seed=job.seed,
     )
     trainee = job.build()
     state, meta = _load_checkpoint(job)
@@ -208,10 +216,13 @@ def _work(loop_config: dict[str, Any]) -> None:
     if state:
         trainee.restore(state)
         history = {record["number"]: record for record in meta["history"]}
-    watched = _ReportingRows(rows, job.board if rank == 0 else None, size, max(history, default=0))
+    watched = _ReportingRows(rows, job.board if rank == 0 else None, size, trainee.passes_done)
     saved_at = time.monotonic()
     for record in trainee.run(watched):
-        history[record.number] = asdict(record)
+        # A resumed training begins by yielding once more what it had yielded last.
+        history.setdefault(record.number, asdict(record))
+        if rank == 0 and getattr(record, "event", None):
+            log.warning("update %d: %s", record.number, record.event)
         watched.note = _note(record)
         # Only rank 0 writes, so only its clock counts and the others need not know.
         if rank == 0 and time.monotonic() - saved_at >= job.checkpoint_seconds:

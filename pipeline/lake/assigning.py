@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import Manifest, RefinedModel
+from pipeline.artifacts import ClusteringModel, Manifest
 from pipeline.config import Config
 from pipeline.errors import NumericalError
 from pipeline.lake.models import LoadedModel, load_model
@@ -47,7 +47,7 @@ class AssignJob:
 
     config: Config
     manifest: Manifest
-    model: RefinedModel
+    model: ClusteringModel
     lake: Store
     folder: str
     run_id: str

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.lake.ray_data import quiet_ray_data
 from pipeline.lake.reading import Reader
+from pipeline.lake.slices import held_out
 
 # Raw rows that one reading task hands over, in bytes: many of them make a shuffling window, and a
 # share of just one is read in place, sooner than a reading process starts.
@@ -38,6 +39,8 @@ class WorkerRows:
         read_cpus: CPUs that each reading task claims.
         parallel_reads: Reading tasks at a time.
         seed: With the pass number, decides the order.
+        held_out_share: Of the rows, which are passed over; see ``pipeline.lake.slices.held_out``.
+        held_out_seed: The same on every worker.
         task_bytes: See ``TASK_BYTES``.
     """
 
@@ -51,6 +54,8 @@ class WorkerRows:
         read_cpus: float,
         parallel_reads: int,
         seed: int,
+        held_out_share: float = 0.0,
+        held_out_seed: int = 0,
         task_bytes: int = TASK_BYTES,
     ) -> None:
         self.total_rows = total_rows
@@ -64,6 +69,7 @@ class WorkerRows:
         self._read_cpus = read_cpus
         self._parallel_reads = parallel_reads
         self._seed = seed
+        self._held_out = (held_out_share, held_out_seed)
 
     def batches(self, pass_number: int, batch_rows: int, *, shuffled: bool) -> Iterator[Tensor]:
         """See ``pipeline.model.training.TrainingRows``."""
@@ -110,9 +116,9 @@ class WorkerRows:
         """Raw rows, in the order of the tasks, read ahead by Ray Data."""
         if len(tasks) <= 1:
             for task in tasks:
-                yield from (block.x_BF for block in self._reader.blocks(task) if len(block.x_BF))
+                yield from _learnt_blocks(self._reader, task, *self._held_out)
             return
-        reader = self._reader
+        reader, (share, seed) = self._reader, self._held_out
         context = quiet_ray_data()
         before = copy.copy(context.execution_options)  # of the whole process, which may go on
         # Without it, blocks come in the order in which they happen to be ready.
@@ -123,7 +129,7 @@ class WorkerRows:
         )
         try:
             dataset = ray.data.from_arrow(tasks).map_batches(
-                lambda pieces: _tensor_tables(reader, pieces),
+                lambda pieces: _tensor_tables(reader, pieces, share, seed),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=self._read_cpus,
@@ -144,11 +150,22 @@ def _reading_tasks(pieces: pa.Table, task_rows: int) -> list[pa.Table]:
     return [pieces.slice(a, b - a) for a, b in itertools.pairwise(edges)]
 
 
-def _tensor_tables(reader: Reader, pieces: pa.Table) -> Iterator[pa.Table]:
+def _learnt_blocks(
+    reader: Reader, pieces: pa.Table, share: float, seed: int
+) -> Iterator[NDArray[np.generic]]:
+    """Raw rows without those that are held out, never empty."""
     for block in reader.blocks(pieces):
-        if len(block.x_BF):
-            rows = np.ascontiguousarray(block.x_BF)
-            yield pa.table({"x": pa.FixedShapeTensorArray.from_numpy_ndarray(rows)})
+        rows = block.x_BF
+        if share:
+            rows = rows[~held_out(block.shard, block.row_numbers_B, share, seed)]
+        if len(rows):
+            yield rows
+
+
+def _tensor_tables(reader: Reader, pieces: pa.Table, share: float, seed: int) -> Iterator[pa.Table]:
+    for rows in _learnt_blocks(reader, pieces, share, seed):
+        tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(rows))
+        yield pa.table({"x": tensor})
 
 
 def _as_tensor(rows: NDArray[np.generic]) -> Tensor:

@@ -9,9 +9,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.artifacts import FeatureColumn, RefinedModel, StoredFile
+from pipeline.artifacts import ClusteringModel, FeatureColumn, StoredFile
 from pipeline.config import Config
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.refinement import ClusterModel
@@ -87,9 +87,10 @@ class LoadedModel:
     clusters: ClusterModel
 
 
-def load_model(lake: Store, model: RefinedModel, config: Config, width: int) -> LoadedModel:
-    """A refined model from its files."""
-    autoencoder = load_autoencoder(lake, model.weights, config, width)
-    centroids_KD = load_centroids(lake, model.centroids)
-    clusters = ClusterModel(autoencoder.encoder, centroids_KD, config.refine.alpha)
+def load_model(lake: Store, model: ClusteringModel, config: Config, width: int) -> LoadedModel:
+    """A model of any kind from its files; ``width`` is F, the features of a row."""
+    encoder: nn.Module = nn.Sequential()  # leaves scaled features as they are
+    if model.weights is not None:
+        encoder = load_autoencoder(lake, model.weights, config, width).encoder
+    clusters = ClusterModel(encoder, load_centroids(lake, model.centroids), config.refine.alpha)
     return LoadedModel(load_scaler(lake, model.scaler), clusters.requires_grad_(False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -180,18 +181,32 @@ class _Table:
             for _, schema in self._schemas
         ]
         may_miss = self._config.source.nulls != "error"
+        features = tuple(
+            FeatureColumn(
+                name=name,
+                width=self._widths.get(name, (1, ""))[0],
+                vector=is_vector(first.field(name).type),
+            )
+            for name in self.wanted.features
+        )
+        _check_image_shape(self._config, features)
         return PinnedInput(
             shards=shards,
-            features=tuple(
-                FeatureColumn(
-                    name=name,
-                    width=self._widths.get(name, (1, ""))[0],
-                    vector=is_vector(first.field(name).type),
-                )
-                for name in self.wanted.features
-            ),
+            features=features,
             dtype=memory_dtype([k for row in types for k in row if k], may_miss=may_miss),
             carried=_unify(self._schemas, self.wanted.carried),
+        )
+
+
+def _check_image_shape(config: Config, features: Sequence[FeatureColumn]) -> None:
+    shape = config.source.image_shape
+    if shape is None:
+        return
+    if len(features) != 1 or not features[0].vector or features[0].width != math.prod(shape):
+        got = ", ".join(f"{c.name} (vector of {c.width})" if c.vector else c.name for c in features)
+        raise InputError(
+            f"source.image_shape={shape} needs one vector column of {math.prod(shape)} pixels; "
+            f"source.features holds {_listed([got])}. Correct the shape, or leave it out"
         )
 
 

@@ -34,10 +34,14 @@ class RowBlock:
         x_BF: Raw features, shape (rows, features), of the manifest's dtype; may be a read-only
             view of Arrow's memory. Missing values are NaN.
         carried: Key columns and label of the same rows; None when they were not asked for.
+        shard: Number of their shard in the manifest.
+        row_numbers_B: Their places in it, shape (rows,), int64.
     """
 
     x_BF: NDArray[np.generic]
     carried: pa.Table | None
+    shard: int
+    row_numbers_B: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,8 @@ class Reader:
             begin, end = max(first - position, 0), min(first + rows - position, len(batch))
             if begin < end:
                 part = self._with_hive(pa.table(batch.slice(begin, end - begin)), url)
-                yield from self._block(
-                    parquet, name, url, part, piece["first_row"] + position + begin
-                )
+                row_number = piece["first_row"] + position + begin
+                yield from self._block(parquet, name, url, part, piece["shard"], row_number)
             position += len(batch)
             if position >= first + rows:
                 return
@@ -140,7 +143,13 @@ class Reader:
         return [*(column.name for column in self.features), *self.carried.names]
 
     def _block(
-        self, parquet: pq.ParquetFile, shard: str, url: str, table: pa.Table, row_number: int
+        self,
+        parquet: pq.ParquetFile,
+        shard: str,
+        url: str,
+        table: pa.Table,
+        shard_number: int,
+        row_number: int,
     ) -> Iterator[RowBlock]:
         columns = [table[column.name] for column in self.features]
         try:
@@ -150,10 +159,11 @@ class Reader:
         carried = self._carried(shard, table, row_number)
         if missing_B is not None and self.nulls == "error":
             raise self._missing(parquet, shard, url)
+        row_numbers_B = np.arange(row_number, row_number + len(table))
         if missing_B is not None and self.nulls == "drop":
-            x_BF = x_BF[~missing_B]
+            x_BF, row_numbers_B = x_BF[~missing_B], row_numbers_B[~missing_B]
             carried = carried.filter(pa.array(~missing_B)) if carried is not None else None
-        yield RowBlock(x_BF, carried)
+        yield RowBlock(x_BF, carried, shard_number, row_numbers_B)
 
     def _carried(self, shard: str, table: pa.Table, row_number: int) -> pa.Table | None:
         if not len(self.carried) and not self.shard_keys:

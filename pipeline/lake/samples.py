@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import StoredFile
 from pipeline.lake.reading import Reader
+from pipeline.lake.slices import held_out
 from pipeline.model.scaling import Moments
 from pipeline.storage import Store, parquet_bytes, sha256
 
-# Of the vector column in a sample part; not a name that a key column would have.
+# Columns of a sample part; not names that a key column would have.
 FEATURES = "dec_features"
+HELD_OUT = "dec_held_out"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ class SamplePart:
         )
 
 
-def write_sample_part(reader: Reader, pieces: pa.Table, folder: Store, seed: int) -> pa.Table:
+def write_sample_part(
+    reader: Reader, pieces: pa.Table, folder: Store, seed: int, held_out_share: float = 0.0
+) -> pa.Table:
     """Draw rows from a slice and write them.
 
     Args:
@@ -63,6 +68,7 @@ def write_sample_part(reader: Reader, pieces: pa.Table, folder: Store, seed: int
         pieces: The slice, with a column ``draw``; see ``pipeline.lake.slices.sample_share``.
         folder: Where parts go.
         seed: With shard and row group, decides which rows are drawn.
+        held_out_share: Of the rows, which training does not see: marked in the part.
 
     Returns:
         One row: a ``SamplePart``.
@@ -86,7 +92,9 @@ def write_sample_part(reader: Reader, pieces: pa.Table, folder: Store, seed: int
             take = chosen[first:last] - start
             vectors = pa.FixedSizeListArray.from_arrays(_flat(x_BF[take]), reader.width)
             carried = block.carried if block.carried is not None else pa.table({})
-            drawn.append(carried.take(take).append_column(FEATURES, vectors))
+            held_B = held_out(block.shard, block.row_numbers_B[take], held_out_share, seed)
+            rows = carried.take(take).append_column(FEATURES, vectors)
+            drawn.append(rows.append_column(HELD_OUT, pa.array(held_B)))
             start += len(x_BF)
     table = pa.concat_tables(drawn)
     content = parquet_bytes(table)
@@ -106,12 +114,36 @@ def write_sample_part(reader: Reader, pieces: pa.Table, folder: Store, seed: int
     )
 
 
+def feature_parts(lake: Store, parts: tuple[StoredFile, ...]) -> Iterator[NDArray[np.generic]]:
+    """Raw features of the sample, part by part: shape (rows, features) each, none of them empty."""
+    for part in parts:
+        column = lake.read_table(part.path, [FEATURES])[FEATURES].combine_chunks()
+        if len(column):
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            yield flat.reshape(len(column), -1)
+
+
 def sampled_features(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.generic]:
     """Raw features of the whole sample, shape (rows, features)."""
-    columns = [lake.read_table(part.path, [FEATURES])[FEATURES].combine_chunks() for part in parts]
-    return np.concatenate(
-        [c.flatten().to_numpy(zero_copy_only=False).reshape(len(c), -1) for c in columns if len(c)]
-    )
+    return np.concatenate(list(feature_parts(lake, parts)))
+
+
+def sampled_held_out(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.bool_]:
+    """Whether training did not see a row of the sample, shape (rows,)."""
+    columns = [lake.read_table(part.path, [HELD_OUT])[HELD_OUT] for part in parts]
+    return np.concatenate([column.to_numpy() for column in columns])
+
+
+def sampled_classes(lake: Store, parts: tuple[StoredFile, ...], label: str) -> NDArray[np.int64]:
+    """True classes of the sample's rows, numbered from 0, shape (rows,); −1 where unknown."""
+    columns = [lake.read_table(part.path, [label])[label] for part in parts]
+    if pa.types.is_dictionary(columns[0].type):  # each part has one of its own
+        columns = [column.cast(column.type.value_type) for column in columns]
+    chunks = [chunk for column in columns for chunk in column.chunks]
+    labels = pa.chunked_array(chunks, type=columns[0].type).combine_chunks()
+    codes = labels.dictionary_encode().indices
+    classes: NDArray[np.int64] = codes.fill_null(-1).to_numpy(zero_copy_only=False)
+    return classes.astype(np.int64)
 
 
 def _flat(x_BF: NDArray[np.generic]) -> pa.Array:

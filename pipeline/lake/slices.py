@@ -98,6 +98,39 @@ def training_share(
     return share.set_column(5, "slice", pa.array(np.arange(len(share), dtype=np.int32)))
 
 
+# A smaller table needs every row for training: a cluster may consist of a few.
+_LEAST_ROWS_TO_HOLD_OUT = 1_000
+
+
+def held_out_share(wanted: float, total_rows: int) -> float:
+    """The share of rows to hold out of a table of this size."""
+    return wanted if total_rows >= _LEAST_ROWS_TO_HOLD_OUT else 0.0
+
+
+def held_out(
+    shard: int, row_numbers_B: NDArray[np.int64], share: float, seed: int
+) -> NDArray[np.bool_]:
+    """Which rows training does not see, so that something is left to measure it on.
+
+    A hash of the row's place decides (splitmix64, Steele, Lea & Flood 2014): the same rows for
+    every stage, and for any number of workers, without a list of them.
+
+    Args:
+        shard: Number of the shard.
+        row_numbers_B: Places in it, shape (rows,).
+        share: Of the rows to hold out, in [0, 1).
+        seed: Another seed holds out other rows.
+    """
+    place = np.random.SeedSequence([seed, shard]).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is what is meant
+        z_B = place + row_numbers_B.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z_B = (z_B ^ (z_B >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z_B = (z_B ^ (z_B >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z_B ^= z_B >> np.uint64(31)
+    held: NDArray[np.bool_] = z_B < np.uint64(share * 2.0**64)
+    return held
+
+
 def sample_share(pieces: pa.Table, sample_rows: int, seed: int) -> pa.Table:
     """Which row groups to read for the sample, and how many rows to draw from each.
 

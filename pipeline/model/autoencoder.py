@@ -32,8 +32,8 @@ class Autoencoder(nn.Module):
         widths = (features, *hidden, embedding)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.encoder = _perceptron(widths)
-            self.decoder = _perceptron(widths[::-1])
+            self.encoder: nn.Module = _perceptron(widths)
+            self.decoder: nn.Module = _perceptron(widths[::-1])
             for layer in self.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.zeros_(layer.bias)

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Pretrain
+from pipeline.model.augmentation import Augmentation, hide, randomness
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import (
     TrainingRows,
-    cosine_with_warmup,
     in_step,
+    learning_rate_at,
+    optimizer_of,
     require_finite,
     restore,
+    set_learning_rate,
     state_of,
 )
 from pipeline.model.workers import global_update, rank_and_size
@@ -33,11 +36,13 @@ class PretrainPass:
         number: Passes done, from 1.
         loss: Mean squared error per feature, in scaled units, over the pass.
         rows: Rows of all workers that were learnt from.
+        learning_rate: At the end of the pass.
     """
 
     number: int
     loss: float
     rows: int
+    learning_rate: float
 
 
 def update_rows(settings: Pretrain, rows: int) -> int:
@@ -54,17 +59,21 @@ class Pretraining:
     """Resumable training of the autoencoder, the same on one worker and on many."""
 
     def __init__(
-        self, autoencoder: Autoencoder, scaler: Scaler, settings: Pretrain, seed: int = 0
+        self,
+        autoencoder: Autoencoder,
+        scaler: Scaler,
+        settings: Pretrain,
+        seed: int = 0,
+        *,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.autoencoder = autoencoder
         self.seed = seed
         self.scaler = scaler
         self.settings = settings
+        self.augmentation = augmentation
         self.passes_done = 0
-        # fused: one sweep over the weights; an update of a small batch spends half its time here.
-        self.optimizer = torch.optim.Adam(
-            autoencoder.parameters(), lr=settings.learning_rate, fused=True
-        )
+        self.optimizer = optimizer_of(list(autoencoder.parameters()), settings)
 
     def run(self, rows: TrainingRows) -> Iterator[PretrainPass]:
         """Make the passes that are left, yielding after each.
@@ -72,42 +81,36 @@ class Pretraining:
         Raises:
             NumericalError: The loss is no longer finite.
         """
-        passes = self.settings.passes
-        batch_rows = update_rows(self.settings, rows.total_rows)
-        parameters = list(self.autoencoder.parameters())
-        while self.passes_done < passes:
-            loss_total, seen = 0.0, 0
-            noise = torch.Generator().manual_seed(self._noise_seed())
-            for x_BF in in_step(rows, self.passes_done, batch_rows):
-                done = self.passes_done + min(1.0, seen / max(1, rows.total_rows))
-                self._set_learning_rate(done / passes)
-                x_BF = self.scaler(x_BF)
-                reconstructed_BF = self.autoencoder(self._hide(x_BF, noise))
-                error = (reconstructed_BF - x_BF).square().sum() / rows.features
-                loss, global_rows = global_update(self.optimizer, parameters, error, len(x_BF))
-                if not global_rows:
-                    break
-                loss_total, seen = loss_total + loss, seen + global_rows
+        while self.passes_done < self.settings.passes:
+            loss, seen = self._learn(rows)
             self.passes_done += 1
-            mean_loss = loss_total / max(1, seen)
-            require_finite(mean_loss, "pretrain", "pretrain.learning_rate")
-            yield PretrainPass(self.passes_done, mean_loss, seen)
+            require_finite(loss, "pretrain", "pretrain.learning_rate")
+            rate = self.optimizer.param_groups[0]["lr"]
+            yield PretrainPass(self.passes_done, loss, seen, rate)
 
-    def _hide(self, x_BF: Tensor, noise: torch.Generator) -> Tensor:
-        """Masking noise (Vincent et al. 2010): set inputs to 0, scale up the others to make up."""
-        keep = 1 - self.settings.noise
-        if keep == 1:
-            return x_BF
-        return x_BF * torch.empty_like(x_BF).bernoulli_(keep, generator=noise).div_(keep)
-
-    def _noise_seed(self) -> int:
-        """Of this pass on this worker, so that a resumed training hides the same inputs."""
-        rank, size = rank_and_size()
-        return (self.seed * 1_000_003 + self.passes_done) * size + rank
-
-    def _set_learning_rate(self, fraction_done: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * cosine_with_warmup(fraction_done)
+    def _learn(self, rows: TrainingRows) -> tuple[float, int]:
+        """One pass; returns its loss and the rows that were learnt from, over all workers."""
+        settings = self.settings
+        batch_rows = update_rows(settings, rows.total_rows)
+        parameters = list(self.autoencoder.parameters())
+        rank = rank_and_size()[0]
+        loss_total, seen = 0.0, 0
+        for step, x_BF in enumerate(in_step(rows, self.passes_done, batch_rows)):
+            done = self.passes_done + min(1.0, seen / max(1, rows.total_rows))
+            set_learning_rate(self.optimizer, learning_rate_at(settings, done / settings.passes))
+            random = randomness(self.seed, self.passes_done, step, rank)
+            if self.augmentation:
+                x_BF = self.augmentation(x_BF, random)
+            x_BF = self.scaler(x_BF)
+            reconstructed_BF = self.autoencoder(hide(x_BF, settings.noise, random))
+            error = (reconstructed_BF - x_BF).square().sum() / rows.features
+            loss, global_rows, _ = global_update(
+                self.optimizer, parameters, error, len(x_BF), max_norm=settings.max_gradient_norm
+            )
+            if not global_rows:
+                break
+            loss_total, seen = loss_total + loss, seen + global_rows
+        return loss_total / max(1, seen), seen
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs."""

@@ -3,12 +3,17 @@
 Exact at any size. The target p needs q of every row as the model stood at the last update. A
 frozen copy of encoder and centroids computes it for each batch on the fly, so that nothing grows
 with rows × clusters, and the frequency f is summed over the whole pass and all workers.
+
+A partition collapses when a cluster loses all its rows, when one swallows most of them, or when
+the loss is no longer a number. The frozen copy is then the last sound state to go back to.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,19 +21,37 @@ from torch import Tensor, nn
 
 from pipeline.config import Refine
 from pipeline.errors import NumericalError
-from pipeline.model.dec import kl_divergence, soft_assignment, target_distribution
+from pipeline.model.augmentation import Augmentation, hide, randomness
+from pipeline.model.dec import (
+    kl_divergence,
+    soft_assignment,
+    squared_distances,
+    target_distribution,
+)
 from pipeline.model.scaling import Scaler
-from pipeline.model.training import TrainingRows, in_step, require_finite, restore, state_of
-from pipeline.model.workers import global_update, sum_over_workers
+from pipeline.model.training import (
+    TrainingRows,
+    in_step,
+    learning_rate_at,
+    optimizer_of,
+    restore,
+    set_learning_rate,
+    state_of,
+)
+from pipeline.model.workers import global_update, rank_and_size, sum_over_workers
 
 # Rows a batch where nothing is learnt: big enough for the matrix products to run at full speed.
 _MEASURE_BATCH_ROWS = 4096
+# Clusters that keep dying, or a loss that keeps exploding, will not stop by trying once more.
+_MAX_RECOVERIES = 3
+# After a loss that was no number, the learning rate is multiplied with this.
+_CAUTION = 0.1
 
 
 class ClusterModel(nn.Module):
     """Encoder and centroids: what refinement trains and what assigns rows to clusters."""
 
-    def __init__(self, encoder: nn.Sequential, centroids_KD: Tensor, alpha: float) -> None:
+    def __init__(self, encoder: nn.Module, centroids_KD: Tensor, alpha: float) -> None:
         super().__init__()
         self.encoder = encoder
         self.centroids_KD = nn.Parameter(centroids_KD.clone())
@@ -46,112 +69,335 @@ class RefineUpdate:
     Attributes:
         number: Updates before this one; 0 is the k-means partition.
         label_change: Share of rows whose cluster changed since the update before; None at 0.
-        kl: Mean KL(P‖Q) a row, in nats, over the pass that led here; None at 0.
+        kl: Mean KL(P‖Q) a row, in nats, over the rows learnt from since then; None at 0.
+        loss: The same of what was minimised: KL, and the weighted error of the decoder.
+        learning_rate: At the end of that.
         cluster_rows: Rows of the training set in each cluster, shape (n_clusters,).
-        finished: Whether refinement ends here, and its reason: "tol" or "passes".
+        event: What was done about a collapse on the way here, in words; None: nothing happened.
+        finished: Whether refinement ends here, and its reason: "tol", "passes" or "collapse".
     """
 
     number: int
     label_change: float | None
     kl: float | None
+    loss: float | None
+    learning_rate: float
     cluster_rows: tuple[int, ...]
+    event: str | None
     finished: str | None
 
 
-class Refinement:
-    """Resumable refinement, the same on one worker and on many."""
+@dataclass(frozen=True)
+class _Measured:
+    """One pass without learning, over all workers.
 
-    def __init__(self, model: ClusterModel, scaler: Scaler, settings: Refine) -> None:
-        self.model = model
+    Attributes:
+        frequency_K: f_j = Σ_i q_ij, shape (n_clusters,), float64, in rows.
+        cluster_rows_K: Rows whose nearest centroid is j, shape (n_clusters,), float64.
+        changed: Rows whose cluster differs from the frozen model's.
+    """
+
+    frequency_K: Tensor
+    cluster_rows_K: Tensor
+    changed: int
+
+    @property
+    def rows(self) -> int:
+        return int(self.cluster_rows_K.sum())
+
+    @property
+    def dead(self) -> list[int]:
+        """Clusters without a row, or without any weight in the target."""
+        return ((self.cluster_rows_K < 1) | (self.frequency_K <= 0)).nonzero().flatten().tolist()
+
+    @property
+    def largest_share(self) -> float:
+        return float(self.cluster_rows_K.max() / self.rows)
+
+
+class Refinement:
+    """Resumable refinement, the same on one worker and on many.
+
+    Args:
+        model: Encoder and first centroids.
+        scaler: Scales raw rows.
+        settings: The section ``refine`` of the config.
+        decoder: Learns along where ``reconstruction_weight`` is not 0 (Guo et al. 2017, IDEC).
+        augmentation: Of the rows that are learnt from; the target always sees the row itself.
+        reference: Fetches raw rows of the reference sample, the same on every worker, from which
+            a cluster that lost all its rows is seeded again.
+        seed: Decides noise, augmentation and new seeds.
+    """
+
+    def __init__(
+        self,
+        model: ClusterModel,
+        scaler: Scaler,
+        settings: Refine,
+        *,
+        decoder: nn.Module | None = None,
+        augmentation: Augmentation | None = None,
+        reference: Callable[[], Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        learnt: dict[str, nn.Module] = {"model": model}
+        if settings.reconstruction_weight and decoder is not None:
+            learnt["decoder"] = decoder
+        self.live = nn.ModuleDict(learnt)
+        self.kept = copy.deepcopy(self.live).requires_grad_(False)
         self.scaler = scaler
         self.settings = settings
-        self.frozen = copy.deepcopy(model).requires_grad_(False)
+        self.augmentation = augmentation
+        self.reference = reference
+        self.seed = seed
+        self.optimizer = optimizer_of(list(self.live.parameters()), settings)
+        self.updates_done = 0
         self.passes_done = 0
-        self.kl: float | None = None
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+        self.steps_done, self.rows_done = 0, 0  # of the pass that is under way
+        self.recoveries = 0
+        self.first_share = 1.0
+        self.kl, self.loss = math.nan, math.nan
+        self._batches: Iterator[Tensor] | None = None
+
+    @property
+    def model(self) -> ClusterModel:
+        """What is learnt."""
+        return self.live["model"]  # type: ignore[return-value]
+
+    @property
+    def frozen(self) -> ClusterModel:
+        """The model as it stood at the last update, which gives the target."""
+        return self.kept["model"]  # type: ignore[return-value]
 
     def run(self, rows: TrainingRows) -> Iterator[RefineUpdate]:
-        """Alternate updates of the target with passes, yielding at each update.
+        """Alternate updates of the target with learning, yielding at each update.
 
         Raises:
-            NumericalError: The loss is no longer finite, or there is no row to learn from.
+            NumericalError: The k-means partition itself is none: embeddings are not finite,
+                clusters stay without rows, or there is no row to learn from.
         """
-        while True:
-            frequency_K, cluster_rows_K, changed = self._measure(rows)
-            total = int(cluster_rows_K.sum())
-            if not total:
-                raise NumericalError("refine: no training row is left; expected at least one")
-            label_change = changed / total if self.passes_done else None
-            finished = None
-            if label_change is not None and label_change < self.settings.tol:
-                finished = "tol"
-            elif self.passes_done >= self.settings.passes:
-                finished = "passes"
-            yield RefineUpdate(
-                number=self.passes_done,
-                label_change=label_change,
-                kl=self.kl,
-                cluster_rows=tuple(int(n) for n in cluster_rows_K),
-                finished=finished,
+        measured, event = self._revived(rows, self._measure(rows))
+        if problem := self._problem(measured):
+            raise NumericalError(
+                f"refine: {problem} before the first update, and no seed from the sample helps. "
+                f"Lower clusters={len(self.model.centroids_KD)}, or look for extreme values"
             )
-            if finished:
+        if not self.updates_done:
+            self.first_share = measured.largest_share
+        collapsed = False
+        while True:
+            yield (update := self._update(measured, event, collapsed=collapsed))
+            if update.finished:
                 return
-            self.frozen.load_state_dict(self.model.state_dict())
-            self.kl = self._learn(rows, frequency_K)
-            self.passes_done += 1
+            self.kept.load_state_dict(self.live.state_dict())
+            measured, event, collapsed = self._advance(rows, measured)
+            self.updates_done += 1
 
-    def _learn(self, rows: TrainingRows, frequency_K: Tensor) -> float:
-        """One pass of gradient steps on KL(P‖Q); returns its mean a row."""
-        parameters = list(self.model.parameters())
-        kl_total, seen = 0.0, 0
-        for x_BF in in_step(rows, self.passes_done, self.settings.batch_rows):
-            x_BF = self.scaler(x_BF)
-            p_BK = target_distribution(self.frozen(x_BF), frequency_K)
-            kl = kl_divergence(p_BK, self.model(x_BF))
-            kl_sum, global_rows = global_update(self.optimizer, parameters, kl, len(x_BF))
-            if not global_rows:
-                break
-            kl_total, seen = kl_total + kl_sum, seen + global_rows
-        mean_kl = kl_total / max(1, seen)
-        require_finite(mean_kl, "refine", "refine.learning_rate")
-        return mean_kl
+    def _update(self, measured: _Measured, event: str | None, *, collapsed: bool) -> RefineUpdate:
+        learnt = self.updates_done > 0 and not collapsed and math.isfinite(self.kl)
+        change = measured.changed / measured.rows if learnt else None
+        finished = None
+        if collapsed:
+            finished = "collapse"
+        elif change is not None and change < self.settings.tol:
+            finished = "tol"
+        elif self.passes_done >= self.settings.passes:
+            finished = "passes"
+        return RefineUpdate(
+            number=self.updates_done,
+            label_change=change,
+            kl=self.kl if learnt else None,
+            loss=self.loss if learnt else None,
+            learning_rate=self._learning_rate(0.0),
+            cluster_rows=tuple(int(n) for n in measured.cluster_rows_K),
+            event=event,
+            finished=finished,
+        )
 
-    @torch.no_grad()
-    def _measure(self, rows: TrainingRows) -> tuple[Tensor, Tensor, int]:
-        """One pass without learning, over all workers.
+    # ------------------------------------------------------------------------------- learning
+
+    def _advance(self, rows: TrainingRows, sound: _Measured) -> tuple[_Measured, str | None, bool]:
+        """Learn until the next update; where that ends in a collapse, once more, carefully.
 
         Returns:
-            f_j = Σ_i q_ij, shape (n_clusters,), float64, in rows; rows of each cluster, shape
-            (n_clusters,), float64; rows whose cluster differs from the frozen model's.
+            The live model's measurement, what happened on the way, and whether it had to stay
+            where it was.
         """
+        events: list[str] = []
+        while True:
+            if self._learn(rows, sound.frequency_K):
+                measured, revived = self._revived(rows, self._measure(rows))
+                problem = self._problem(measured)
+                events += [revived] if revived else []
+            else:
+                problem = "the loss is not finite"
+            if not problem:
+                return measured, "; ".join(events) or None, False
+            self.live.load_state_dict(self.kept.state_dict())
+            self.optimizer.state.clear()
+            self.recoveries += 1
+            back = f"{problem}: back to update {self.updates_done}"
+            if self.recoveries > _MAX_RECOVERIES:
+                return sound, "; ".join([*events, f"{back}, which is the result"]), True
+            events.append(f"{back}, learning rate x {_CAUTION**self.recoveries:g}")
+
+    def _learn(self, rows: TrainingRows, frequency_K: Tensor) -> bool:
+        """Gradient steps on KL(P‖Q) until the next update; whether the loss stayed finite."""
+        settings = self.settings
+        parameters = list(self.live.parameters())
+        rank = rank_and_size()[0]
+        interval = settings.update_interval_rows or math.inf
+        kl_total, loss_total, seen = 0.0, 0.0, 0
+        while seen < interval and self.passes_done < settings.passes:
+            if self._batches is None:
+                self._batches = self._resumed_pass(rows)
+            raw_BF = next(self._batches)
+            random = randomness(self.seed, self.passes_done, self.steps_done, rank, self.recoveries)
+            kl, error = self._losses(raw_BF, frequency_K, random)
+            self._set_learning_rate(rows)
+            loss_sum, global_rows, kl_sum = global_update(
+                self.optimizer,
+                parameters,
+                kl + settings.reconstruction_weight * error,
+                len(raw_BF),
+                max_norm=settings.max_gradient_norm,
+                also=kl,
+            )
+            if not math.isfinite(loss_sum):
+                return False
+            self.steps_done, self.rows_done = self.steps_done + 1, self.rows_done + global_rows
+            kl_total, loss_total = kl_total + kl_sum, loss_total + loss_sum
+            seen += global_rows
+            # An empty batch ends a pass that source.nulls made shorter than its rows.
+            if not global_rows or self.rows_done >= rows.total_rows:
+                self.passes_done, self.steps_done, self.rows_done = self.passes_done + 1, 0, 0
+                self._batches = None
+                if settings.update_interval_rows is None:
+                    break
+        # Nothing left to learn from: the interval ended with the very last row.
+        self.kl, self.loss = (t / seen if seen else math.nan for t in (kl_total, loss_total))
+        return True
+
+    def _losses(
+        self, raw_BF: Tensor, frequency_K: Tensor, random: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """KL(P‖Q) and the decoder's squared error a feature, both summed over the rows."""
+        x_BF = self.scaler(raw_BF)
+        p_BK = target_distribution(self.frozen(x_BF), frequency_K)
+        if self.augmentation:
+            x_BF = self.scaler(self.augmentation(raw_BF, random))
+        z_BD = self.model.encoder(hide(x_BF, self.settings.noise, random))
+        q_BK = soft_assignment(z_BD, self.model.centroids_KD, self.model.alpha)
+        kl = kl_divergence(p_BK, q_BK)
+        if "decoder" not in self.live:
+            return kl, torch.zeros(())
+        error = (self.live["decoder"](z_BD) - x_BF).square().sum() / x_BF.shape[1]
+        return kl, error
+
+    def _resumed_pass(self, rows: TrainingRows) -> Iterator[Tensor]:
+        """The pass that is under way, from where it stands."""
+        batches = in_step(rows, self.passes_done, self.settings.batch_rows)
+        return itertools.islice(batches, self.steps_done, None)
+
+    def _set_learning_rate(self, rows: TrainingRows) -> None:
+        seen = self.rows_done / max(1, rows.total_rows)
+        set_learning_rate(self.optimizer, self._learning_rate(seen))
+
+    def _learning_rate(self, pass_fraction: float) -> float:
+        done = (self.passes_done + pass_fraction) / max(1, self.settings.passes)
+        return learning_rate_at(self.settings, done) * _CAUTION**self.recoveries
+
+    # ------------------------------------------------------------------------------ measuring
+
+    @torch.no_grad()
+    def _measure(self, rows: TrainingRows) -> _Measured:
+        """Frequency, cluster sizes and label changes over all rows of all workers."""
         clusters = len(self.model.centroids_KD)
         frequency_K = torch.zeros(clusters, dtype=torch.float64)
         cluster_rows_K = torch.zeros(clusters, dtype=torch.float64)
         changed = torch.zeros(1, dtype=torch.float64)
+        compare = self.passes_done or self.steps_done
         for x_BF in rows.batches(self.passes_done, _MEASURE_BATCH_ROWS, shuffled=False):
             x_BF = self.scaler(x_BF)
             q_BK = self.model(x_BF)
             labels_B = q_BK.argmax(dim=1)
             frequency_K += q_BK.sum(dim=0, dtype=torch.float64)
             cluster_rows_K += torch.bincount(labels_B, minlength=clusters)
-            if self.passes_done:
+            if compare:
                 changed += (labels_B != self.frozen(x_BF).argmax(dim=1)).sum()
         totals = sum_over_workers(torch.cat([frequency_K, cluster_rows_K, changed]))
-        frequency_K, cluster_rows_K, changed = totals.split([clusters, clusters, 1])  # type: ignore[no-untyped-call]
-        return frequency_K, cluster_rows_K, int(changed.item())
+        frequency_K, cluster_rows_K = totals[:-1].view(2, clusters)
+        measured = _Measured(frequency_K, cluster_rows_K, int(totals[-1]))
+        if not measured.rows:
+            raise NumericalError("refine: no training row is left; expected at least one")
+        return measured
+
+    # ------------------------------------------------------------------------------- collapse
+
+    def _problem(self, measured: _Measured) -> str | None:
+        """Why this is no partition into K clusters; None when it is one."""
+        if not torch.isfinite(measured.frequency_K).all():
+            return "embeddings are not finite"
+        if dead := measured.dead:
+            return f"{len(dead)} of {len(measured.cluster_rows_K)} clusters have no rows"
+        # Where k-means found such a cluster already, the table may just be like that.
+        limit = max(self.settings.max_share, self.first_share if self.updates_done else 1.0)
+        if measured.largest_share > limit:
+            return f"one cluster has {measured.largest_share:.1%} of the rows"
+        return None
+
+    def _revived(self, rows: TrainingRows, measured: _Measured) -> tuple[_Measured, str | None]:
+        """Seed clusters without rows again, where there are rows to seed them from."""
+        dead = measured.dead if torch.isfinite(measured.frequency_K).all() else []
+        if not dead or not self._seed_again(dead):
+            return measured, None
+        clusters = ", ".join(map(str, dead[:5])) + (", ..." if len(dead) > 5 else "")
+        event = f"{len(dead)} clusters without rows ({clusters}) seeded again from the sample"
+        return self._measure(rows), event
+
+    @torch.no_grad()
+    def _seed_again(self, dead: list[int]) -> bool:
+        """Move centroids onto rows of the reference sample that lie far from all others.
+
+        Drawn as in k-means++ (Arthur & Vassilvitskii 2007): with a probability proportional to the
+        squared distance to the nearest centroid. Returns whether there were such rows.
+        """
+        if self.reference is None or len(dead) == len(self.model.centroids_KD):
+            return False
+        model = self.model
+        batches = self.reference().split(_MEASURE_BATCH_ROWS)  # type: ignore[no-untyped-call]
+        z_BD = torch.cat([model.encoder(self.scaler(x_BF)) for x_BF in batches])
+        alive = [j for j in range(len(model.centroids_KD)) if j not in set(dead)]
+        nearest_B = squared_distances(z_BD, model.centroids_KD[alive]).amin(dim=1)
+        random = randomness(self.seed, self.updates_done, self.recoveries)
+        for cluster in dead:
+            if not nearest_B.sum() > 0:
+                return False
+            chosen = int(torch.multinomial(nearest_B.double().cpu(), 1, generator=random))
+            model.centroids_KD[cluster] = z_BD[chosen]
+            nearest_B = torch.minimum(nearest_B, (z_BD - z_BD[chosen]).square().sum(dim=1))
+        self.optimizer.state.pop(model.centroids_KD, None)  # momentum of where it came from
+        return True
+
+    # ------------------------------------------------------------------------------- resuming
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed refinement needs."""
-        both = nn.ModuleDict({"live": self.model, "frozen": self.frozen})
-        kl = float("nan") if self.kl is None else self.kl
+        both = nn.ModuleDict({"live": self.live, "kept": self.kept})
+        progress = [
+            self.updates_done, self.passes_done, self.steps_done, self.rows_done, self.recoveries,
+            self.first_share, self.kl, self.loss,
+        ]  # fmt: skip
         return state_of(both, self.optimizer) | {
-            "passes_done": torch.tensor(self.passes_done),
-            "kl": torch.tensor(kl, dtype=torch.float64),
+            "progress": torch.tensor(progress, dtype=torch.float64)
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue where ``state`` was taken."""
-        both = nn.ModuleDict({"live": self.model, "frozen": self.frozen})
+        both = nn.ModuleDict({"live": self.live, "kept": self.kept})
         restore(state, both, self.optimizer)
-        self.passes_done = int(state["passes_done"])
-        self.kl = float(state["kl"]) if self.passes_done else None
+        *counts, self.first_share, self.kl, self.loss = state["progress"].tolist()
+        counts = [int(count) for count in counts]
+        self.updates_done, self.passes_done, self.steps_done, self.rows_done = counts[:4]
+        self.recoveries = counts[4]
+        self._batches = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import Optimization
 from pipeline.errors import NumericalError
 from pipeline.model.workers import rank_and_size, share_of
 
@@ -49,6 +50,30 @@ def cosine_with_warmup(fraction_done: float, warmup_fraction: float = 0.05) -> f
         return fraction_done / warmup_fraction
     progress = (fraction_done - warmup_fraction) / (1 - warmup_fraction)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def optimizer_of(
+    parameters: Sequence[nn.Parameter], settings: Optimization
+) -> torch.optim.Optimizer:
+    """The optimizer that the settings name."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    # fused: one sweep over the weights; an update of a small batch spends half its time here.
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+
+
+def learning_rate_at(settings: Optimization, fraction_done: float) -> float:
+    """The learning rate when this fraction of the passes is done."""
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    return settings.learning_rate * cosine_with_warmup(fraction_done)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """From the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
 
 
 def require_finite(loss: float, stage: str, setting: str) -> None:

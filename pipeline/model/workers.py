@@ -38,7 +38,10 @@ def global_update(
     parameters: Sequence[nn.Parameter],
     loss_sum: Tensor,
     rows: int,
-) -> tuple[float, int]:
+    *,
+    max_norm: float | None = None,
+    also: Tensor | None = None,
+) -> tuple[float, int, float]:
     """Step the optimizer along the mean loss of the global batch.
 
     Args:
@@ -46,24 +49,33 @@ def global_update(
         parameters: In the same order on every worker.
         loss_sum: Loss summed over this worker's rows, a scalar with a graph; of no rows too.
         rows: This worker's rows.
+        max_norm: Longest gradient of the mean loss; longer ones are scaled down to it.
+        also: Another scalar of this worker's rows, to be summed along, for the record.
 
     Returns:
-        The loss summed over the global batch, and its rows. With 0 rows everywhere the pass is
-        over on all workers at once, and nothing was updated.
+        The loss summed over the global batch, its rows, and the sum of ``also``. With 0 rows
+        everywhere the pass is over on all workers at once, and nothing was updated.
     """
     optimizer.zero_grad(set_to_none=False)
     loss_sum.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    totals = torch.stack([loss_sum.detach().float(), loss_sum.new_tensor(float(rows)).float()])
+    scalars = (
+        loss_sum.detach(),
+        loss_sum.new_tensor(float(rows)),
+        (loss_sum if also is None else also).detach(),
+    )
+    totals = torch.stack([scalar.float() for scalar in scalars])
     if rank_and_size()[1] > 1:
         flat = torch.cat([totals, *(g.flatten() for g in gradients)])
         sum_over_workers(flat)
-        totals, *summed = flat.split([2, *(g.numel() for g in gradients)])  # type: ignore[no-untyped-call]
+        totals, *summed = flat.split([3, *(g.numel() for g in gradients)])  # type: ignore[no-untyped-call]
         for gradient, total in zip(gradients, summed, strict=True):
             gradient.copy_(total.view_as(gradient))
-    loss, global_rows = totals.tolist()
+    loss, global_rows, also_sum = totals.tolist()
     if global_rows:
         for gradient in gradients:
             gradient.div_(global_rows)
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, max_norm)
         optimizer.step()
-    return loss, int(global_rows)
+    return loss, int(global_rows), also_sum

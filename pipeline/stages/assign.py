@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artifacts import Assignments, Manifest, PartFile, RefinedModel, Scores
+from pipeline.artifacts import Assignments, ClusteringModel, Manifest, PartFile, Scores
 from pipeline.clustering.agreement import agreement
 from pipeline.config import Config
 from pipeline.distributed.resources import share_out
@@ -31,7 +31,7 @@ def _settings(config: Config) -> Any:
 
 @stage("assign", version=1, settings=_settings, distributed=True)
 def assign(
-    config: Config, context: Context, manifest: Manifest, model: RefinedModel
+    config: Config, context: Context, manifest: Manifest, model: ClusteringModel
 ) -> Assignments:
     """Map the slices through a pool of actors, and account for every row."""
     resources = share_out(config.execution)

@@ -15,7 +15,9 @@ from pipeline.storage import parquet_bytes
 
 def _settings(config: Config) -> Any:
     return {
-        "source": config.source.model_dump(mode="json", exclude={"scaling", "fit_rows"}),
+        "source": config.source.model_dump(
+            mode="json", exclude={"scaling", "fit_rows", "held_out"}
+        ),
         "label": config.evaluate.label,
         "target_slice_mib": config.execution.target_slice_mib,
         "clusters": config.clusters,

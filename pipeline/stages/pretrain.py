@@ -11,6 +11,7 @@ from pipeline.distributed.training import train
 from pipeline.engine import Context, stage
 from pipeline.lake.models import load_scaler, weights_bytes
 from pipeline.lake.reading import Reader, pieces_of
+from pipeline.model.augmentation import augmentation_of
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.pretraining import Pretraining
 from pipeline.storage import Store
@@ -19,18 +20,27 @@ from pipeline.storage import Store
 def _settings(config: Config) -> Any:
     return {
         "model": config.model.model_dump(mode="json"),
+        "augment": config.augment.model_dump(mode="json"),
+        "image_shape": config.source.image_shape,
         "pretrain": config.pretrain.model_dump(mode="json"),
         "fit_rows": config.source.fit_rows,
+        "held_out": config.source.held_out,
         "seed": config.seed,
     }
 
 
 def _build(config: Config, lake: Store, scaler: StoredFile, width: int) -> Pretraining:
     autoencoder = Autoencoder(width, config.model.hidden, config.model.embedding, config.seed)
-    return Pretraining(autoencoder, load_scaler(lake, scaler), config.pretrain, config.seed)
+    return Pretraining(
+        autoencoder,
+        load_scaler(lake, scaler),
+        config.pretrain,
+        config.seed,
+        augmentation=augmentation_of(config.augment, config.source.image_shape),
+    )
 
 
-@stage("pretrain", version=1, settings=_settings, distributed=True)
+@stage("pretrain", version=2, settings=_settings, distributed=True)
 def pretrain(
     config: Config, context: Context, manifest: Manifest, sample: Sample
 ) -> PretrainedAutoencoder:

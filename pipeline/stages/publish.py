@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.artifacts import Assignments, RefinedModel, Snapshot
+from pipeline.artifacts import Assignments, ClusteringModel, Snapshot
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.lake.snapshots import Partition
@@ -17,7 +17,7 @@ def _settings(_: Config) -> Any:
 
 @stage("publish", version=1, settings=_settings, distributed=False)
 def publish(
-    config: Config, context: Context, model: RefinedModel, assignments: Assignments
+    config: Config, context: Context, model: ClusteringModel, assignments: Assignments
 ) -> Snapshot:
     """Add a snapshot to the commit log."""
     partition = Partition(

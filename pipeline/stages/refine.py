@@ -27,14 +27,20 @@ from pipeline.lake.models import (
     weights_bytes,
 )
 from pipeline.lake.reading import Reader, pieces_of
+from pipeline.lake.samples import sampled_features
+from pipeline.model.augmentation import augmentation_of
 from pipeline.model.refinement import ClusterModel, Refinement
 from pipeline.storage import Store, sha256
 
 
 def _settings(config: Config) -> Any:
     return {
-        "refine": config.refine.model_dump(mode="json"),
+        # What is shipped is decided later.
+        "refine": config.refine.model_dump(mode="json", exclude={"select"}),
+        "augment": config.augment.model_dump(mode="json"),
+        "image_shape": config.source.image_shape,
         "fit_rows": config.source.fit_rows,
+        "held_out": config.source.held_out,
         "seed": config.seed,
     }
 
@@ -47,13 +53,21 @@ def _build(
     autoencoder: PretrainedAutoencoder,
     centroids: InitialCentroids,
 ) -> Refinement:
-    encoder = load_autoencoder(lake, autoencoder.weights, config, width).encoder
+    loaded = load_autoencoder(lake, autoencoder.weights, config, width)
     centroids_KD = load_centroids(lake, centroids.centroids)
-    model = ClusterModel(encoder, centroids_KD, config.refine.alpha)
-    return Refinement(model, load_scaler(lake, sample.scaler), config.refine)
+    model = ClusterModel(loaded.encoder, centroids_KD, config.refine.alpha)
+    return Refinement(
+        model,
+        load_scaler(lake, sample.scaler),
+        config.refine,
+        decoder=loaded.decoder,
+        augmentation=augmentation_of(config.augment, config.source.image_shape),
+        reference=lambda: torch.from_numpy(sampled_features(lake, sample.parts)),
+        seed=config.seed,
+    )
 
 
-@stage("refine", version=1, settings=_settings, distributed=True)
+@stage("refine", version=2, settings=_settings, distributed=True)
 def refine(
     config: Config,
     context: Context,
@@ -79,6 +93,8 @@ def refine(
     refinement.restore(trained.state)
     autoencoder = load_autoencoder(lake, pretrained.weights, config, manifest.width)
     autoencoder.encoder = refinement.model.encoder
+    if "decoder" in refinement.live:
+        autoencoder.decoder = refinement.live["decoder"]
     weights = weights_bytes(autoencoder)
     centers = centroids_bytes(refinement.model.centroids_KD.detach().to(torch.float32).numpy())
     scaler = lake.read_bytes(sample.scaler.path)

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.lake.models import scaler_bytes
 from pipeline.lake.reading import Reader, pieces_of
 from pipeline.lake.samples import SamplePart, write_sample_part
-from pipeline.lake.slices import by_slice, sample_share
+from pipeline.lake.slices import by_slice, held_out_share, sample_share
 from pipeline.model.scaling import Moments, Scaler
 
 
@@ -23,11 +23,12 @@ def _settings(config: Config) -> Any:
     return {
         "sample_rows": config.centroids.sample_rows,
         "scaling": config.source.scaling,
+        "held_out": config.source.held_out,
         "seed": config.seed,
     }
 
 
-@stage("sample", version=1, settings=_settings, distributed=True)
+@stage("sample", version=2, settings=_settings, distributed=True)
 def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
     """Read the chosen row groups on many workers; each writes its part of the sample itself."""
     chosen = sample_share(
@@ -35,10 +36,10 @@ def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
     )
     reader = Reader.of(config, manifest, carry=True)
     folder = context.lake.child(context.stage_path("sample", "reference"))
-    seed = config.seed
+    seed, unseen = config.seed, held_out_share(config.source.held_out, manifest.rows)
 
     def read(pieces: pa.Table) -> pa.Table:
-        return write_sample_part(reader, pieces, folder, seed)
+        return write_sample_part(reader, pieces, folder, seed, unseen)
 
     parts: list[SamplePart] = []
     total = int(chosen["rows"].to_numpy().sum())

@@ -6,10 +6,13 @@ from typing import Any
 
 from pipeline.artifacts import (
     Assignments,
+    ClusteringModel,
+    Comparison,
     InitialCentroids,
     Manifest,
     PretrainedAutoencoder,
     RefinedModel,
+    Sample,
     Snapshot,
     Summary,
 )
@@ -21,19 +24,22 @@ def _settings(_: Config) -> Any:
     return {}
 
 
-@stage("summary", version=1, settings=_settings, distributed=False)
+@stage("summary", version=2, settings=_settings, distributed=False)
 def summary(
     config: Config,
     context: Context,
     manifest: Manifest,
+    sample: Sample,
     autoencoder: PretrainedAutoencoder,
     centroids: InitialCentroids,
-    model: RefinedModel,
+    dec: RefinedModel,
+    comparison: Comparison,
+    model: ClusteringModel,
     assignments: Assignments,
     snapshot: Snapshot,
 ) -> Summary:
     """Collect the figures of all stages."""
-    last = model.updates[-1]
+    last = dec.updates[-1]
     result = Summary(
         run_id=context.run_id,
         ds=context.ds,
@@ -51,10 +57,12 @@ def summary(
         pretrain_loss=autoencoder.losses[-1],
         kmeans_objective=centroids.objective,
         refine_updates=last.number,
-        refine_stopped_by=model.stopped_by,
+        refine_stopped_by=dec.stopped_by,
         kl=last.kl,
         label_change=last.label_change,
         scores=assignments.scores,
+        comparison=comparison,
+        shipped=model.kind,
         stages=tuple(context.times),
         output=context.lake.url,
         assignments=f"{context.run_path}/assignments",

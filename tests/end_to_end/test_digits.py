@@ -111,7 +111,14 @@ def test_a_published_run_id_is_not_reused_for_other_settings(dec_here: Dec) -> N
 def test_the_closing_table(dec_here: Dec) -> None:
     result = dec_here("run", "--run-id", "seed-0", "--set", "seed=0")
     assert result.code == 0
-    for words in ("1,797 in, 1,797 out", "ACC 0.", "label change", "pretrain", "snapshots/"):
+    for words in (
+        "1,797 in, 1,797 out",
+        "ACC 0.",
+        "label change",
+        "pretrain",
+        "Shipped",
+        "snapshots/",
+    ):
         assert words in result.out
 
 

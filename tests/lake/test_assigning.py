@@ -32,6 +32,15 @@ from pipeline.model.scaling import Scaler
 from pipeline.stages.pin import pin
 from pipeline.storage import Store
 
+UPDATE = RefineRecord(
+    number=0,
+    label_change=None,
+    kl=None,
+    loss=None,
+    learning_rate=1e-4,
+    cluster_rows=(2, 0, 0),
+    event=None,
+)
 CENTROIDS = np.array([[0.0, 0.0], [3.0, 4.0], [-6.0, 8.0]], np.float32)
 
 
@@ -105,7 +114,7 @@ def job(tmp_path: Path) -> AssignJob:
         centroids=context.store("models/m/c.parquet", centroids_bytes(CENTROIDS)),
         scaler=context.store("models/m/s.parquet", scaler_bytes(scaler, manifest.features)),
         scaling="none",
-        updates=(RefineRecord(number=0, label_change=None, kl=None, cluster_rows=(2, 0, 0)),),
+        updates=(UPDATE,),
         stopped_by="passes",
         rows=2,
     )

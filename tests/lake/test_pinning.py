@@ -436,3 +436,39 @@ def test_empty_shard_of_other_types_is_no_obstacle(tmp_path: Path) -> None:
     # The glob takes neither the key nor the label: they are no features.
     assert [(c.name, c.width) for c in pinned.features] == [("x", 2)]
     assert pinned.shards["rows"].to_pylist() == [0, 2]
+
+
+# -------------------------------------------------------------------------------- image shapes
+
+
+@pytest.mark.parametrize(
+    ("features", "shape"), [(["x"], [2, 3]), (["x", "y"], [2, 2]), (["y"], [1, 1])]
+)
+def test_image_shape_that_does_not_fit_is_named(
+    tmp_path: Path, features: list[str], shape: list[int]
+) -> None:
+    x = pa.FixedSizeListArray.from_arrays(pa.array(range(20)), 4)
+    pq.write_table(pa.table({"x": x, "y": range(5)}), tmp_path / "a.parquet")
+    config = Config.model_validate(
+        {
+            "source": {"path": str(tmp_path), "features": features, "image_shape": shape},
+            "output": "unused",
+            "clusters": 2,
+        }
+    )
+    with pytest.raises(InputError, match=r"source\.image_shape=.* needs one vector column of"):
+        pin(config, list_shards(config))
+
+
+def test_image_shape_that_fits(tmp_path: Path) -> None:
+    x = pa.FixedSizeListArray.from_arrays(pa.array(range(24)), 12)
+    pq.write_table(pa.table({"x": x}), tmp_path / "a.parquet")
+    for shape in ([3, 4], [2, 2, 3]):
+        config = Config.model_validate(
+            {
+                "source": {"path": str(tmp_path), "features": ["x"], "image_shape": shape},
+                "output": "unused",
+                "clusters": 2,
+            }
+        )
+        assert pin(config, list_shards(config)).features[0].width == 12

@@ -5,7 +5,14 @@ import pyarrow as pa
 import pytest
 
 from pipeline.lake import slices
-from pipeline.lake.slices import by_slice, cut_slices, sample_share, training_share
+from pipeline.lake.slices import (
+    by_slice,
+    cut_slices,
+    held_out,
+    held_out_share,
+    sample_share,
+    training_share,
+)
 
 
 def shard_table(*shards: list[tuple[int, int]]) -> pa.Table:
@@ -181,3 +188,32 @@ def test_sample_of_more_rows_than_memory_would_hold() -> None:
     # 10^10 rows: only the drawn row numbers may be held.
     pieces = cut_slices(shard_table(*[[(10**9, 10)] for _ in range(10)]), 25)
     assert sum(sample_share(pieces, 500, seed=0)["draw"].to_pylist()) == 500
+
+
+# ----------------------------------------------------------------------------------- held out
+
+
+def test_held_out_rows_are_that_share_and_look_random() -> None:
+    rows = np.arange(100_000)
+    held = held_out(3, rows, 0.02, seed=1)
+    assert 1_800 < held.sum() < 2_200
+    gaps = np.diff(np.flatnonzero(held))
+    assert gaps.min() == 1  # neighbours are as likely as any other pair
+    assert 45 < gaps.mean() < 55
+    assert not held_out(3, rows, 0.0, seed=1).any()
+
+
+def test_held_out_rows_depend_on_place_and_seed_alone() -> None:
+    rows = np.arange(10_000)
+    held = held_out(3, rows, 0.1, seed=1)
+    assert np.array_equal(held[5_000:6_000], held_out(3, rows[5_000:6_000], 0.1, seed=1))
+    assert np.array_equal(held[[7, 3]], held_out(3, rows[[7, 3]], 0.1, seed=1))
+    for other in (held_out(4, rows, 0.1, seed=1), held_out(3, rows, 0.1, seed=2)):
+        assert (held & other).sum() < 0.3 * held.sum()
+    # Of a larger share, the smaller is a part.
+    assert not (held & ~held_out(3, rows, 0.2, seed=1)).any()
+
+
+@pytest.mark.parametrize(("rows", "share"), [(999, 0.0), (1_000, 0.02)])
+def test_small_tables_are_learnt_from_in_full(rows: int, share: float) -> None:
+    assert held_out_share(0.02, rows) == share

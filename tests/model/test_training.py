@@ -226,6 +226,184 @@ def test_no_passes_keep_the_partition() -> None:
     assert all(torch.equal(before[k], v) for k, v in night.model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("interval", "numbers", "passes"), [(8, 9, 3), (24, 3, 3), (48, 2, 3), (1, 9, 3)]
+)
+def test_update_interval_in_rows(interval: int, numbers: int, passes: int) -> None:
+    # 24 rows in batches of 8: three steps a pass, nine in all.
+    x = some_rows(24)
+    night = refinement(x, update_interval_rows=interval)
+    updates = list(night.run(MemoryRows(x)))
+    assert [update.number for update in updates] == list(range(numbers + 1))
+    assert night.passes_done == passes
+    assert updates[-1].finished == "passes"
+    assert all(update.kl > 0 for update in updates[1:])
+
+
+def test_learning_rate_of_every_update_is_recorded() -> None:
+    rows = MemoryRows(some_rows(24))
+    constant = [u.learning_rate for u in refinement(rows.x).run(rows)]
+    assert constant == [1e-3] * 4
+    cosine = [u.learning_rate for u in refinement(rows.x, schedule="cosine").run(rows)]
+    assert cosine == [pytest.approx(1e-3 * cosine_with_warmup(n / 3)) for n in range(4)]
+
+
+def test_long_gradients_are_cut() -> None:
+    # One step of SGD: the weights move by the length of the gradient times the learning rate.
+    x = some_rows(24)
+    moved = []
+    for limit in (None, 1e-3):
+        night = pretraining(
+            passes=1, batch_rows=24, optimizer="sgd", schedule="constant", max_gradient_norm=limit
+        )
+        before = weights(night.autoencoder)
+        list(night.run(MemoryRows(x)))
+        after = night.autoencoder.state_dict()
+        moved.append(sum(((after[k] - v) ** 2).sum().item() for k, v in before.items()) ** 0.5)
+    assert moved[0] > 2e-6
+    assert moved[1] == pytest.approx(1e-3 * 1e-3, rel=1e-2)
+
+
+def test_weight_decay_shrinks_weights() -> None:
+    rows = MemoryRows(some_rows(24))
+    norms = []
+    for decay in (0.0, 0.9):
+        night = pretraining(weight_decay=decay, learning_rate=1e-2)
+        list(night.run(rows))
+        norms.append(night.autoencoder.encoder[0].weight.norm().item())
+    assert norms[1] < 0.97 * norms[0]
+
+
+def with_decoder(x: Tensor, **settings: Any) -> Refinement:
+    night = refinement(x, **settings)
+    decoder = autoencoder().decoder
+    return Refinement(
+        night.model, night.scaler, night.settings, decoder=decoder, reference=lambda: x
+    )
+
+
+def test_reconstruction_keeps_the_decoder_close_to_the_rows() -> None:
+    rows = MemoryRows(some_rows(60))
+
+    def error(night: Refinement) -> float:
+        return (night.live["decoder"](night.model.encoder(rows.x)) - rows.x).square().mean().item()
+
+    night = with_decoder(rows.x, reconstruction_weight=10.0, passes=20, learning_rate=1e-2)
+    before = error(night)
+    list(night.run(rows))
+    assert error(night) < before
+    *_, last = with_decoder(rows.x, reconstruction_weight=0.5).run(rows)
+    assert last.loss > last.kl
+    # Without weight it is DEC: nothing of the decoder is learnt or kept.
+    assert "decoder" not in with_decoder(rows.x).live
+    *_, last = with_decoder(rows.x).run(rows)
+    assert last.loss == pytest.approx(last.kl, rel=1e-6)
+
+
+def test_target_sees_the_row_and_the_live_model_an_augmented_one() -> None:
+    x = some_rows(24)
+    seen: list[Tensor] = []
+
+    def elsewhere(x_BF: Tensor, _: torch.Generator) -> Tensor:
+        seen.append(x_BF)
+        return x_BF + 100
+
+    plain = refinement(x, passes=1, batch_rows=24, learning_rate=1e-12)
+    night = Refinement(plain.model, plain.scaler, plain.settings, augmentation=elsewhere)
+    with torch.no_grad():
+        q, moved = night.model(x), night.model(x + 100)
+    p = target_distribution(q, q.sum(dim=0, dtype=torch.float64))
+    *_, last = night.run(MemoryRows(x))
+    assert len(torch.cat(seen)) == 24
+    assert last.kl == pytest.approx(kl_divergence(p, moved).item() / 24, rel=1e-4)
+    assert last.kl != pytest.approx(kl_divergence(p, q).item() / 24, rel=1e-2)
+
+
+# ------------------------------------------------------------------------------------ collapse
+
+
+def unrelated(x: Tensor, dead: int, reference: bool, **settings: Any) -> Refinement:
+    """A refinement whose last centroids lie where no row is."""
+    night = refinement(x, **settings)
+    centroids_KD = night.model.centroids_KD.detach().clone()
+    centroids_KD[CLUSTERS - dead :] = 1e4
+    return Refinement(
+        ClusterModel(night.model.encoder, centroids_KD, 1.0),
+        night.scaler,
+        night.settings,
+        reference=(lambda: x) if reference else None,
+    )
+
+
+@pytest.mark.parametrize("dead", [1, 2])
+def test_clusters_without_rows_are_seeded_again(dead: int) -> None:
+    x = some_rows(60)
+    first, *_, last = unrelated(x, dead, reference=True).run(MemoryRows(x))
+    assert "clusters without rows" in first.event
+    assert min(first.cluster_rows) > 0
+    assert last.finished == "passes"
+
+
+def test_start_that_cannot_be_mended_raises() -> None:
+    x = some_rows(60)
+    with pytest.raises(NumericalError, match="of 3 clusters have no rows before the first"):
+        next(unrelated(x, 1, reference=False).run(MemoryRows(x)))
+    same = torch.ones(60, FEATURES)  # no row is far from the others
+    with pytest.raises(NumericalError, match="clusters have no rows"):
+        next(unrelated(same, 1, reference=True).run(MemoryRows(same)))
+
+
+def test_loss_that_is_not_finite_goes_back_and_says_so() -> None:
+    rows = MemoryRows(some_rows(21))
+    night = refinement(rows.x, learning_rate=1e30)
+    before = weights(night.model)
+    first, last = night.run(rows)
+    assert (first.finished, last.finished) == (None, "collapse")
+    assert last.number == 1
+    assert "back to update 0, which is the result" in last.event
+    assert last.cluster_rows == first.cluster_rows
+    for name, tensor in before.items():
+        assert torch.equal(night.model.state_dict()[name], tensor)
+
+
+def explodes_once(night: Refinement) -> Refinement:
+    losses = night._losses
+    left = [1]
+
+    def once(*args: Any) -> tuple[Tensor, Tensor]:
+        kl, error = losses(*args)
+        if night.updates_done == 1 and left:
+            left.clear()
+            return kl * math.nan, error
+        return kl, error
+
+    night._losses = once  # type: ignore[method-assign]
+    return night
+
+
+def test_one_bad_step_costs_caution_and_not_the_night() -> None:
+    rows = MemoryRows(some_rows(21))
+    updates = list(explodes_once(refinement(rows.x)).run(rows))
+    assert [u.event is None for u in updates] == [True, True, False, True][: len(updates)]
+    assert "back to update 1, learning rate x 0.1" in updates[2].event
+    assert updates[-1].finished == "passes"
+    assert [u.learning_rate for u in updates[:3]] == [1e-3, 1e-3, pytest.approx(1e-4)]
+
+
+def test_a_cluster_that_swallows_the_others_is_refused() -> None:
+    x = some_rows(60)
+    calm = list(refinement(x, learning_rate=1e-2).run(MemoryRows(x)))
+    limit = max(max(u.cluster_rows) for u in calm) / 60
+    assert all(u.event is None for u in calm)
+    # A start beyond the limit is how the table is; growing beyond it is a collapse.
+    start = max(calm[0].cluster_rows) / 60
+    assert list(refinement(x, learning_rate=1e-2, max_share=start / 2).run(MemoryRows(x)))
+    if limit > start:
+        grown = list(refinement(x, learning_rate=1e-2, max_share=start).run(MemoryRows(x)))
+        assert any("of the rows" in (u.event or "") for u in grown)
+        assert max(max(u.cluster_rows) for u in grown) / 60 <= start
+
+
 # ------------------------------------------------------------------------------------- resume
 
 
@@ -247,9 +425,13 @@ def test_resumed_pretraining_equals_an_uninterrupted_one() -> None:
 
 
 @pytest.mark.parametrize("killed_at", [0, 1, 2])
-def test_resumed_refinement_equals_an_uninterrupted_one(killed_at: int) -> None:
+@pytest.mark.parametrize("interval", [None, 8, 32])
+def test_resumed_refinement_equals_an_uninterrupted_one(
+    killed_at: int, interval: int | None
+) -> None:
     rows = MemoryRows(some_rows(21))
-    whole, killed, resumed = (refinement(rows.x, learning_rate=1e-2) for _ in range(3))
+    settings = {"learning_rate": 1e-2, "update_interval_rows": interval, "noise": 0.2}
+    whole, killed, resumed = (refinement(rows.x, **settings) for _ in range(3))
     expected = list(whole.run(rows))
     attempt = killed.run(rows)
     for _ in range(killed_at + 1):
@@ -263,15 +445,10 @@ def test_resumed_refinement_equals_an_uninterrupted_one(killed_at: int) -> None:
 # ----------------------------------------------------------------------------------- the rest
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "refine"])
-def test_loss_that_is_not_finite_raises(stage: str) -> None:
-    x = some_rows(21)
-    training = {
-        "pretrain": lambda: pretraining(learning_rate=1e30),
-        "refine": lambda: refinement(x, learning_rate=1e30),
-    }[stage]()
-    with pytest.raises(NumericalError, match=rf"{stage}: the loss.*{stage}\.learning_rate"):
-        list(training.run(MemoryRows(x)))
+def test_pretraining_loss_that_is_not_finite_raises() -> None:
+    training = pretraining(learning_rate=1e30)
+    with pytest.raises(NumericalError, match=r"pretrain: the loss.*pretrain\.learning_rate"):
+        list(training.run(MemoryRows(some_rows(21))))
 
 
 def test_refinement_without_rows_raises() -> None:

@@ -19,12 +19,14 @@ from pipeline.lake.models import load_model
 from pipeline.lake.samples import sampled_features
 from pipeline.run import run
 from pipeline.stages.assign import assign
+from pipeline.stages.evaluate import evaluate
 from pipeline.stages.init_centroids import init_centroids
 from pipeline.stages.pin import pin
 from pipeline.stages.pretrain import pretrain
 from pipeline.stages.publish import publish
 from pipeline.stages.refine import refine
 from pipeline.stages.sample import sample
+from pipeline.stages.select import select
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -80,20 +82,26 @@ def test_stages_one_by_one(settings: dict[str, Any], context: Context, tmp_path:
         "weights.safetensors",
     ]
 
-    assigned = night.complete(assign, manifest, model)
+    fitted = (manifest, reference, autoencoder, centroids, model)
+    comparison = night.complete(evaluate, *fitted)
+    assert comparison.rows == 600
+    shipped = night.complete(select, *fitted, comparison)
+    assert (shipped.kind, shipped.model_id) == ("dec", model.model_id)
+
+    assigned = night.complete(assign, manifest, shipped)
     assert assigned.rows == assigned.rows_in == 600
     assert assigned.cluster_rows == model.updates[-1].cluster_rows
     assert assigned.scores is not None
     assert assigned.scores.rows == 600
     assert not (lake / "snapshots").exists()  # staged, not visible
 
-    snapshot = night.complete(publish, model, assigned)
+    snapshot = night.complete(publish, shipped, assigned)
     assert snapshot.number == 1
     rows = published(lake, "2026-01-31")
     assert sorted(rows["id"].to_pylist()) == list(range(600))
 
     # What was written is what the model on disk says, computed here from the raw rows.
-    loaded = load_model(context.lake, model, config, 8)
+    loaded = load_model(context.lake, shipped, config, 8)
     import torch
 
     with torch.no_grad():
@@ -123,7 +131,7 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
     run(Execution(config_of(settings), Context("test", "2026-01-31", context.lake)))
     after = {path.parent.name: path.stat().st_mtime_ns for path in markers.glob("*/done.json")}
     redone = {name for name in after if after[name] != before[name]}
-    assert redone == {"refine", "assign", "publish", "summary"}
+    assert redone == {"refine", "evaluate", "select", "assign", "publish", "summary"}
 
 
 def test_parts_that_are_there_are_kept_and_damaged_ones_replaced(
@@ -167,7 +175,7 @@ def test_streamed_and_cached_passes_see_every_row_once(
     manifest = Execution(config, context).complete(pin)
     pieces = training_share(pieces_of(manifest, context.lake), 0, 1, fit_rows=None, seed=0)
 
-    def rows_of(shuffled: bool, pass_number: int) -> np.ndarray:
+    def rows_of(shuffled: bool, pass_number: int, held_out: float = 0.0) -> np.ndarray:
         rows = WorkerRows(
             Reader.of(config, manifest, carry=False),
             pieces,
@@ -176,6 +184,7 @@ def test_streamed_and_cached_passes_see_every_row_once(
             read_cpus=0.25,
             parallel_reads=2,
             seed=0,
+            held_out_share=held_out,
             task_bytes=4096,  # several reading tasks, through Ray Data
         )
         batches = list(rows.batches(pass_number, 64, shuffled=shuffled))
@@ -188,6 +197,11 @@ def test_streamed_and_cached_passes_see_every_row_once(
     assert not np.array_equal(first, other)
     for seen in (first, other, rows_of(False, 0)):
         np.testing.assert_array_equal(np.sort(seen, axis=0), np.sort(expected, axis=0))
+    learnt = {row.tobytes() for row in rows_of(True, 0, held_out=0.2)}
+    assert learnt == {row.tobytes() for row in rows_of(False, 1, held_out=0.2)}
+    everything = {row.tobytes() for row in expected}
+    assert learnt < everything
+    assert 0.1 < 1 - len(learnt) / len(everything) < 0.3
 
 
 @pytest.mark.parametrize("nulls", ["mean", "drop"])

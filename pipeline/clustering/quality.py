@@ -1,0 +1,170 @@
+"""How good a partition is, without labels: silhouette, objective ratio, balance, stability.
+
+Pure functions of points and labels. Shape letters: N points, D dimensions of a space, K clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import sklearn
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.stats import rankdata
+from sklearn.metrics import silhouette_samples
+
+from pipeline.clustering.agreement import agreement
+
+# A silhouette compares all its points with one another: 5,000 of them are 25 million distances.
+_SILHOUETTE_ROWS = 5_000
+_MOST_ROWS_PER_CLUSTER = 200
+_LEAST_ROWS_PER_CLUSTER = 10
+_WORKING_MEMORY_MIB = 128
+# Numbers handled at a time where all points are looked at: 64 MiB of float64.
+_CHUNK = 2**23
+
+
+def contingency_of(rows_N: NDArray[np.int64], columns_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Points counted by two labels each, shape (largest row label + 1, largest column label + 1).
+
+    Args:
+        rows_N: Labels from 0, shape (n_points,); points of a negative label do not count.
+        columns_N: The same, by the other partition.
+    """
+    known_N = (rows_N >= 0) & (columns_N >= 0)
+    rows_N, columns_N = rows_N[known_N], columns_N[known_N]
+    shape = (int(rows_N.max(initial=0)) + 1, int(columns_N.max(initial=0)) + 1)
+    cells = np.bincount(rows_N * shape[1] + columns_N, minlength=shape[0] * shape[1])
+    return cells.reshape(shape)
+
+
+def stratified_rows(labels_N: NDArray[np.int64], clusters: int, seed: int) -> NDArray[np.int64]:
+    """Points to measure a silhouette on: the same number of each cluster, as far as it has them.
+
+    Uniform draws leave small clusters with a handful of points or none, so their silhouettes would
+    be missing just where clusterings differ. About 5,000 points in all: at most 200 a cluster and
+    at least 10.
+
+    Args:
+        labels_N: Cluster of each point, shape (n_points,).
+        clusters: K.
+        seed: Same seed, same labels: same points.
+
+    Returns:
+        Indices of the points, ascending.
+    """
+    share = _SILHOUETTE_ROWS // clusters
+    most = min(_MOST_ROWS_PER_CLUSTER, max(_LEAST_ROWS_PER_CLUSTER, share))
+    shuffled = np.random.default_rng(seed).permutation(len(labels_N))
+    by_cluster = shuffled[np.argsort(labels_N[shuffled], kind="stable")]
+    counts_K = np.bincount(labels_N, minlength=clusters)
+    first_N = np.repeat(np.cumsum(counts_K) - counts_K, counts_K)
+    return np.sort(by_cluster[np.arange(len(labels_N)) - first_N < most])
+
+
+def macro_silhouette(points_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> float:
+    """Mean over the clusters of the mean silhouette of their points.
+
+    s = (b − a) / max(a, b), where a is the mean distance to the other points of the same cluster
+    and b the least mean distance to the points of another (Rousseeuw 1987). Every cluster counts
+    the same however many points it has (macro-averaged: Pavlopoulos et al. 2024, "Revisiting
+    silhouette aggregation"). Both means are per cluster, so that points drawn cluster by cluster
+    estimate them without bias.
+
+    Args:
+        points_ND: Points drawn by ``stratified_rows``, shape (n_points, dimensions).
+        labels_N: Their clusters, shape (n_points,).
+
+    Returns:
+        In [−1, 1], higher is better; 0 where there is nothing to compare: one cluster alone, or
+        every point its own.
+    """
+    present, labels_N = np.unique(labels_N, return_inverse=True)
+    if not 2 <= len(present) < len(labels_N):
+        return 0.0
+    with sklearn.config_context(working_memory=_WORKING_MEMORY_MIB):
+        silhouettes_N = silhouette_samples(points_ND, labels_N)
+    sums_K = np.bincount(labels_N, weights=silhouettes_N)
+    return float((sums_K / np.bincount(labels_N)).mean())
+
+
+def objective_ratio(
+    points_ND: NDArray[np.float32], labels_N: NDArray[np.int64], clusters: int
+) -> float:
+    """The k-means objective of a partition as a share of what one cluster would have.
+
+    Σ_i ‖x_i − mean of its cluster‖² / Σ_i ‖x_i − mean of all‖²: the share of the variance that is
+    left within clusters. A ratio, so that it does not depend on the scale of a space.
+
+    Args:
+        points_ND: Shape (n_points, dimensions).
+        labels_N: Cluster of each point, shape (n_points,).
+        clusters: K.
+
+    Returns:
+        In [0, 1], lower is better; 1 where all points are equal: nothing is explained.
+    """
+    rows, dimensions = points_ND.shape
+    mean_D = points_ND.mean(axis=0, dtype=np.float64)
+    sums_KD = np.zeros((clusters, dimensions))
+    total = 0.0
+    step = max(1, _CHUNK // dimensions)
+    for start in range(0, rows, step):
+        # From the mean, for else the squares of points far from the origin cancel.
+        part_BD = points_ND[start : start + step].astype(np.float64) - mean_D
+        labels_B = labels_N[start : start + step]
+        ones = (np.ones(len(labels_B)), (labels_B, np.arange(len(labels_B))))
+        sums_KD += csr_array(ones, shape=(clusters, len(labels_B))) @ part_BD
+        total += float(np.square(part_BD).sum())
+    if not total:
+        return 1.0
+    counts_K = np.maximum(np.bincount(labels_N, minlength=clusters), 1)
+    between = float((np.square(sums_KD).sum(axis=1) / counts_K).sum())
+    return float(np.clip(1 - between / total, 0.0, 1.0))
+
+
+def balance(cluster_rows_K: NDArray[np.int64]) -> float:
+    """Evenness of the sizes of clusters: their entropy over log K (Pielou's evenness).
+
+    Args:
+        cluster_rows_K: Points of each cluster, empty ones included, shape (n_clusters,), K ≥ 2.
+
+    Returns:
+        In [0, 1]: 1 where all are of one size, 0 where one cluster has everything.
+    """
+    share_K = cluster_rows_K[cluster_rows_K > 0] / max(1, cluster_rows_K.sum())
+    entropy = float(-(share_K * np.log(share_K)).sum())
+    return abs(entropy) / float(np.log(len(cluster_rows_K)))
+
+
+def stability(first_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> float:
+    """Agreement of two partitions of the same points: their adjusted Rand index, at most 1."""
+    return agreement(contingency_of(first_N, second_N)).ari
+
+
+def ranking(
+    silhouettes: Mapping[str, Sequence[float]], empty_clusters: Mapping[str, int]
+) -> list[tuple[str, float]]:
+    """Order partitions from best to worst by their mean rank over several spaces.
+
+    Silhouettes are compared within a space only, and every space has one vote: how large they are
+    and how far they differ depends on a space's dimensions and training (Wang & Ye 2024, "Deep
+    clustering evaluation: how to validate internal clustering validation measures"). Equal mean
+    ranks go by the mean silhouette, and then to whoever is named first.
+
+    Args:
+        silhouettes: Of each partition, one in every space, the same spaces for all; the simplest
+            method first. Differences below 0.001 are noise of the sampled points: equal.
+        empty_clusters: Of each partition. Those with the fewest come before all others, whatever
+            their silhouettes.
+
+    Returns:
+        (name, mean rank), best first. Rank 1 is the best in a space; equals share a mean rank.
+    """
+    names = list(silhouettes)
+    table = np.round([silhouettes[name] for name in names], 3)
+    ranks = rankdata(-table, axis=0).mean(axis=1)
+    means = np.round(table.mean(axis=1), 3)
+    order = np.lexsort((-means, ranks, [empty_clusters[name] for name in names]))
+    return [(names[i], float(ranks[i])) for i in order]

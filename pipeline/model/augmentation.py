@@ -1,0 +1,108 @@
+"""Augmentation: other versions of a row that belong to the same cluster.
+
+Training on them teaches the encoder what does not matter (Guo, Zhu, Liu & Yin 2018, "Deep Embedded
+Clustering with Data Augmentation"). Raw rows go in and raw rows come out, before any scaling:
+a pixel that moves must take its value along, not its distance from another pixel's mean.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from pipeline.config import Augment
+from pipeline.errors import ConfigError
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""(raw rows, shape (batch, features), randomness) → raw rows of the same shape, float32."""
+
+
+class ImageAugmentation:
+    """Random shift, rotation and zoom of images in row-major order, bilinear, edges repeated.
+
+    Args:
+        shape: (height, width) or (height, width, channels) in pixels; their product is F.
+        shift: Largest shift, as a share of height and width.
+        rotation_degrees: Largest rotation, either way.
+        zoom: Largest change of size: 0.1 is from 1/1.1 to 1.1.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], *, shift: float, rotation_degrees: float, zoom: float
+    ) -> None:
+        self.height, self.width, self.channels = (*shape, 1)[:3]
+        self.shift, self.rotation, self.zoom = shift, math.radians(rotation_degrees), zoom
+
+    def __call__(self, x_BF: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a transformation for each row and apply it."""
+        rows = len(x_BF)
+        if not rows:
+            return x_BF.float()
+        draws = torch.rand((4, rows), generator=generator).mul_(2).sub_(1).to(x_BF.device)
+        angle_B, zoom_B = draws[0] * self.rotation, draws[1] * math.log1p(self.zoom)
+        cos_B, sin_B = angle_B.cos() * zoom_B.exp(), angle_B.sin() * zoom_B.exp()
+        # affine_grid's axes run from -1 to 1, so a whole width is 2.
+        shift_B2 = 2 * self.shift * draws[2:].T
+        theta = torch.stack([cos_B, -sin_B, shift_B2[:, 0], sin_B, cos_B, shift_B2[:, 1]], dim=1)
+        images = x_BF.float().view(rows, self.height, self.width, self.channels)
+        images = images.permute(0, 3, 1, 2)
+        grid = affine_grid(theta.view(rows, 2, 3), list(images.shape), align_corners=False)
+        moved = grid_sample(images, grid, padding_mode="border", align_corners=False)
+        return moved.permute(0, 2, 3, 1).reshape(rows, -1)
+
+
+def augmentation_of(settings: Augment, image_shape: Sequence[int] | None) -> Augmentation | None:
+    """The augmentation that the settings ask for; None where nothing is known about the rows.
+
+    Raises:
+        ConfigError: ``augment.function`` cannot be imported.
+    """
+    if settings.function:
+        return _imported(settings.function)
+    if image_shape is None:
+        return None
+    return ImageAugmentation(
+        image_shape,
+        shift=settings.shift,
+        rotation_degrees=settings.rotation_degrees,
+        zoom=settings.zoom,
+    )
+
+
+def _imported(location: str) -> Augmentation:
+    module, _, name = location.partition(":")
+    try:
+        function: Augmentation = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"augment.function={location!r} cannot be imported: {error}; expected module:function "
+            "that every worker has installed"
+        ) from None
+    return function
+
+
+def hide(x_BF: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Masking noise (Vincent et al. 2010): set inputs to 0, scale up the others to make up.
+
+    Args:
+        x_BF: Scaled rows, shape (batch, features).
+        share: Of the inputs that are hidden, in [0, 1).
+        generator: Decides which.
+    """
+    keep = 1 - share
+    if keep == 1:
+        return x_BF
+    mask_BF = torch.empty(x_BF.shape).bernoulli_(keep, generator=generator).div_(keep)
+    return x_BF * mask_BF.to(x_BF.device)
+
+
+def randomness(*numbers: int) -> torch.Generator:
+    """A generator for one step: a resumed training draws what an uninterrupted one would."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator().manual_seed(seed)

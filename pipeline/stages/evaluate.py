@@ -1,0 +1,311 @@
+"""evaluate: DEC and two baselines, by the same label-free measures on the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.artifacts import (
+    Candidate,
+    Comparison,
+    InitialCentroids,
+    Manifest,
+    ModelKind,
+    PretrainedAutoencoder,
+    RefinedModel,
+    Sample,
+    Scores,
+    SpaceQuality,
+    Standing,
+)
+from pipeline.clustering.agreement import agreement
+from pipeline.clustering.kmeans import kmeans, nearest_centroid
+from pipeline.clustering.quality import (
+    balance,
+    contingency_of,
+    macro_silhouette,
+    objective_ratio,
+    ranking,
+    stability,
+    stratified_rows,
+)
+from pipeline.config import MIN_SAMPLE_ROWS_PER_CLUSTER, Config
+from pipeline.distributed.failures import pipeline_error
+from pipeline.distributed.resources import Resources, share_out
+from pipeline.engine import Context, stage
+from pipeline.errors import NumericalError
+from pipeline.lake.models import centroids_bytes, load_autoencoder, load_centroids, load_scaler
+from pipeline.lake.samples import feature_parts, sampled_classes, sampled_held_out
+from pipeline.model.dec import kl_divergence, soft_assignment, target_distribution
+from pipeline.storage import Store
+
+# Spaces whose silhouettes decide. The refined embedding is measured too, but has no vote: DEC's
+# loss draws it together around DEC's own centroids, on noise as well as on clusters.
+_JUDGES = ("features", "pretrained")
+_ENCODE_ROWS = 4096
+# Rows of the sample that k-means is fitted to here, or 39 a cluster where that is more; everything
+# is measured on all rows of the sample. For centroids it makes no visible difference, and scaled
+# features can be a hundred times as wide as the embeddings that init_centroids clusters.
+_FIT_ROWS = 20_000
+# Fits of the stability measure, which looks at differences between fits and not at the best one.
+_STABILITY_RESTARTS = 5
+_LEAST_RESTARTS = 3
+# Multiplications that all restarts together may take: about half a minute on two cores.
+_KMEANS_WORK = 10**12
+# A label column with more classes than this is a key.
+_MOST_CLASSES = 10_000
+
+
+def _settings(config: Config) -> Any:
+    return {
+        "clusters": config.clusters,
+        "centroids": config.centroids.model_dump(mode="json"),
+        "alpha": config.refine.alpha,
+        "seed": config.seed,
+    }
+
+
+@stage("evaluate", version=1, settings=_settings, distributed=True)
+def evaluate(
+    config: Config,
+    context: Context,
+    manifest: Manifest,
+    sample: Sample,
+    autoencoder: PretrainedAutoencoder,
+    centroids: InitialCentroids,
+    model: RefinedModel,
+) -> Comparison:
+    """One task holds the sample in all three spaces and measures; rows stay off the driver."""
+    resources = share_out(config.execution)
+    task = ray.remote(num_cpus=resources.cpus_per_worker)(_measure)
+    inputs = (manifest, sample, autoencoder, centroids, model)
+    try:
+        found: _Found = ray.get(task.remote(config, context.lake, *inputs, resources))
+    except ray.exceptions.RayError as error:
+        raise pipeline_error(error) from error
+    by_kind = {candidate.kind: candidate for candidate in found.candidates}
+    order = ranking(
+        {c.kind: [s.silhouette for s in c.spaces if s.space in _JUDGES] for c in found.candidates},
+        {c.kind: c.empty_clusters for c in found.candidates},
+    )
+    standings = tuple(Standing(kind=kind, mean_rank=rank) for kind, rank in order)
+    first, second = (by_kind[standing.kind] for standing in standings[:2])
+    path = context.stage_path("evaluate", "kmeans_centroids.parquet")
+    return Comparison(
+        candidates=found.candidates,
+        judges=_JUDGES,
+        standings=standings,
+        winner=first.kind,
+        margin=first.silhouette - second.silhouette,
+        rows=sample.rows,
+        held_out_rows=found.held_out_rows,
+        generalisation=found.generalisation,
+        centroids=context.store(path, centroids_bytes(found.centroids_KF)),
+        restarts=found.restarts,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the task reports: figures and centroids, never rows."""
+
+    candidates: tuple[Candidate, ...]
+    centroids_KF: NDArray[np.float32]
+    restarts: int
+    held_out_rows: int
+    generalisation: float | None
+
+
+def _measure(
+    config: Config,
+    lake: Store,
+    manifest: Manifest,
+    sample: Sample,
+    autoencoder: PretrainedAutoencoder,
+    centroids: InitialCentroids,
+    model: RefinedModel,
+    resources: Resources,
+) -> _Found:
+    torch.set_num_threads(resources.threads)
+    faiss.omp_set_num_threads(resources.threads)
+    spaces = _spaces(config, lake, manifest, sample, autoencoder, model)
+    features = spaces["features"]
+    fit_rows = _fit_rows(config, len(features))
+    restarts = _restarts(config, len(fit_rows), manifest.width)
+    baseline = kmeans(
+        features[fit_rows],
+        config.clusters,
+        restarts=restarts,
+        iterations=config.centroids.iterations,
+        seed=config.seed,
+    )
+    # Each in its own space.
+    partitions: dict[ModelKind, tuple[str, NDArray[np.float32]]] = {
+        "kmeans": ("features", baseline.centroids_KD),
+        "autoencoder": ("pretrained", load_centroids(lake, centroids.centroids).numpy()),
+        "dec": ("refined", load_centroids(lake, model.centroids).numpy()),
+    }
+    held_out = sampled_held_out(lake, sample.parts)
+    classes = sampled_classes(lake, sample.parts, manifest.label) if manifest.label else None
+    return _Found(
+        candidates=tuple(
+            _candidate(config, kind, nearest_centroid(spaces[own], its), spaces, own, classes)
+            for kind, (own, its) in partitions.items()
+        ),
+        centroids_KF=baseline.centroids_KD,
+        restarts=restarts,
+        held_out_rows=int(held_out.sum()),
+        generalisation=_generalisation(
+            torch.from_numpy(spaces["refined"]),
+            load_centroids(lake, model.centroids),
+            torch.from_numpy(held_out),
+            config.refine.alpha,
+        ),
+    )
+
+
+def _spaces(
+    config: Config,
+    lake: Store,
+    manifest: Manifest,
+    sample: Sample,
+    autoencoder: PretrainedAutoencoder,
+    model: RefinedModel,
+) -> dict[str, NDArray[np.float32]]:
+    """The sample in every space, shape (rows, dimensions) each, part by part."""
+    scaler = load_scaler(lake, sample.scaler)
+    before, after = (
+        load_autoencoder(lake, weights, config, manifest.width).encoder
+        for weights in (autoencoder.weights, model.weights)
+    )
+    spaces = {
+        "features": np.empty((sample.rows, manifest.width), np.float32),
+        "pretrained": np.empty((sample.rows, config.model.embedding), np.float32),
+        "refined": np.empty((sample.rows, config.model.embedding), np.float32),
+    }
+    start = 0
+    with torch.inference_mode():
+        for part in feature_parts(lake, sample.parts):
+            for x_BF in torch.split(torch.from_numpy(np.array(part)), _ENCODE_ROWS):
+                x_BF = scaler(x_BF)
+                here = slice(start, start + len(x_BF))
+                spaces["features"][here] = x_BF.numpy()
+                spaces["pretrained"][here] = before(x_BF).numpy()
+                spaces["refined"][here] = after(x_BF).numpy()
+                start += len(x_BF)
+    for name, setting in (("pretrained", "pretrain"), ("refined", "refine")):
+        if not np.isfinite(spaces[name]).all():
+            raise NumericalError(
+                f"evaluate: {name} embeddings are not finite; lower {setting}.learning_rate"
+            )
+    return spaces
+
+
+def _fit_rows(config: Config, rows: int) -> NDArray[np.int64]:
+    """Rows that k-means is fitted to here, drawn by seed, in random order."""
+    most = max(_FIT_ROWS, MIN_SAMPLE_ROWS_PER_CLUSTER * config.clusters)
+    return np.random.default_rng(config.seed).permutation(rows)[:most]
+
+
+def _restarts(config: Config, rows: int, width: int) -> int:
+    """As many as init_centroids has, fewer where they would take minutes."""
+    work = rows * width * config.clusters * config.centroids.iterations
+    affordable = max(_LEAST_RESTARTS, _KMEANS_WORK // work)
+    return min(config.centroids.restarts, affordable)
+
+
+def _candidate(
+    config: Config,
+    kind: ModelKind,
+    labels: NDArray[np.int64],
+    spaces: dict[str, NDArray[np.float32]],
+    own: str,
+    classes: NDArray[np.int64] | None,
+) -> Candidate:
+    clusters = config.clusters
+    cluster_rows = np.bincount(labels, minlength=clusters)
+    drawn = stratified_rows(labels, clusters, config.seed)
+    measured = tuple(
+        SpaceQuality(
+            space=name,
+            silhouette=macro_silhouette(points[drawn], labels[drawn]),
+            objective_ratio=objective_ratio(points, labels, clusters),
+        )
+        for name, points in spaces.items()
+    )
+    return Candidate(
+        kind=kind,
+        spaces=measured,
+        silhouette=float(np.mean([s.silhouette for s in measured if s.space in _JUDGES])),
+        balance=balance(cluster_rows),
+        empty_clusters=int((cluster_rows == 0).sum()),
+        stability=_stability(config, spaces[own]),
+        scores=_scores(labels, classes),
+    )
+
+
+def _stability(config: Config, points: NDArray[np.float32]) -> float | None:
+    """ARI, on all rows of the sample, of k-means fitted to two disjoint random halves.
+
+    The halves are the same for every candidate, and so are the restarts. For "kmeans" that is the
+    whole method. For "autoencoder" and "dec" the encoder stays as it is and only the centroids are
+    fitted again, for DEC by k-means on its refined embeddings: it tells how clearly that embedding
+    separates clusters, not what another training would give.
+    """
+    rows = _fit_rows(config, len(points))
+    half = len(rows) // 2
+    if half < config.clusters:
+        return None
+    first, second = (
+        nearest_centroid(
+            points,
+            kmeans(
+                points[half_of_them],
+                config.clusters,
+                restarts=min(_STABILITY_RESTARTS, _restarts(config, half, points.shape[1])),
+                iterations=config.centroids.iterations,
+                seed=config.seed,
+            ).centroids_KD,
+        )
+        for half_of_them in (rows[:half], rows[half : 2 * half])
+    )
+    return stability(first, second)
+
+
+def _generalisation(
+    z_ND: Tensor, centroids_KD: Tensor, held_out_N: Tensor, alpha: float
+) -> float | None:
+    """KL of the rows that training saw over KL of those that it did not; see ``Comparison``.
+
+    The frequencies of the target come from the seen rows of the sample, for both.
+    """
+    seen, unseen = z_ND[~held_out_N], z_ND[held_out_N]
+    if not len(seen) or not len(unseen):
+        return None
+    frequency_K = torch.zeros(len(centroids_KD), dtype=torch.float64)
+    for z_BD in torch.split(seen, _ENCODE_ROWS):
+        frequency_K += soft_assignment(z_BD, centroids_KD, alpha).sum(dim=0, dtype=torch.float64)
+
+    def mean_kl(rows_ND: Tensor) -> float:
+        total = 0.0
+        for z_BD in torch.split(rows_ND, _ENCODE_ROWS):
+            q_BK = soft_assignment(z_BD, centroids_KD, alpha)
+            total += kl_divergence(target_distribution(q_BK, frequency_K), q_BK).item()
+        return total / len(rows_ND)
+
+    held_out_kl = mean_kl(unseen)
+    return mean_kl(seen) / held_out_kl if held_out_kl > 0 else None
+
+
+def _scores(labels: NDArray[np.int64], classes: NDArray[np.int64] | None) -> Scores | None:
+    if classes is None or classes.max(initial=0) >= _MOST_CLASSES:
+        return None
+    found = agreement(contingency_of(labels, classes))
+    return Scores(acc=found.acc, nmi=found.nmi, ari=found.ari, rows=found.rows)

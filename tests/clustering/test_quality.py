@@ -1,0 +1,167 @@
+"""Measures of a partition, against values worked out by hand and against scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_rand_score, silhouette_samples, silhouette_score
+
+from pipeline.clustering.quality import (
+    balance,
+    contingency_of,
+    macro_silhouette,
+    objective_ratio,
+    ranking,
+    stability,
+    stratified_rows,
+)
+
+# On a line: 0 and 2 in one cluster, 10 in the other.
+LINE = np.array([[0.0], [2.0], [10.0]], np.float32)
+
+
+def grouped(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Three overlapping groups of very different sizes, and the group of each point."""
+    random = np.random.default_rng(seed)
+    labels = random.choice(3, rows, p=[0.94, 0.05, 0.01])
+    points = random.normal(size=(rows, 4)) + 2 * labels[:, None]
+    return points.astype(np.float32), labels
+
+
+# ---------------------------------------------------------------------------------- silhouette
+
+
+def test_silhouette_by_hand() -> None:
+    # a = 2, b = 10 and a = 2, b = 8: 0.8 and 0.75; alone in its cluster: 0.
+    expected = ((0.8 + 0.75) / 2 + 0) / 2
+    assert macro_silhouette(LINE, np.array([0, 0, 1])) == pytest.approx(expected)
+
+
+def test_silhouette_is_the_mean_of_scikit_learns_over_clusters() -> None:
+    points, labels = grouped(600)
+    each = silhouette_samples(points, labels)
+    expected = np.mean([each[labels == k].mean() for k in range(3)])
+    assert macro_silhouette(points, labels) == pytest.approx(expected)
+    assert abs(expected - silhouette_score(points, labels)) > 0.01  # which counts rows
+
+
+def test_silhouette_does_not_depend_on_the_numbers_of_clusters() -> None:
+    points, labels = grouped(300)
+    renamed = np.array([7, 0, 3])[labels]
+    assert macro_silhouette(points, renamed) == pytest.approx(macro_silhouette(points, labels))
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]])
+def test_silhouette_where_there_is_nothing_to_compare(labels: list[int]) -> None:
+    assert macro_silhouette(LINE, np.array(labels)) == 0
+
+
+def test_silhouette_of_drawn_rows_is_close_to_that_of_all() -> None:
+    points, labels = grouped(6000)
+    drawn = stratified_rows(labels, 3, seed=0)
+    assert len(drawn) < 700
+    whole = macro_silhouette(points, labels)
+    assert macro_silhouette(points[drawn], labels[drawn]) == pytest.approx(whole, abs=0.03)
+
+
+def test_drawn_rows() -> None:
+    labels = np.repeat([0, 1, 2, 4], [1000, 150, 3, 500])
+    drawn = stratified_rows(labels, 5, seed=1)
+    assert np.bincount(labels[drawn]).tolist() == [200, 150, 3, 0, 200]
+    assert (np.diff(drawn) > 0).all()  # each once
+    np.testing.assert_array_equal(drawn, stratified_rows(labels, 5, seed=1))
+    assert not np.array_equal(drawn, stratified_rows(labels, 5, seed=2))
+
+
+@pytest.mark.parametrize(("clusters", "most"), [(2, 200), (100, 50), (2000, 10)])
+def test_how_many_rows_are_drawn(clusters: int, most: int) -> None:
+    labels = np.zeros(1000, np.int64)
+    assert len(stratified_rows(labels, clusters, seed=0)) == most
+
+
+def test_equal_partitions_are_measured_on_the_same_rows() -> None:
+    _, labels = grouped(3000)
+    renamed = np.array([2, 0, 1])[labels]
+    np.testing.assert_array_equal(stratified_rows(labels, 3, 0), stratified_rows(renamed, 3, 0))
+
+
+# --------------------------------------------------------------------- objective, balance, ARI
+
+
+def test_objective_ratio_by_hand() -> None:
+    # Within: 1 + 1 around 1; in all: 16 + 4 + 36 around 4.
+    assert objective_ratio(LINE, np.array([0, 0, 1]), 2) == pytest.approx(2 / 56)
+    assert objective_ratio(LINE, np.array([0, 0, 0]), 2) == pytest.approx(1)
+    assert objective_ratio(LINE, np.array([2, 1, 0]), 3) == pytest.approx(0)
+
+
+def test_objective_ratio_ignores_place_and_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, labels = grouped(500)
+    expected = objective_ratio(points, labels, 3)
+    assert objective_ratio(100 * points, labels, 3) == pytest.approx(expected)
+    moved = (points.astype(np.float64) + 1e3).astype(np.float32)
+    assert objective_ratio(moved, labels, 3) == pytest.approx(expected, rel=1e-3)
+    monkeypatch.setattr("pipeline.clustering.quality._CHUNK", 28)  # seven points at a time
+    assert objective_ratio(points, labels, 3) == pytest.approx(expected)
+
+
+def test_objective_ratio_of_a_space_that_collapsed() -> None:
+    assert objective_ratio(np.ones((4, 2), np.float32), np.array([0, 1, 0, 1]), 2) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([5, 5, 5], 1.0),
+        ([9, 0, 0], 0.0),
+        ([5, 5, 0, 0], 0.5),
+        ([3, 1], (2 * math.log(2) - 0.75 * math.log(3)) / math.log(2)),
+    ],
+)
+def test_balance(rows: list[int], expected: float) -> None:
+    assert balance(np.array(rows)) == pytest.approx(expected)
+
+
+def test_stability_is_the_adjusted_rand_index() -> None:
+    random = np.random.default_rng(0)
+    first, second = random.integers(0, 5, 400), random.integers(0, 4, 400)
+    second[:200] = first[:200] % 4
+    assert stability(first, second) == pytest.approx(adjusted_rand_score(first, second))
+    assert stability(first, np.array([3, 1, 4, 0, 2])[first]) == pytest.approx(1)
+
+
+def test_contingency_leaves_out_unknown_classes() -> None:
+    counted = contingency_of(np.array([0, 1, 1, 2]), np.array([1, 0, -1, 1]))
+    assert counted.tolist() == [[0, 1], [1, 0], [0, 1]]
+    assert contingency_of(np.array([0, 1]), np.array([-1, -1])).sum() == 0
+
+
+# -------------------------------------------------------------------------------------- ranking
+
+
+NONE_EMPTY = {"kmeans": 0, "autoencoder": 0, "dec": 0}
+
+
+def test_ranks_and_not_the_size_of_silhouettes_decide() -> None:
+    # The mean would go to autoencoder, for one space where silhouettes are large.
+    silhouettes = {"kmeans": (0.05, 0.1), "autoencoder": (0.06, 0.9), "dec": (0.09, 0.8)}
+    three = {name: (first, first, second) for name, (first, second) in silhouettes.items()}
+    assert [name for name, _ in ranking(three, NONE_EMPTY)] == ["dec", "autoencoder", "kmeans"]
+    assert dict(ranking(three, NONE_EMPTY))["dec"] == pytest.approx((1 + 1 + 2) / 3)
+
+
+def test_equal_ranks_go_by_the_mean_silhouette() -> None:
+    silhouettes = {"kmeans": (0.5, 0.2), "autoencoder": (0.4, 0.4), "dec": (0.1, 0.1)}
+    assert next(name for name, _ in ranking(silhouettes, NONE_EMPTY)) == "autoencoder"
+
+
+def test_the_simplest_wins_where_all_are_as_good() -> None:
+    silhouettes = {"kmeans": (0.5, 0.2), "autoencoder": (0.5, 0.2), "dec": (0.5001, 0.2)}
+    order = ranking(silhouettes, NONE_EMPTY)
+    assert order == [("kmeans", 2.0), ("autoencoder", 2.0), ("dec", 2.0)]
+
+
+def test_empty_clusters_lose_whatever_the_silhouettes() -> None:
+    silhouettes = {"kmeans": (0.1, 0.1), "autoencoder": (0.2, 0.2), "dec": (0.9, 0.9)}
+    order = ranking(silhouettes, {"kmeans": 1, "autoencoder": 0, "dec": 2})
+    assert [name for name, _ in order] == ["autoencoder", "kmeans", "dec"]
