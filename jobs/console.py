@@ -115,6 +115,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     if summary.label_change is not None:
         refined += f", last label change {summary.label_change:.3%}"
     facts.append(("refine", refined))
+    facts += [("collapse", event) for event in summary.refine_events]
     if scores := summary.scores:
         text = f"ACC {scores.acc:.4f}  NMI {scores.nmi:.4f}  ARI {scores.ari:.4f}"
         facts.append(("against labels", f"{text}  on {scores.rows:,} rows"))

@@ -355,6 +355,7 @@ class Summary(Artifact):
     kmeans_objective: float
     refine_updates: int
     refine_stopped_by: str
+    refine_events: tuple[str, ...]
     kl: float | None
     label_change: float | None
     scores: Scores | None

@@ -24,7 +24,7 @@ def _settings(_: Config) -> Any:
     return {}
 
 
-@stage("summary", version=2, settings=_settings, distributed=False)
+@stage("summary", version=3, settings=_settings, distributed=False)
 def summary(
     config: Config,
     context: Context,
@@ -58,6 +58,7 @@ def summary(
         kmeans_objective=centroids.objective,
         refine_updates=last.number,
         refine_stopped_by=dec.stopped_by,
+        refine_events=tuple(f"update {u.number}: {u.event}" for u in dec.updates if u.event),
         kl=last.kl,
         label_change=last.label_change,
         scores=assignments.scores,

@@ -134,6 +134,23 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
     assert redone == {"refine", "evaluate", "select", "assign", "publish", "summary"}
 
 
+def test_a_collapse_is_told_and_the_last_sound_state_is_published(
+    settings: dict[str, Any], context: Context
+) -> None:
+    settings["refine"] = {**settings["refine"], "learning_rate": 1e30}
+    settings["execution"] |= {"workers": 1}
+    summary = run(Execution(config_of(settings), context))
+    assert summary.refine_stopped_by == "collapse"
+    (event,) = summary.refine_events
+    assert "is not finite" in event or "are not finite" in event
+    assert event.endswith("back to update 0, which is the result")
+    assert min(summary.cluster_rows) > 0
+    # The state that was kept is the k-means partition, and the comparison says as much.
+    assert summary.comparison is not None
+    scores = {candidate.kind: candidate.silhouette for candidate in summary.comparison.candidates}
+    assert scores["dec"] == pytest.approx(scores["autoencoder"])
+
+
 def test_parts_that_are_there_are_kept_and_damaged_ones_replaced(
     settings: dict[str, Any], tmp_path: Path, context: Context
 ) -> None:
