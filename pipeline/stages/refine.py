@@ -139,7 +139,7 @@ def _card(
     layers = "-".join(map(str, (manifest.width, *config.model.hidden, config.model.embedding)))
     last = model.updates[-1]
     change = "none measured" if last.label_change is None else f"{last.label_change:.3%}"
-    events = "".join(f"\n- Update {u.number}: {u.event}." for u in model.updates if u.event)
+    events = "".join(f"- Update {u.number}: {u.event}.\n" for u in model.updates if u.event)
     return f"""# Model {model.model_id}
 
 Deep Embedded Clustering (Xie, Girshick & Farhadi 2016) into {config.clusters} clusters.
@@ -148,8 +148,8 @@ Deep Embedded Clustering (Xie, Girshick & Farhadi 2016) into {config.clusters} c
 - Features, in this order: {columns}. Scaling: {model.scaling}.
 - Encoder {layers}; reconstruction loss after {len(pretrained.losses)} passes:
   {pretrained.losses[-1]:.5f} per scaled feature.
-- Refined for {last.number} updates, stopped by {model.stopped_by}; last label change: {change}.{events}
-- Smallest cluster {min(last.cluster_rows):,} rows, largest {max(last.cluster_rows):,}.
+- Refined for {last.number} updates, stopped by {model.stopped_by}; last label change: {change}.
+{events}- Smallest cluster {min(last.cluster_rows):,} rows, largest {max(last.cluster_rows):,}.
 
 Files: `weights.safetensors` (encoder and decoder), `centroids.parquet` (cluster_id, centroid),
 `scaler.parquet` (one row a feature: scaled = (x - offset) * factor), `config.yaml`.
