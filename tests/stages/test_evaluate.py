@@ -34,7 +34,7 @@ def stage_times(lake: Path) -> dict[str, int]:
 
 @pytest.fixture
 def hidden_from_the_autoencoder(settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """Six groups that k-means sees, and an encoder that puts all on one line, hardly trained."""
+    """Six groups that k-means sees, and an encoder too narrow for them, hardly trained."""
     random = np.random.default_rng(5)
     label = random.integers(0, 6, 1200)
     x = (6 * np.eye(6)[label] + random.normal(size=(1200, 6))).astype(np.float32)
@@ -52,7 +52,7 @@ def hidden_from_the_autoencoder(settings: dict[str, Any], tmp_path: Path) -> dic
             "path": str(write_shards(tmp_path / "hidden", table)),
         },
         "clusters": 6,
-        "model": {"hidden": [4], "embedding": 1},
+        "model": {"hidden": [4], "embedding": 2},
         "pretrain": {"passes": 1, "min_updates": 0, "learning_rate": 1e-6},
         "refine": {"passes": 0},
     }
