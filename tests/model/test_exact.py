@@ -219,16 +219,6 @@ SHARED_ROWS, SHARED_BATCH, SHARED_CLUSTERS = 213, 64, 3
 DTYPES = (torch.float64, torch.float32)
 
 
-class SharedRows(MemoryRows):
-    """The same global batches for any number of workers; each worker measures its own share."""
-
-    def batches(self, pass_number: int, batch_rows: int, *, shuffled: bool) -> Iterator[Tensor]:
-        if shuffled:
-            yield from super().batches(pass_number, batch_rows, shuffled=True)
-        else:  # or else the first worker would take them all in one large batch
-            yield from self.x[self.rank :: self.size].split(batch_rows)
-
-
 @dataclass
 class Compared:
     """What must not depend on how many workers there are.
@@ -260,7 +250,7 @@ def train_on_shared_batches(rank: int, size: int, dtype: torch.dtype) -> Compare
 
     night._measure = kept  # type: ignore[method-assign]
     gradients = gradients_of(night)
-    for _ in night.run(SharedRows(x, rank, size)):
+    for _ in night.run(MemoryRows(x, rank, size)):
         pass
     with torch.no_grad():
         labels = night.model(x.to(dtype)).argmax(dim=1)
