@@ -190,10 +190,25 @@ class Refine(Optimization):
         default=0.001, ge=0, le=1, description="Stop when fewer labels change between updates."
     )
     alpha: PositiveFloat = Field(default=1.0, description="Degrees of freedom of the kernel.")
+    start_spread: PositiveFloat | None = Field(
+        default=1.0,
+        description="Root mean square distance to the first centroids, a dimension, to which "
+        "embeddings are scaled before; null leaves them as the autoencoder made them.",
+    )
     batch_rows: PositiveInt = Field(default=256, description="Rows an update, over all workers.")
     update_interval_rows: PositiveInt | None = Field(
         default=None,
         description="Rows learnt from between two updates of the target; null = one pass.",
+    )
+    target: Literal["live", "frozen"] = Field(
+        default="live",
+        description="What is sharpened into the target: the model as it stands, or as it stood "
+        "at the last update, as in the paper.",
+    )
+    frequency_rows: PositiveInt = Field(
+        default=1_000_000,
+        description="Rows that the frequency of clusters is summed over while the target is live; "
+        "at most a pass. A frozen target has the sum over the whole pass.",
     )
     learning_rate: PositiveFloat = 1e-4
     reconstruction_weight: float = Field(

@@ -39,12 +39,8 @@ SIDEWAYS = {
 # Who may import what is heavy or belongs to one place; a unit, or one module of it.
 LIBRARIES = {
     "ray": {"pipeline.lake", "pipeline.distributed", "pipeline.stages", "jobs"},
-    # These two stages set the threads of FAISS where it runs; the algorithm is in clustering.
-    "faiss": {
-        "pipeline.clustering",
-        "pipeline.stages.init_centroids",
-        "pipeline.stages.evaluate",
-    },
+    # A task's threads are set where it runs; the algorithm is in clustering.
+    "faiss": {"pipeline.clustering", "pipeline.distributed.tasks"},
     "torch": {"pipeline.model", "pipeline.lake", "pipeline.distributed", "pipeline.stages"},
     "pyarrow": {
         "pipeline.schema",
@@ -156,7 +152,7 @@ def test_the_rules_catch_what_they_forbid(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("pipeline.stages.init_centroids", "import faiss, ray, torch"),
+        ("pipeline.distributed.tasks", "import faiss, ray, torch"),
         ("pipeline.lake.feed", "from pipeline.lake.reading import Reader"),
         ("pipeline.engine", "from pipeline.artifacts import Artifact"),
         ("pipeline.distributed.training", "from pipeline.lake.feed import WorkerRows"),

@@ -1,15 +1,42 @@
-"""Work over slices by Ray Data: tasks or an actor pool, results as they come."""
+"""Work on the cluster: one task, or Ray Data over slices with results as they come."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+import faiss
 import pyarrow as pa
 import ray
+import torch
 
+from pipeline.config import Execution
 from pipeline.distributed.failures import pipeline_error
+from pipeline.distributed.resources import share_out
 from pipeline.lake.ray_data import quiet_ray_data
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def run_task(settings: Execution, work: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    """Call ``work`` on a node of the cluster, with a worker's CPUs and threads.
+
+    Raises:
+        PipelineError: What stopped it.
+    """
+    resources = share_out(settings)
+
+    def task() -> R:
+        torch.set_num_threads(resources.threads)
+        faiss.omp_set_num_threads(resources.threads)
+        return work(*arguments, **named)
+
+    try:
+        result: R = ray.get(ray.remote(num_cpus=resources.cpus_per_worker)(task).remote())
+    except ray.exceptions.RayError as error:
+        raise pipeline_error(error) from error
+    return result
 
 
 def map_slices(

@@ -11,12 +11,20 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pipeline.artifacts import ClusteringModel, FeatureColumn, StoredFile
+from pipeline.artifacts import (
+    ClusteringModel,
+    FeatureColumn,
+    Manifest,
+    ModelKind,
+    StoredFile,
+    fingerprint_of,
+)
 from pipeline.config import Config
+from pipeline.engine import Context
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.refinement import ClusterModel
 from pipeline.model.scaling import Scaler
-from pipeline.storage import Store, parquet_bytes
+from pipeline.storage import Store, parquet_bytes, sha256
 
 _SCALING_KEY = b"scaling"
 
@@ -77,6 +85,81 @@ def load_scaler(lake: Store, file: StoredFile) -> Scaler:
     table = lake.read_table(file.path)
     mode = table.schema.metadata[_SCALING_KEY].decode()
     return Scaler(mode, *(table[name].to_numpy() for name in ("mean", "offset", "factor")))
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What ``store_model`` wrote; see ``ClusteringModel``."""
+
+    model_id: str
+    kind: ModelKind
+    weights: StoredFile | None
+    centroids: StoredFile
+    scaler: StoredFile
+
+
+def store_model(
+    config: Config,
+    context: Context,
+    kind: ModelKind,
+    *,
+    weights: bytes | None,
+    centroids: bytes,
+    scaler: bytes,
+) -> ModelFiles:
+    """Write a model's files into a folder of the lake that is named after their content."""
+    parts = [sha256(content) for content in (weights, centroids, scaler) if content]
+    model_id = "m-" + fingerprint_of([kind, *parts, config.refine.alpha])[:12]
+    folder = f"models/{model_id}"
+    context.lake.write_bytes(f"{folder}/config.yaml", config.to_yaml().encode())
+    return ModelFiles(
+        model_id=model_id,
+        kind=kind,
+        weights=context.store(f"{folder}/weights.safetensors", weights) if weights else None,
+        centroids=context.store(f"{folder}/centroids.parquet", centroids),
+        scaler=context.store(f"{folder}/scaler.parquet", scaler),
+    )
+
+
+_METHODS: dict[ModelKind, str] = {
+    "dec": "Deep Embedded Clustering (Xie, Girshick & Farhadi 2016)",
+    "autoencoder": "An autoencoder, and k-means on its embeddings",
+    "kmeans": "k-means on scaled features",
+}
+
+
+def store_model_card(
+    config: Config, context: Context, manifest: Manifest, files: ModelFiles, facts: str
+) -> None:
+    """Write what a person wants to know of a model beside its files.
+
+    Args:
+        config: The settings of the run.
+        context: The run.
+        manifest: What it read.
+        files: The model.
+        facts: How it came about, as Markdown.
+    """
+    columns = ", ".join(
+        f"`{c.name}` (vector of {c.width})" if c.vector else f"`{c.name}`"
+        for c in manifest.features
+    )
+    layers = "-".join(map(str, (manifest.width, *config.model.hidden, config.model.embedding)))
+    encoder = f"Encoder {layers}" if files.weights else "No encoder: centroids are scaled features"
+    weights = "`weights.safetensors` (encoder and decoder), " if files.weights else ""
+    text = f"""# Model {files.model_id}
+
+{_METHODS[files.kind]}, into {config.clusters} clusters.
+
+- Fitted by run `{context.run_id}` for ds `{context.ds}`.
+- Features, in this order: {columns}. Scaling: {config.source.scaling}.
+- {encoder}.
+{facts.strip()}
+
+Files: {weights}`centroids.parquet` (cluster_id, centroid),
+`scaler.parquet` (one row a feature: scaled = (x - offset) * factor), `config.yaml`.
+"""
+    context.lake.write_bytes(f"models/{files.model_id}/model_card.md", text.encode())
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from pipeline.artifacts import StoredFile
 from pipeline.lake.reading import Reader
 from pipeline.lake.slices import held_out
-from pipeline.model.scaling import Moments
+from pipeline.model.scaling import Moments, Scaler
 from pipeline.storage import Store, parquet_bytes, sha256
 
+_ENCODE_ROWS = 4096
 # Columns of a sample part; not names that a key column would have.
 FEATURES = "dec_features"
 HELD_OUT = "dec_held_out"
@@ -126,6 +129,21 @@ def feature_parts(lake: Store, parts: tuple[StoredFile, ...]) -> Iterator[NDArra
 def sampled_features(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.generic]:
     """Raw features of the whole sample, shape (rows, features)."""
     return np.concatenate(list(feature_parts(lake, parts)))
+
+
+def sampled_embeddings(
+    lake: Store, parts: tuple[StoredFile, ...], scaler: Scaler, encoders: Mapping[str, nn.Module]
+) -> dict[str, NDArray[np.float32]]:
+    """What each encoder makes of the scaled sample, shape (rows, dimensions) each."""
+    found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
+    with torch.inference_mode():
+        for part in feature_parts(lake, parts):
+            # A copy: Arrow's memory is read-only, and torch warns of that.
+            for x_BF in torch.split(torch.from_numpy(np.array(part)), _ENCODE_ROWS):
+                x_BF = scaler(x_BF)
+                for name, encoder in encoders.items():
+                    found[name].append(encoder(x_BF).numpy())
+    return {name: np.concatenate(blocks) for name, blocks in found.items()}
 
 
 def sampled_held_out(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.bool_]:

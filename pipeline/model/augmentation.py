@@ -98,8 +98,13 @@ def hide(x_BF: Tensor, share: float, generator: torch.Generator) -> Tensor:
     keep = 1 - share
     if keep == 1:
         return x_BF
-    mask_BF = torch.empty(x_BF.shape).bernoulli_(keep, generator=generator).div_(keep)
-    return x_BF * mask_BF.to(x_BF.device)
+    # Four 16-bit numbers from each draw: drawing is serial, and a number for each input would take
+    # as long as a matrix product.
+    draws = torch.empty(-(-x_BF.numel() // 4), dtype=torch.int64)
+    draws.random_(-(2**63), None, generator=generator)
+    numbers_BF = draws.view(torch.int16)[: x_BF.numel()].view(x_BF.shape)
+    seen_BF = numbers_BF >= round(share * 2**16) - 2**15
+    return x_BF * seen_BF.to(x_BF.device) / keep
 
 
 def randomness(*numbers: int) -> torch.Generator:

@@ -41,3 +41,12 @@ class Autoencoder(nn.Module):
     def forward(self, x_BF: Tensor) -> Tensor:
         """Reconstruct scaled rows, shape (batch, features) in and out."""
         return self.decoder(self.encoder(x_BF))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def rescale_embedding(self, factor: float) -> None:
+        """Multiply every embedding with ``factor``; reconstructions stay as they are."""
+        *_, last = (layer for layer in self.encoder.modules() if isinstance(layer, nn.Linear))
+        last.weight.mul_(factor)
+        last.bias.mul_(factor)
+        first = next(layer for layer in self.decoder.modules() if isinstance(layer, nn.Linear))
+        first.weight.div_(factor)

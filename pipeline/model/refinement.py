@@ -1,8 +1,9 @@
 """Refinement: DEC sharpens encoder and centroids together (Xie et al. 2016, section 3.1).
 
-Exact at any size. The target p needs q of every row as the model stood at the last update. A
-frozen copy of encoder and centroids computes it for each batch on the fly, so that nothing grows
-with rows × clusters, and the frequency f is summed over the whole pass and all workers.
+Exact at any size: the target p of a batch is computed on the fly, so that nothing grows with
+rows × clusters, and its frequency f is summed over the whole pass and all workers. The paper's
+target stands still between two updates (``target: frozen``): a frozen copy of encoder and centroids
+gives it. A moving one (``target: live``) sharpens what the model says now; decision 0008.
 
 A partition collapses when a cluster loses all its rows, when one swallows most of them, or when
 the loss is no longer a number. The frozen copy is then the last sound state to go back to.
@@ -247,13 +248,16 @@ class Refinement:
         parameters = list(self.live.parameters())
         rank = rank_and_size()[0]
         interval = settings.update_interval_rows or math.inf
+        # While the target moves, so does f: a sum over this many rows, the older the less.
+        window = max(settings.batch_rows, min(settings.frequency_rows, rows.total_rows))
+        frequency_K = frequency_K * (window / max(1, rows.total_rows))
         kl_total, loss_total, seen = 0.0, 0.0, 0
         while seen < interval and self.passes_done < settings.passes:
             if self._batches is None:
                 self._batches = self._resumed_pass(rows)
             raw_BF = next(self._batches)
             random = randomness(self.seed, self.passes_done, self.steps_done, rank, self.recoveries)
-            kl, error = self._losses(raw_BF, frequency_K, random)
+            kl, error, target_q_BK = self._losses(raw_BF, frequency_K, random)
             self._set_learning_rate(rows)
             loss_sum, global_rows, kl_sum = global_update(
                 self.optimizer,
@@ -265,6 +269,9 @@ class Refinement:
             )
             if not math.isfinite(loss_sum):
                 return False
+            if settings.target == "live":
+                batch_K = sum_over_workers(target_q_BK.sum(dim=0, dtype=torch.float64))
+                frequency_K = frequency_K * (1 - global_rows / window) + batch_K
             self.steps_done, self.rows_done = self.steps_done + 1, self.rows_done + global_rows
             kl_total, loss_total = kl_total + kl_sum, loss_total + loss_sum
             seen += global_rows
@@ -280,19 +287,30 @@ class Refinement:
 
     def _losses(
         self, raw_BF: Tensor, frequency_K: Tensor, random: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """KL(P‖Q) and the decoder's squared error a feature, both summed over the rows."""
-        x_BF = self.scaler(raw_BF)
-        p_BK = target_distribution(self.frozen(x_BF), frequency_K)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is minimised for a batch.
+
+        Returns:
+            KL(P‖Q) and the decoder's squared error a feature, both summed over the rows, and the
+            soft assignments that were sharpened into P.
+        """
+        clean_BF = x_BF = self.scaler(raw_BF)
         if self.augmentation:
             x_BF = self.scaler(self.augmentation(raw_BF, random))
-        z_BD = self.model.encoder(hide(x_BF, self.settings.noise, random))
+        given_BF = hide(x_BF, self.settings.noise, random)
+        z_BD = self.model.encoder(given_BF)
         q_BK = soft_assignment(z_BD, self.model.centroids_KD, self.model.alpha)
-        kl = kl_divergence(p_BK, q_BK)
+        if self.settings.target == "live" and given_BF is clean_BF:
+            target_q_BK = q_BK.detach()
+        else:
+            with torch.no_grad():
+                target = self.model if self.settings.target == "live" else self.frozen
+                target_q_BK = target(clean_BF)
+        kl = kl_divergence(target_distribution(target_q_BK, frequency_K), q_BK)
         if "decoder" not in self.live:
-            return kl, torch.zeros(())
+            return kl, torch.zeros(()), target_q_BK
         error = (self.live["decoder"](z_BD) - x_BF).square().sum() / x_BF.shape[1]
-        return kl, error
+        return kl, error, target_q_BK
 
     def _resumed_pass(self, rows: TrainingRows) -> Iterator[Tensor]:
         """The pass that is under way, from where it stands."""

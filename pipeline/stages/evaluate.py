@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import numpy as np
-import ray
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.artifacts import (
     Candidate,
@@ -37,12 +35,11 @@ from pipeline.clustering.quality import (
     stratified_rows,
 )
 from pipeline.config import MIN_SAMPLE_ROWS_PER_CLUSTER, Config
-from pipeline.distributed.failures import pipeline_error
-from pipeline.distributed.resources import Resources, share_out
+from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
 from pipeline.errors import NumericalError
 from pipeline.lake.models import centroids_bytes, load_autoencoder, load_centroids, load_scaler
-from pipeline.lake.samples import feature_parts, sampled_classes, sampled_held_out
+from pipeline.lake.samples import sampled_classes, sampled_embeddings, sampled_held_out
 from pipeline.model.dec import kl_divergence, soft_assignment, target_distribution
 from pipeline.storage import Store
 
@@ -83,13 +80,8 @@ def evaluate(
     model: RefinedModel,
 ) -> Comparison:
     """One task holds the sample in all three spaces and measures; rows stay off the driver."""
-    resources = share_out(config.execution)
-    task = ray.remote(num_cpus=resources.cpus_per_worker)(_measure)
     inputs = (manifest, sample, autoencoder, centroids, model)
-    try:
-        found: _Found = ray.get(task.remote(config, context.lake, *inputs, resources))
-    except ray.exceptions.RayError as error:
-        raise pipeline_error(error) from error
+    found = run_task(config.execution, _measure, config, context.lake, *inputs)
     by_kind = {candidate.kind: candidate for candidate in found.candidates}
     order = ranking(
         {c.kind: [s.silhouette for s in c.spaces if s.space in _JUDGES] for c in found.candidates},
@@ -131,10 +123,7 @@ def _measure(
     autoencoder: PretrainedAutoencoder,
     centroids: InitialCentroids,
     model: RefinedModel,
-    resources: Resources,
 ) -> _Found:
-    torch.set_num_threads(resources.threads)
-    faiss.omp_set_num_threads(resources.threads)
     spaces = _spaces(config, lake, manifest, sample, autoencoder, model)
     features = spaces["features"]
     fit_rows = _fit_rows(config, len(features))
@@ -179,27 +168,14 @@ def _spaces(
     autoencoder: PretrainedAutoencoder,
     model: RefinedModel,
 ) -> dict[str, NDArray[np.float32]]:
-    """The sample in every space, shape (rows, dimensions) each, part by part."""
-    scaler = load_scaler(lake, sample.scaler)
+    """The sample in every space, shape (rows, dimensions) each."""
     before, after = (
         load_autoencoder(lake, weights, config, manifest.width).encoder
         for weights in (autoencoder.weights, model.weights)
     )
-    spaces = {
-        "features": np.empty((sample.rows, manifest.width), np.float32),
-        "pretrained": np.empty((sample.rows, config.model.embedding), np.float32),
-        "refined": np.empty((sample.rows, config.model.embedding), np.float32),
-    }
-    start = 0
-    with torch.inference_mode():
-        for part in feature_parts(lake, sample.parts):
-            for x_BF in torch.split(torch.from_numpy(np.array(part)), _ENCODE_ROWS):
-                x_BF = scaler(x_BF)
-                here = slice(start, start + len(x_BF))
-                spaces["features"][here] = x_BF.numpy()
-                spaces["pretrained"][here] = before(x_BF).numpy()
-                spaces["refined"][here] = after(x_BF).numpy()
-                start += len(x_BF)
+    encoders = {"features": nn.Sequential(), "pretrained": before, "refined": after}
+    scaler = load_scaler(lake, sample.scaler)
+    spaces = sampled_embeddings(lake, sample.parts, scaler, encoders)
     for name, setting in (("pretrained", "pretrain"), ("refined", "refine")):
         if not np.isfinite(spaces[name]).all():
             raise NumericalError(

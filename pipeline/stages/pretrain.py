@@ -40,7 +40,7 @@ def _build(config: Config, lake: Store, scaler: StoredFile, width: int) -> Pretr
     )
 
 
-@stage("pretrain", version=2, settings=_settings, distributed=True)
+@stage("pretrain", version=3, settings=_settings, distributed=True)
 def pretrain(
     config: Config, context: Context, manifest: Manifest, sample: Sample
 ) -> PretrainedAutoencoder:

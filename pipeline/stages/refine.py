@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,6 @@ from pipeline.artifacts import (
     RefinedModel,
     RefineRecord,
     Sample,
-    fingerprint_of,
 )
 from pipeline.config import Config
 from pipeline.distributed.training import train
@@ -24,13 +24,15 @@ from pipeline.lake.models import (
     load_autoencoder,
     load_centroids,
     load_scaler,
+    store_model,
+    store_model_card,
     weights_bytes,
 )
 from pipeline.lake.reading import Reader, pieces_of
 from pipeline.lake.samples import sampled_features
 from pipeline.model.augmentation import augmentation_of
 from pipeline.model.refinement import ClusterModel, Refinement
-from pipeline.storage import Store, sha256
+from pipeline.storage import Store
 
 
 def _settings(config: Config) -> Any:
@@ -54,7 +56,9 @@ def _build(
     centroids: InitialCentroids,
 ) -> Refinement:
     loaded = load_autoencoder(lake, autoencoder.weights, config, width)
-    centroids_KD = load_centroids(lake, centroids.centroids)
+    factor = _embedding_factor(config, centroids)
+    loaded.rescale_embedding(factor)
+    centroids_KD = load_centroids(lake, centroids.centroids) * factor
     model = ClusterModel(loaded.encoder, centroids_KD, config.refine.alpha)
     return Refinement(
         model,
@@ -67,7 +71,18 @@ def _build(
     )
 
 
-@stage("refine", version=2, settings=_settings, distributed=True)
+def _embedding_factor(config: Config, centroids: InitialCentroids) -> float:
+    """What brings the embeddings to the spread that refinement starts from.
+
+    Student's t compares a squared distance with alpha, but nothing in the autoencoder's loss says
+    how wide its embedding is. Drawn too narrow, all clusters look alike to every row.
+    """
+    wanted = config.refine.start_spread
+    square = centroids.objective / centroids.sample_rows / config.model.embedding
+    return wanted / math.sqrt(square) if wanted and square > 0 else 1.0
+
+
+@stage("refine", version=3, settings=_settings, distributed=True)
 def refine(
     config: Config,
     context: Context,
@@ -92,65 +107,40 @@ def refine(
     refinement = build()
     refinement.restore(trained.state)
     autoencoder = load_autoencoder(lake, pretrained.weights, config, manifest.width)
+    autoencoder.rescale_embedding(_embedding_factor(config, centroids))
     autoencoder.encoder = refinement.model.encoder
     if "decoder" in refinement.live:
         autoencoder.decoder = refinement.live["decoder"]
-    weights = weights_bytes(autoencoder)
-    centers = centroids_bytes(refinement.model.centroids_KD.detach().to(torch.float32).numpy())
-    scaler = lake.read_bytes(sample.scaler.path)
-    model_id = (
-        "m-"
-        + fingerprint_of([sha256(weights), sha256(centers), sha256(scaler), config.refine.alpha])[
-            :12
-        ]
+    files = store_model(
+        config,
+        context,
+        "dec",
+        weights=weights_bytes(autoencoder),
+        centroids=centroids_bytes(refinement.model.centroids_KD.detach().float().numpy()),
+        scaler=lake.read_bytes(sample.scaler.path),
     )
     updates = tuple(
         RefineRecord(**{name: record[name] for name in RefineRecord.model_fields})
         for record in trained.history
     )
     model = RefinedModel(
-        model_id=model_id,
-        weights=context.store(f"models/{model_id}/weights.safetensors", weights),
-        centroids=context.store(f"models/{model_id}/centroids.parquet", centers),
-        scaler=context.store(f"models/{model_id}/scaler.parquet", scaler),
+        **vars(files),
         scaling=sample.scaling,
         updates=updates,
         stopped_by=trained.history[-1]["finished"],
         rows=sum(updates[-1].cluster_rows),
     )
-    lake.write_bytes(f"models/{model_id}/config.yaml", config.to_yaml().encode())
-    lake.write_bytes(
-        f"models/{model_id}/model_card.md", _card(config, context, manifest, pretrained, model)
-    )
+    store_model_card(config, context, manifest, files, _facts(pretrained, model))
     return model
 
 
-def _card(
-    config: Config,
-    context: Context,
-    manifest: Manifest,
-    pretrained: PretrainedAutoencoder,
-    model: RefinedModel,
-) -> bytes:
-    columns = ", ".join(
-        f"`{c.name}` (vector of {c.width})" if c.vector else f"`{c.name}`"
-        for c in manifest.features
-    )
-    layers = "-".join(map(str, (manifest.width, *config.model.hidden, config.model.embedding)))
+def _facts(pretrained: PretrainedAutoencoder, model: RefinedModel) -> str:
     last = model.updates[-1]
     change = "none measured" if last.label_change is None else f"{last.label_change:.3%}"
     events = "".join(f"- Update {u.number}: {u.event}.\n" for u in model.updates if u.event)
-    return f"""# Model {model.model_id}
-
-Deep Embedded Clustering (Xie, Girshick & Farhadi 2016) into {config.clusters} clusters.
-
-- Fitted by run `{context.run_id}` for ds `{context.ds}` on {model.rows:,} rows.
-- Features, in this order: {columns}. Scaling: {model.scaling}.
-- Encoder {layers}; reconstruction loss after {len(pretrained.losses)} passes:
+    return f"""
+- Learnt from {model.rows:,} rows. Reconstruction loss after {len(pretrained.losses)} passes:
   {pretrained.losses[-1]:.5f} per scaled feature.
 - Refined for {last.number} updates, stopped by {model.stopped_by}; last label change: {change}.
 {events}- Smallest cluster {min(last.cluster_rows):,} rows, largest {max(last.cluster_rows):,}.
-
-Files: `weights.safetensors` (encoder and decoder), `centroids.parquet` (cluster_id, centroid),
-`scaler.parquet` (one row a feature: scaled = (x - offset) * factor), `config.yaml`.
-""".encode()
+"""

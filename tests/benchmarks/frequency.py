@@ -72,7 +72,7 @@ class MinibatchRefinement(Refinement):
 
     def _losses(
         self, raw_BF: Tensor, frequency_K: Tensor, random: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         del frequency_K
         q_BK = self.frozen(self.scaler(raw_BF))
         return super()._losses(raw_BF, q_BK.sum(dim=0, dtype=torch.float64), random)
@@ -170,7 +170,7 @@ def refined(
     kind: type[Refinement], model: ClusterModel, scaler: Scaler, rows: Rows, batch_rows: int
 ) -> ClusterModel:
     # All passes: stopping earlier by one rule or the other would be a second difference.
-    settings = Refine(passes=REFINE_PASSES, batch_rows=batch_rows, tol=0)
+    settings = Refine(passes=REFINE_PASSES, batch_rows=batch_rows, tol=0, target="frozen")
     training = kind(copy.deepcopy(model), scaler, settings)
     for _ in training.run(rows):
         pass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,8 +154,10 @@ def gradients_of(night: Refinement) -> list[list[Tensor]]:
 
 
 # None: an update of the target after each pass of 10 steps; 224: after every 7, also within passes.
-@pytest.mark.parametrize("interval_rows", [None, 224])
-def test_fifty_steps_follow_the_paper_in_float64(interval_rows: int | None) -> None:
+@pytest.mark.parametrize(
+    ("target", "interval_rows"), [("frozen", None), ("frozen", 224), ("live", None), ("live", 224)]
+)
+def test_fifty_steps_follow_the_paper_in_float64(target: str, interval_rows: int | None) -> None:
     rows, clusters, batch_rows, learning_rate, alpha = 320, 4, 32, 3e-3, 1.0
     x = overlapping_rows(rows, features=6, clusters=clusters)
     night = refinement_of(
@@ -164,6 +167,7 @@ def test_fifty_steps_follow_the_paper_in_float64(interval_rows: int | None) -> N
         passes=5,
         batch_rows=batch_rows,
         update_interval_rows=interval_rows,
+        target=target,
         learning_rate=learning_rate,
         alpha=alpha,
     )
@@ -184,12 +188,18 @@ def test_fifty_steps_follow_the_paper_in_float64(interval_rows: int | None) -> N
     for _, until_update in zip(updates, until_updates, strict=True):
         with torch.no_grad():
             q_NK = paper_q(encoder(x64), mu_KD, alpha)
+            f_K = q_NK.sum(dim=0)
             # The paper's way: p of all rows, held in memory until the next update.
-            p_NK = paper_p(q_NK, q_NK.sum(dim=0))
+            p_NK = paper_p(q_NK, f_K)
         for mine in until_update:
             z_BD = encoder(x64[mine])
             with torch.no_grad():
-                gradient_z, gradient_mu = paper_gradients(z_BD, mu_KD, p_NK[mine], alpha)
+                p_BK = p_NK[mine]
+                if target == "live":
+                    q_BK = paper_q(z_BD, mu_KD, alpha)
+                    p_BK = paper_p(q_BK, f_K)
+                    f_K = f_K * (1 - len(mine) / rows) + q_BK.sum(dim=0)
+                gradient_z, gradient_mu = paper_gradients(z_BD, mu_KD, p_BK, alpha)
             optimizer.zero_grad()
             z_BD.backward(gradient_z / len(mine))
             mu_KD.grad = gradient_mu / len(mine)
@@ -217,6 +227,7 @@ def every(steps: int, batches: list[Tensor]) -> Iterator[list[Tensor]]:
 # 213 = 3 · 64 + 21: in the last global batch the four workers hold 16, 5, 0 and 0 rows.
 SHARED_ROWS, SHARED_BATCH, SHARED_CLUSTERS = 213, 64, 3
 DTYPES = (torch.float64, torch.float32)
+TARGETS = ("live", "frozen")
 
 
 @dataclass
@@ -234,12 +245,11 @@ class Compared:
     labels: Tensor
 
 
-def train_on_shared_batches(rank: int, size: int, dtype: torch.dtype) -> Compared:
+def train_on_shared_batches(rank: int, size: int, dtype: torch.dtype, target: str) -> Compared:
     """Three passes over the same global batches, whatever the number of workers."""
     x = overlapping_rows(SHARED_ROWS, features=4, clusters=SHARED_CLUSTERS)
-    night = refinement_of(
-        x, SHARED_CLUSTERS, dtype, passes=3, batch_rows=SHARED_BATCH, learning_rate=1e-3
-    )
+    settings = {"passes": 3, "batch_rows": SHARED_BATCH, "learning_rate": 1e-3, "target": target}
+    night = refinement_of(x, SHARED_CLUSTERS, dtype, **settings)
     frequencies: list[Tensor] = []
     measure = night._measure
 
@@ -455,9 +465,9 @@ def _on_worker(rank: int, place: str) -> None:
     for size in (2, 4):
         if rank < size:
             with group(folder, f"shared-{size}", rank, size):
-                for dtype in DTYPES:
-                    result = train_on_shared_batches(rank, size, dtype)
-                    found[f"shared {size} {dtype}"] = vars(result)
+                for dtype, target in itertools.product(DTYPES, TARGETS):
+                    result = train_on_shared_batches(rank, size, dtype, target)
+                    found[f"shared {size} {dtype} {target}"] = vars(result)
     if rank < 2:
         for attempt in ("first", "again"):
             with group(folder, attempt, rank, 2):
@@ -507,19 +517,21 @@ def alone(table: Path) -> Night:
     [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-6, 1e-5)],
 )
 @pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("target", TARGETS)
 def test_workers_share_frequency_gradients_and_labels(
     workers: list[dict[str, Any]],
+    target: str,
     size: int,
     dtype: torch.dtype,
     frequency_rtol: float,
     gradient_atol: float,
 ) -> None:
-    one = train_on_shared_batches(0, 1, dtype)
+    one = train_on_shared_batches(0, 1, dtype, target)
     assert len(one.frequencies) == 4
     assert len(one.gradients) == 3 * 4  # 213 rows in batches of 64
     assert max(gradient.abs().max().item() for gradient in one.gradients[0]) > 1e-2
     for found in workers[:size]:
-        several = Compared(**found[f"shared {size} {dtype}"])
+        several = Compared(**found[f"shared {size} {dtype} {target}"])
         for ours, theirs in zip(one.frequencies, several.frequencies, strict=True):
             assert ours.sum().item() == pytest.approx(SHARED_ROWS, rel=1e-6)
             torch.testing.assert_close(theirs, ours, rtol=frequency_rtol, atol=0)

@@ -176,7 +176,8 @@ def test_shares_add_up_and_differ_by_at_most_one(total: int, size: int) -> None:
 def test_frequency_is_that_of_the_whole_pass(batch_rows: int) -> None:
     x = some_rows(21)
     # A learning rate of almost nothing leaves q as it was, so that the KL of the pass is known.
-    night = refinement(x, passes=1, batch_rows=batch_rows, learning_rate=1e-12)
+    settings = {"batch_rows": batch_rows, "learning_rate": 1e-12, "target": "frozen"}
+    night = refinement(x, passes=1, **settings)
     with torch.no_grad():
         q = night.model(x).double().numpy()
     *_, last = night.run(MemoryRows(x))
@@ -193,7 +194,7 @@ def test_frequency_is_that_of_the_whole_pass(batch_rows: int) -> None:
 
 def test_a_pass_moves_q_towards_the_target() -> None:
     x = some_rows(60)
-    night = refinement(x, passes=1, learning_rate=1e-2)
+    night = refinement(x, passes=1, learning_rate=1e-2, target="frozen")
     before = night.model(x).detach()
     p = target_distribution(before, before.sum(dim=0, dtype=torch.float64))
     list(night.run(MemoryRows(x)))
@@ -372,12 +373,12 @@ def explodes_once(night: Refinement) -> Refinement:
     losses = night._losses
     left = [1]
 
-    def once(*args: Any) -> tuple[Tensor, Tensor]:
-        kl, error = losses(*args)
+    def once(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        kl, *others = losses(*args)
         if night.updates_done == 1 and left:
             left.clear()
-            return kl * math.nan, error
-        return kl, error
+            kl = kl * math.nan
+        return kl, *others
 
     night._losses = once  # type: ignore[method-assign]
     return night
@@ -394,14 +395,15 @@ def test_one_bad_step_costs_caution_and_not_the_night() -> None:
 
 def test_a_cluster_that_swallows_the_others_is_refused() -> None:
     x = some_rows(60)
-    calm = list(refinement(x, learning_rate=1e-2).run(MemoryRows(x)))
+    fast = {"learning_rate": 1e-2, "target": "frozen"}
+    calm = list(refinement(x, **fast).run(MemoryRows(x)))
     limit = max(max(u.cluster_rows) for u in calm) / 60
     assert all(u.event is None for u in calm)
     # A start beyond the limit is how the table is; growing beyond it is a collapse.
     start = max(calm[0].cluster_rows) / 60
-    assert list(refinement(x, learning_rate=1e-2, max_share=start / 2).run(MemoryRows(x)))
+    assert list(refinement(x, **fast, max_share=start / 2).run(MemoryRows(x)))
     if limit > start:
-        grown = list(refinement(x, learning_rate=1e-2, max_share=start).run(MemoryRows(x)))
+        grown = list(refinement(x, **fast, max_share=start).run(MemoryRows(x)))
         assert any("of the rows" in (u.event or "") for u in grown)
         assert max(max(u.cluster_rows) for u in grown) / 60 <= start
 
@@ -502,3 +504,12 @@ def test_scaled_rows_are_what_is_learnt() -> None:
 def test_learning_rate_warms_up_and_decays(done: float, factor: float) -> None:
     # Half of the warm-up (0 … 0.05) and half of the cosine (0.05 … 1) are each one half.
     assert math.isclose(cosine_with_warmup(done), factor, abs_tol=1e-12)
+
+
+def test_a_rescaled_embedding_is_reconstructed_as_before() -> None:
+    model, x = autoencoder(), some_rows(20)
+    with torch.no_grad():
+        z, reconstructed = model.encoder(x), model(x)
+        model.rescale_embedding(3.0)
+        torch.testing.assert_close(model.encoder(x), 3 * z)
+        torch.testing.assert_close(model(x), reconstructed)
