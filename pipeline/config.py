@@ -142,6 +142,13 @@ class Optimization(Section):
     """How weights follow their gradients."""
 
     learning_rate: PositiveFloat
+    passes: int
+    batch_rows: PositiveInt = Field(default=256, description="Rows an update, over all workers.")
+    min_updates: int = Field(
+        default=800,
+        ge=0,
+        description="Small tables: smaller batches, down to 32 rows, for this many updates.",
+    )
     optimizer: Literal["adamw", "sgd"] = Field(
         default="adamw", description="Without weight decay, adamw is Adam; sgd has momentum 0.9."
     )
@@ -161,14 +168,12 @@ class Pretrain(Optimization):
     """Learning to reconstruct the rows."""
 
     passes: PositiveInt = Field(default=30, description="Times that every training row is seen.")
-    batch_rows: PositiveInt = Field(default=256, description="Rows an update, over all workers.")
-    min_updates: int = Field(
-        default=800,
+    noise: float | None = Field(
+        default=None,
         ge=0,
-        description="Small tables: smaller batches, down to 32 rows, for this many updates.",
-    )
-    noise: float = Field(
-        default=0.2, ge=0, lt=1, description="Share of the inputs hidden, to be reconstructed."
+        lt=1,
+        description="Share of the inputs hidden, to be reconstructed; null = 0.2 where the "
+        "embedding is at least a tenth as wide as the rows, and 0 where it is narrower.",
     )
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -195,7 +200,6 @@ class Refine(Optimization):
         description="Root mean square distance to the first centroids, a dimension, to which "
         "embeddings are scaled before; null leaves them as the autoencoder made them.",
     )
-    batch_rows: PositiveInt = Field(default=256, description="Rows an update, over all workers.")
     update_interval_rows: PositiveInt | None = Field(
         default=None,
         description="Rows learnt from between two updates of the target; null = one pass.",

@@ -131,7 +131,7 @@ def test_all_errors_at_once_with_their_paths(tmp_path: Path) -> None:
     ("override", "line"),
     [
         ("cluster=3", "cluster is not a setting; did you mean clusters?"),
-        ("refine.lr=1", "refine.lr is not a setting; known here: learning_rate, optimizer, "),
+        ("refine.lr=1", "refine.lr is not a setting; known here: learning_rate, passes, "),
         ("source.features=[]", "source.features=[] must name at least one"),
         ("source.features=[x, '']", "source.features=['x', ''] must name at least one"),
         ("source.path=''", "source.path='' must name at least one"),

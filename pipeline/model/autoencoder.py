@@ -29,6 +29,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, features: int, hidden: Sequence[int], embedding: int, seed: int = 0) -> None:
         super().__init__()
+        self.embedding = embedding
         widths = (features, *hidden, embedding)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

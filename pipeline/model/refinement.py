@@ -38,6 +38,7 @@ from pipeline.model.training import (
     restore,
     set_learning_rate,
     state_of,
+    update_rows,
 )
 from pipeline.model.workers import global_update, rank_and_size, sum_over_workers
 
@@ -249,7 +250,8 @@ class Refinement:
         rank = rank_and_size()[0]
         interval = settings.update_interval_rows or math.inf
         # While the target moves, so does f: a sum over this many rows, the older the less.
-        window = max(settings.batch_rows, min(settings.frequency_rows, rows.total_rows))
+        batch_rows = update_rows(settings, rows.total_rows)
+        window = max(batch_rows, min(settings.frequency_rows, rows.total_rows))
         frequency_K = frequency_K * (window / max(1, rows.total_rows))
         kl_total, loss_total, seen = 0.0, 0.0, 0
         while seen < interval and self.passes_done < settings.passes:
@@ -314,7 +316,8 @@ class Refinement:
 
     def _resumed_pass(self, rows: TrainingRows) -> Iterator[Tensor]:
         """The pass that is under way, from where it stands."""
-        batches = in_step(rows, self.passes_done, self.settings.batch_rows)
+        batch_rows = update_rows(self.settings, rows.total_rows)
+        batches = in_step(rows, self.passes_done, batch_rows)
         return itertools.islice(batches, self.steps_done, None)
 
     def _set_learning_rate(self, rows: TrainingRows) -> None:

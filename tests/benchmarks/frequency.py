@@ -170,7 +170,9 @@ def refined(
     kind: type[Refinement], model: ClusterModel, scaler: Scaler, rows: Rows, batch_rows: int
 ) -> ClusterModel:
     # All passes: stopping earlier by one rule or the other would be a second difference.
-    settings = Refine(passes=REFINE_PASSES, batch_rows=batch_rows, tol=0, target="frozen")
+    settings = Refine(
+        passes=REFINE_PASSES, batch_rows=batch_rows, min_updates=0, tol=0, target="frozen"
+    )
     training = kind(copy.deepcopy(model), scaler, settings)
     for _ in training.run(rows):
         pass

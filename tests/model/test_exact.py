@@ -129,7 +129,7 @@ def refinement_of(x_BF: Tensor, clusters: int, dtype: torch.dtype, **settings: A
         centroids_KD = encoder(x_BF[:clusters].to(dtype))
     model = ClusterModel(encoder, centroids_KD, settings.get("alpha", 1.0))
     # Every row's own step: no early stop, and one learning rate for all steps.
-    refine = Refine.model_validate({"tol": 0, "alpha": 1.0, **settings})
+    refine = Refine.model_validate({"tol": 0, "alpha": 1.0, "min_updates": 0, **settings})
     return Refinement(model, Unscaled(features, dtype), refine)
 
 
@@ -370,7 +370,8 @@ def first_model(encoder: nn.Module) -> ClusterModel:
 
 
 def refinement_of_table(model: ClusterModel, **settings: Any) -> Refinement:
-    settings = {"passes": 4, "batch_rows": TABLE_BATCH, "learning_rate": 1e-3, "tol": 0, **settings}
+    defaults = {"passes": 4, "batch_rows": TABLE_BATCH, "min_updates": 0, "tol": 0}
+    settings = {**defaults, "learning_rate": 1e-3, **settings}
     return Refinement(model, Unscaled(9, torch.float32), Refine.model_validate(settings))
 
 

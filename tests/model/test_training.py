@@ -19,10 +19,10 @@ from pipeline.config import Pretrain, Refine
 from pipeline.errors import NumericalError
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.dec import kl_divergence, target_distribution
-from pipeline.model.pretraining import Pretraining, PretrainPass, update_rows
+from pipeline.model.pretraining import Pretraining, PretrainPass, noise_of
 from pipeline.model.refinement import ClusterModel, Refinement, RefineUpdate
 from pipeline.model.scaling import Moments, Scaler
-from pipeline.model.training import cosine_with_warmup
+from pipeline.model.training import cosine_with_warmup, update_rows
 from pipeline.model.workers import share_of
 
 WORKERS = 2
@@ -513,3 +513,19 @@ def test_a_rescaled_embedding_is_reconstructed_as_before() -> None:
         model.rescale_embedding(3.0)
         torch.testing.assert_close(model.encoder(x), 3 * z)
         torch.testing.assert_close(model(x), reconstructed)
+
+
+@pytest.mark.parametrize(
+    ("features", "settings", "expected"),
+    [
+        (16, {}, 0.2),
+        (100, {}, 0.2),
+        (101, {}, 0.0),
+        (784, {"noise": 0.3}, 0.3),
+        (9, {"noise": 0}, 0),
+    ],
+)
+def test_noise_is_for_embeddings_that_could_copy_a_row(
+    features: int, settings: dict[str, float], expected: float
+) -> None:
+    assert noise_of(Pretrain(**settings), features, embedding=10) == expected
