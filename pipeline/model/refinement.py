@@ -50,6 +50,23 @@ _MAX_RECOVERIES = 3
 _CAUTION = 0.1
 
 
+def embedding_factor(spread: float | None, mean_square: float, embedding: int) -> float:
+    """What the embeddings are multiplied with to have the spread that refinement starts from.
+
+    Student's t compares a squared distance with alpha, but nothing in the autoencoder's loss says
+    how wide its embedding is: drawn too narrow, all clusters look alike to every row.
+
+    Args:
+        spread: Wanted root mean square distance to the nearest centroid, a dimension; None leaves
+            embeddings as they are.
+        mean_square: Mean squared distance to the nearest centroid now.
+        embedding: D, width of the embedding.
+    """
+    if spread is None or mean_square <= 0:
+        return 1.0
+    return spread / math.sqrt(mean_square / embedding)
+
+
 class ClusterModel(nn.Module):
     """Encoder and centroids: what refinement trains and what assigns rows to clusters."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -31,7 +30,7 @@ from pipeline.lake.models import (
 from pipeline.lake.reading import Reader, pieces_of
 from pipeline.lake.samples import sampled_features
 from pipeline.model.augmentation import augmentation_of
-from pipeline.model.refinement import ClusterModel, Refinement
+from pipeline.model.refinement import ClusterModel, Refinement, embedding_factor
 from pipeline.storage import Store
 
 
@@ -72,14 +71,8 @@ def _build(
 
 
 def _embedding_factor(config: Config, centroids: InitialCentroids) -> float:
-    """What brings the embeddings to the spread that refinement starts from.
-
-    Student's t compares a squared distance with alpha, but nothing in the autoencoder's loss says
-    how wide its embedding is. Drawn too narrow, all clusters look alike to every row.
-    """
-    wanted = config.refine.start_spread
-    square = centroids.objective / centroids.sample_rows / config.model.embedding
-    return wanted / math.sqrt(square) if wanted and square > 0 else 1.0
+    mean_square = centroids.objective / centroids.sample_rows
+    return embedding_factor(config.refine.start_spread, mean_square, config.model.embedding)
 
 
 @stage("refine", version=3, settings=_settings, distributed=True)
