@@ -121,6 +121,11 @@ class Model(Section):
 
     hidden: list[PositiveInt] = Field(default=[500, 500, 2000], description="Encoder layer widths.")
     embedding: PositiveInt = Field(default=10, description="Width of the embedding.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Of matrix products; auto: bfloat16 where the processor has it. Weights and "
+        "everything else are float32.",
+    )
 
 
 class Augment(Section):

@@ -36,7 +36,8 @@ def weights_bytes(autoencoder: Autoencoder) -> bytes:
 
 def load_autoencoder(lake: Store, weights: StoredFile, config: Config, width: int) -> Autoencoder:
     """The autoencoder of a run; ``width`` is F, the features of a row."""
-    autoencoder = Autoencoder(width, config.model.hidden, config.model.embedding)
+    model = config.model
+    autoencoder = Autoencoder(width, model.hidden, model.embedding, precision=model.precision)
     autoencoder.load_state_dict(load(lake.read_bytes(weights.path)))
     return autoencoder
 

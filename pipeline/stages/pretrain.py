@@ -30,7 +30,10 @@ def _settings(config: Config) -> Any:
 
 
 def _build(config: Config, lake: Store, scaler: StoredFile, width: int) -> Pretraining:
-    autoencoder = Autoencoder(width, config.model.hidden, config.model.embedding, config.seed)
+    model = config.model
+    autoencoder = Autoencoder(
+        width, model.hidden, model.embedding, config.seed, precision=model.precision
+    )
     return Pretraining(
         autoencoder,
         load_scaler(lake, scaler),

@@ -50,6 +50,7 @@ class Variant:
     """The defaults but for a few settings."""
 
     name: str
+    model: Mapping[str, Any] = field(default_factory=dict)
     pretrain: Mapping[str, Any] = field(default_factory=dict)
     refine: Mapping[str, Any] = field(default_factory=dict)
 
@@ -57,6 +58,8 @@ class Variant:
 DEFAULTS = Variant("the defaults")
 VARIANTS = (
     DEFAULTS,
+    Variant("model.precision=float32", model={"precision": "float32"}),
+    Variant("model.precision=bfloat16", model={"precision": "bfloat16"}),
     Variant("pretrain.noise=0", pretrain={"noise": 0.0}),
     Variant("pretrain.noise=0.2", pretrain={"noise": 0.2}),
     Variant("pretrain.schedule=constant", pretrain={"schedule": "constant"}),
@@ -99,8 +102,10 @@ def load(name: str, data: Path) -> Table:
 
 def pretrained(table: Table, variant: Variant, seed: int) -> Autoencoder:
     """The autoencoder of a seed."""
-    model = Model()
-    autoencoder = Autoencoder(table.x.shape[1], model.hidden, model.embedding, seed)
+    model = Model(**variant.model)
+    autoencoder = Autoencoder(
+        table.x.shape[1], model.hidden, model.embedding, seed, precision=model.precision
+    )
     training = Pretraining(autoencoder, table.scaler, Pretrain(**variant.pretrain), seed)
     for _ in training.run(Rows(table.x, seed)):
         pass
@@ -152,7 +157,7 @@ def measure(name: str, data: Path, seeds: int) -> list[str]:
     for variant in VARIANTS:
         firsts, lasts = [], []
         for seed in range(seeds):
-            if variant.pretrain or seed not in kept:
+            if variant.model or variant.pretrain or seed not in kept:
                 autoencoder = pretrained(table, variant, seed)
                 kept.setdefault(seed, autoencoder)
             else:

@@ -529,3 +529,36 @@ def test_noise_is_for_embeddings_that_could_copy_a_row(
     features: int, settings: dict[str, float], expected: float
 ) -> None:
     assert noise_of(Pretrain(**settings), features, embedding=10) == expected
+
+
+def test_bfloat16_products_leave_weights_and_labels_as_they_are() -> None:
+    x = some_rows(2000)
+    networks = {
+        precision: Autoencoder(FEATURES, hidden=(64, 64), embedding=2, seed=1, precision=precision)
+        for precision in ("float32", "bfloat16")
+    }
+    trained = {}
+    for precision, network in networks.items():
+        settings = Pretrain(passes=3, noise=0)
+        passes = list(Pretraining(network, no_scaling(), settings, seed=1).run(MemoryRows(x)))
+        trained[precision] = passes[-1].loss
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert trained["bfloat16"] == pytest.approx(trained["float32"], rel=0.05)
+    # The same weights, the same centroids: hardly a row is so near a border that it matters.
+    weights_of = networks["float32"].state_dict()
+    labels = []
+    for network in networks.values():
+        network.load_state_dict(weights_of)
+        with torch.inference_mode():
+            z = network.encoder(x)
+            labels.append(ClusterModel(network.encoder, z[:CLUSTERS].clone(), 1.0)(x).argmax(dim=1))
+        assert z.dtype == torch.float32
+    assert (labels[0] == labels[1]).float().mean() >= 0.99
+
+
+def test_precision_is_that_of_the_matrix_products() -> None:
+    network = Autoencoder(FEATURES, hidden=(8,), embedding=2, precision="bfloat16")
+    seen: list[torch.dtype] = []
+    network.encoder[0].register_forward_hook(lambda *given: seen.append(given[-1].dtype))
+    assert network(some_rows(4)).dtype == torch.float32
+    assert seen == [torch.bfloat16]
