@@ -24,7 +24,7 @@ from pipeline.storage import Store
 
 # Fast to train, and still the whole way.
 SMALL = {
-    "model": {"hidden": [32, 16], "embedding": 4},
+    "model": {"hidden": [32, 16], "embedding": 4, "precision": "float32"},
     "pretrain": {"passes": 2, "min_updates": 0},
     "centroids": {"sample_rows": 1000, "restarts": 2, "iterations": 10},
     "refine": {"passes": 2},

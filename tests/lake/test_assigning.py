@@ -99,7 +99,7 @@ def job(tmp_path: Path) -> AssignJob:
         "source": {"path": str(tmp_path / "in"), "features": ["x"], "keys": ["id"]},
         "output": str(tmp_path / "lake"),
         "clusters": 3,
-        "model": {"hidden": [4], "embedding": 2},
+        "model": {"hidden": [4], "embedding": 2, "precision": "float32"},
         "evaluate": {"label": "label"},
     }
     settings["source"]["nulls"] = "drop"

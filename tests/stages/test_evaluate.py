@@ -52,7 +52,7 @@ def hidden_from_the_autoencoder(settings: dict[str, Any], tmp_path: Path) -> dic
             "path": str(write_shards(tmp_path / "hidden", table)),
         },
         "clusters": 6,
-        "model": {"hidden": [4], "embedding": 2},
+        "model": {"hidden": [4], "embedding": 2, "precision": "float32"},
         "pretrain": {"passes": 1, "min_updates": 0, "learning_rate": 1e-6},
         "centroids": {"sample_rows": 1200, "restarts": 30, "iterations": 25},  # no local optimum
         "refine": {"passes": 0},
