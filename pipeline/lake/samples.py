@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.artifacts import StoredFile
+from pipeline.artifacts import Sample, StoredFile
 from pipeline.lake.reading import Reader
 from pipeline.lake.slices import held_out
 from pipeline.model.scaling import Moments, Scaler
@@ -132,18 +132,23 @@ def sampled_features(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.g
 
 
 def sampled_embeddings(
-    lake: Store, parts: tuple[StoredFile, ...], scaler: Scaler, encoders: Mapping[str, nn.Module]
+    lake: Store, sample: Sample, scaler: Scaler, encoders: Mapping[str, nn.Module]
 ) -> dict[str, NDArray[np.float32]]:
     """What each encoder makes of the scaled sample, shape (rows, dimensions) each."""
-    found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
+    found: dict[str, NDArray[np.float32]] = {}
+    start = 0
     with torch.inference_mode():
-        for part in feature_parts(lake, parts):
+        for part in feature_parts(lake, sample.parts):
             # A copy: Arrow's memory is read-only, and torch warns of that.
             for x_BF in torch.split(torch.from_numpy(np.array(part)), _ENCODE_ROWS):
                 x_BF = scaler(x_BF)
                 for name, encoder in encoders.items():
-                    found[name].append(encoder(x_BF).numpy())
-    return {name: np.concatenate(blocks) for name, blocks in found.items()}
+                    z_BD = encoder(x_BF).numpy()
+                    if name not in found:
+                        found[name] = np.empty((sample.rows, z_BD.shape[1]), np.float32)
+                    found[name][start : start + len(z_BD)] = z_BD
+                start += len(x_BF)
+    return found
 
 
 def sampled_held_out(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.bool_]:

@@ -175,7 +175,7 @@ def _spaces(
     )
     encoders = {"features": nn.Sequential(), "pretrained": before, "refined": after}
     scaler = load_scaler(lake, sample.scaler)
-    spaces = sampled_embeddings(lake, sample.parts, scaler, encoders)
+    spaces = sampled_embeddings(lake, sample, scaler, encoders)
     for name, setting in (("pretrained", "pretrain"), ("refined", "refine")):
         if not np.isfinite(spaces[name]).all():
             raise NumericalError(

@@ -52,7 +52,7 @@ def _embed_and_cluster(
 ) -> KMeansResult:
     encoder = load_autoencoder(lake, autoencoder.weights, config, manifest.width).encoder
     scaler = load_scaler(lake, sample.scaler)
-    embeddings = sampled_embeddings(lake, sample.parts, scaler, {"pretrained": encoder})
+    embeddings = sampled_embeddings(lake, sample, scaler, {"pretrained": encoder})
     return kmeans(
         embeddings["pretrained"],
         config.clusters,

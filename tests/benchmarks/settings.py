@@ -192,6 +192,9 @@ def main() -> None:
         "differs from the defaults in each line. Labels only score.",
     ]
     for name in options.tables:
+        if name in FILES and not (options.data / FILES[name]).exists():
+            print(f"{name}: skipped, {FILES[name]} is not in the data folder")
+            continue
         lines += measure(name, options.data, options.seeds)
     lines += ["", f"{time.monotonic() - start:,.0f} s on {machine()}."]
     Path(__file__).with_name("SETTINGS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -546,14 +546,14 @@ def test_bfloat16_products_leave_weights_and_labels_as_they_are() -> None:
     assert trained["bfloat16"] == pytest.approx(trained["float32"], rel=0.05)
     # The same weights, the same centroids: hardly a row is so near a border that it matters.
     weights_of = networks["float32"].state_dict()
+    with torch.inference_mode():
+        centroids = networks["float32"].encoder(x[:CLUSTERS]).clone()
     labels = []
     for network in networks.values():
         network.load_state_dict(weights_of)
         with torch.inference_mode():
-            z = network.encoder(x)
-            labels.append(ClusterModel(network.encoder, z[:CLUSTERS].clone(), 1.0)(x).argmax(dim=1))
-        assert z.dtype == torch.float32
-    assert (labels[0] == labels[1]).float().mean() >= 0.99
+            labels.append(ClusterModel(network.encoder, centroids, 1.0)(x).argmax(dim=1))
+    assert (labels[0] == labels[1]).float().mean() >= 0.999
 
 
 def test_precision_is_that_of_the_matrix_products() -> None:
