@@ -136,19 +136,18 @@ def _candidates(comparison: Comparison) -> Table:
     )
     labelled = any(candidate.scores for candidate in comparison.candidates)
     table.add_column("clustering", no_wrap=True)
-    for name in ("silhouette", "rank", "balance", "stability"):
+    for name in ("modularity", "silhouette", "balance", "stability"):
         table.add_column(name, justify="right")
     for name in ("ACC", "NMI", "ARI") if labelled else ():
         table.add_column(name, justify="right")
-    by_kind = {candidate.kind: candidate for candidate in comparison.candidates}
-    for standing in comparison.standings:
-        candidate = by_kind[standing.kind]
+    for candidate in comparison.candidates:
+        in_features = next(s for s in candidate.spaces if s.space == "features")
         stability = "" if candidate.stability is None else f"{candidate.stability:.3f}"
         scores = candidate.scores
         table.add_row(
             _NAMES[candidate.kind].replace("autoencoder", "AE"),  # for 80 columns
-            f"{candidate.silhouette:.3f}",
-            f"{standing.mean_rank:g}",
+            f"{candidate.modularity:.3f}",
+            f"{in_features.silhouette:.3f}",
             f"{candidate.balance:.3f}",
             stability,
             *([f"{v:.3f}" for v in (scores.acc, scores.nmi, scores.ari)] if scores else []),
@@ -158,20 +157,15 @@ def _candidates(comparison: Comparison) -> Table:
 
 def verdict(comparison: Comparison, shipped: str) -> list[str]:
     """Which clustering won, by how much, and which one is shipped: one sentence each."""
-    first, second = comparison.standings[:2]
-    by_kind = {candidate.kind: candidate for candidate in comparison.candidates}
-    ours, theirs = by_kind[first.kind], by_kind[second.kind]
-    if ours.empty_clusters != theirs.empty_clusters:
-        name = _NAMES[second.kind]
-        reason = f"{ours.empty_clusters:,} empty clusters, {name} has {theirs.empty_clusters:,}"
-    elif round(comparison.margin, 3) > 0 or first.mean_rank < second.mean_rank:
-        reason = (
-            f"mean rank {first.mean_rank:g} against {second.mean_rank:g} of {_NAMES[second.kind]}, "
-            f"silhouette {ours.silhouette:.3f} against {theirs.silhouette:.3f}"
-        )
+    first, second = comparison.candidates[:2]
+    name = _NAMES[second.kind]
+    if first.empty_clusters != second.empty_clusters:
+        reason = f"{first.empty_clusters:,} empty clusters, {name} has {second.empty_clusters:,}"
+    elif round(first.modularity, 3) > round(second.modularity, 3):
+        reason = f"modularity {first.modularity:.3f} against {second.modularity:.3f} of {name}"
     else:
-        reason = f"it is as good as {_NAMES[second.kind]}, and simpler"
-    lines = [f"{_NAMES[first.kind]} won: {reason} (silhouettes on {_spaces(comparison)})."]
+        reason = f"it is as good as {name}, and simpler"
+    lines = [f"{_NAMES[first.kind]} won: {reason} (on neighbours in scaled features)."]
     if shipped != comparison.winner:
         name = _NAMES[shipped]
         lines.append(f"Shipped all the same: {name}, by refine.select: dec; auto ships the winner.")
@@ -185,11 +179,6 @@ def verdict(comparison: Comparison, shipped: str) -> list[str]:
             f"that on {comparison.held_out_rows:,} sampled rows that it did not see."
         )
     return lines
-
-
-def _spaces(comparison: Comparison) -> str:
-    names = {"features": "scaled features", "pretrained": "the autoencoder's embedding"}
-    return " and ".join(names.get(judge, judge) for judge in comparison.judges)
 
 
 def _clusters(summary: Summary) -> Table:

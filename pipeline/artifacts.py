@@ -243,8 +243,9 @@ class Candidate(Record):
 
     Attributes:
         kind: Which.
+        modularity: How much more often neighbours in scaled features share a cluster than chance
+            explains; decides. See ``pipeline.clustering.quality.modularity``.
         spaces: Its quality in every space.
-        silhouette: Mean over the spaces that judge.
         balance: Entropy of the sizes of its clusters over log K; 1 = all of one size.
         empty_clusters: Clusters without a row of the sample.
         stability: ARI of two fits on disjoint halves of the sample; None: too few rows.
@@ -252,30 +253,22 @@ class Candidate(Record):
     """
 
     kind: ModelKind
+    modularity: float
     spaces: tuple[SpaceQuality, ...]
-    silhouette: float
     balance: float
     empty_clusters: int
     stability: float | None
     scores: Scores | None
 
 
-class Standing(Record):
-    """A candidate's place: its mean rank over the spaces that judge, 1 = best in all of them."""
-
-    kind: ModelKind
-    mean_rank: float
-
-
 class Comparison(Artifact):
     """DEC and its baselines, by the same label-free rule on the same rows.
 
     Attributes:
-        candidates: "kmeans", "autoencoder" and "dec".
-        judges: Names of the spaces whose silhouettes decide.
-        standings: Best first; see ``pipeline.clustering.quality.ranking``.
-        winner: The first of them.
-        margin: Its silhouette less that of the second; below 0 where ranks and means disagree.
+        candidates: "kmeans", "autoencoder" and "dec", best first: by empty clusters, then by
+            modularity to three decimals, then the simpler method.
+        winner: The first of them, which ``refine.select: auto`` ships.
+        margin: Its modularity less that of the second.
         rows: Rows of the sample that all was measured on.
         held_out_rows: Those among them that training did not see.
         generalisation: DEC's mean KL(P‖Q) a row on the others over that on held-out rows; near 1
@@ -286,8 +279,6 @@ class Comparison(Artifact):
     """
 
     candidates: tuple[Candidate, ...]
-    judges: tuple[str, ...]
-    standings: tuple[Standing, ...]
     winner: ModelKind
     margin: float
     rows: int

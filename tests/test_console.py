@@ -7,29 +7,27 @@ from typing import Any
 import pytest
 
 from jobs.console import verdict
-from pipeline.artifacts import Candidate, Comparison, ModelKind, Standing, StoredFile
+from pipeline.artifacts import Candidate, Comparison, ModelKind, StoredFile
 
 
 def compared(
-    ranks: dict[ModelKind, tuple[float, float]],
+    modularities: dict[ModelKind, float],
     *,
     empty: dict[ModelKind, int] | None = None,
     generalisation: float | None = None,
 ) -> Comparison:
-    """A comparison with these (mean rank, silhouette), best first."""
-    silhouettes = [silhouette for _, silhouette in ranks.values()]
+    """A comparison with these modularities, best first."""
     rest: dict[str, Any] = {"spaces": (), "balance": 1.0, "stability": None, "scores": None}
+    first, second, *_ = modularities.values()
     return Comparison(
         candidates=tuple(
             Candidate(
-                kind=kind, silhouette=silhouette, empty_clusters=(empty or {}).get(kind, 0), **rest
+                kind=kind, modularity=value, empty_clusters=(empty or {}).get(kind, 0), **rest
             )
-            for kind, (_, silhouette) in ranks.items()
+            for kind, value in modularities.items()
         ),
-        judges=("features", "pretrained"),
-        standings=tuple(Standing(kind=k, mean_rank=rank) for k, (rank, _) in ranks.items()),
-        winner=next(iter(ranks)),
-        margin=silhouettes[0] - silhouettes[1],
+        winner=next(iter(modularities)),
+        margin=first - second,
         rows=600,
         held_out_rows=12,
         generalisation=generalisation,
@@ -38,14 +36,13 @@ def compared(
     )
 
 
-SPACES = "(silhouettes on scaled features and the autoencoder's embedding)."
+WHERE = "(on neighbours in scaled features)."
 
 
 def test_dec_won() -> None:
-    result = compared({"dec": (1, 0.213), "autoencoder": (2.5, 0.207), "kmeans": (2.5, 0.204)})
+    result = compared({"dec": 0.813, "autoencoder": 0.807, "kmeans": 0.804})
     assert verdict(result, "dec") == [
-        "DEC won: mean rank 1 against 2.5 of autoencoder + k-means, silhouette 0.213 against "
-        "0.207 " + SPACES,
+        f"DEC won: modularity 0.813 against 0.807 of autoencoder + k-means {WHERE}",
         "Shipped: DEC.",
     ]
 
@@ -58,33 +55,27 @@ def test_dec_won() -> None:
     ],
 )
 def test_kmeans_won(shipped: str, line: str) -> None:
-    result = compared({"kmeans": (1, 0.4), "dec": (2, 0.3), "autoencoder": (3, 0.2)})
+    result = compared({"kmeans": 0.4, "dec": 0.3, "autoencoder": 0.2})
     won, then = verdict(result, shipped)
-    assert won.startswith(
-        "k-means won: mean rank 1 against 2 of DEC, silhouette 0.400 against 0.300 "
-    )
+    assert won == f"k-means won: modularity 0.400 against 0.300 of DEC {WHERE}"
     assert then == line
 
 
 def test_a_tie_goes_to_the_simpler_one() -> None:
-    result = compared({"kmeans": (2, 0.4), "autoencoder": (2, 0.4), "dec": (2, 0.4)})
+    result = compared({"kmeans": 0.4, "autoencoder": 0.4, "dec": 0.4})
     won = verdict(result, "dec")[0]
-    assert won == "k-means won: it is as good as autoencoder + k-means, and simpler " + SPACES
+    assert won == "k-means won: it is as good as autoencoder + k-means, and simpler " + WHERE
 
 
 def test_empty_clusters_are_the_reason() -> None:
-    ranks: dict[ModelKind, tuple[float, float]] = {
-        "autoencoder": (2, 0.2),
-        "kmeans": (3, 0.1),
-        "dec": (1, 0.9),
-    }
-    result = compared(ranks, empty={"kmeans": 3, "dec": 4})
+    values: dict[ModelKind, float] = {"autoencoder": 0.2, "kmeans": 0.1, "dec": 0.9}
+    result = compared(values, empty={"kmeans": 3, "dec": 4})
     won = verdict(result, "dec")[0]
-    assert won == "autoencoder + k-means won: 0 empty clusters, k-means has 3 " + SPACES
+    assert won == "autoencoder + k-means won: 0 empty clusters, k-means has 3 " + WHERE
 
 
 def test_generalisation() -> None:
-    result = compared({"dec": (1, 0.2), "kmeans": (2, 0.1)}, generalisation=0.934)
+    result = compared({"dec": 0.2, "kmeans": 0.1}, generalisation=0.934)
     assert verdict(result, "dec")[-1] == (
         "DEC's KL on the rows that it learnt from is 0.93 times that on 12 sampled rows that it "
         "did not see."

@@ -1,17 +1,16 @@
-"""How good a partition is, without labels: silhouette, objective ratio, balance, stability.
+"""How good a partition is, without labels: modularity, silhouette, objective ratio, balance.
 
-Pure functions of points and labels. Shape letters: N points, D dimensions of a space, K clusters.
+Pure functions of points and labels. Shape letters: N points, Q of them asked for their
+neighbours, M neighbours of a point, D dimensions of a space, K clusters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
+import faiss
 import numpy as np
 import sklearn
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.stats import rankdata
 from sklearn.metrics import silhouette_samples
 
 from pipeline.clustering.agreement import agreement
@@ -143,28 +142,53 @@ def stability(first_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> float:
     return agreement(contingency_of(first_N, second_N)).ari
 
 
-def ranking(
-    silhouettes: Mapping[str, Sequence[float]], empty_clusters: Mapping[str, int]
-) -> list[tuple[str, float]]:
-    """Order partitions from best to worst by their mean rank over several spaces.
-
-    Silhouettes are compared within a space only, and every space has one vote: how large they are
-    and how far they differ depends on a space's dimensions and training (Wang & Ye 2024, "Deep
-    clustering evaluation: how to validate internal clustering validation measures"). Equal mean
-    ranks go by the mean silhouette, and then to whoever is named first.
+def nearest_neighbours(
+    points_ND: NDArray[np.float32], queries: int, neighbours: int
+) -> NDArray[np.int64]:
+    """Nearest other points of the first points, exactly, by Euclidean distance.
 
     Args:
-        silhouettes: Of each partition, one in every space, the same spaces for all; the simplest
-            method first. Differences below 0.001 are noise of the sampled points: equal.
-        empty_clusters: Of each partition. Those with the fewest come before all others, whatever
-            their silhouettes.
+        points_ND: At least two, in random order; shape (n_points, dimensions).
+        queries: Q, how many of them are asked, from the first.
+        neighbours: M, asked of each; fewer where there are not so many others.
 
     Returns:
-        (name, mean rank), best first. Rank 1 is the best in a space; equals share a mean rank.
+        Indices of points, nearest first, shape (Q, M).
     """
-    names = list(silhouettes)
-    table = np.round([silhouettes[name] for name in names], 3)
-    ranks = rankdata(-table, axis=0).mean(axis=1)
-    means = np.round(table.mean(axis=1), 3)
-    order = np.lexsort((-means, ranks, [empty_clusters[name] for name in names]))
-    return [(names[i], float(ranks[i])) for i in order]
+    points_ND = np.ascontiguousarray(points_ND)
+    queries = min(queries, len(points_ND))
+    neighbours = min(neighbours, len(points_ND) - 1)
+    index = faiss.IndexFlatL2(points_ND.shape[1])
+    index.add(points_ND)
+    _, found = index.search(points_ND[:queries], neighbours + 1)
+    itself = found == np.arange(queries)[:, None]
+    # Among equal points a point need not be its own nearest, nor among those found at all.
+    itself[~itself.any(axis=1), -1] = True
+    others: NDArray[np.int64] = found[~itself].reshape(queries, neighbours)
+    return others
+
+
+def modularity(
+    neighbours_QM: NDArray[np.int64], labels_N: NDArray[np.int64], clusters: int
+) -> float:
+    """How much more often neighbours share a cluster than the sizes of clusters explain.
+
+    Σ_k (e_kk − a_k · b_k) over the edges from a point to its neighbours: e_kk is the share of them
+    within cluster k, a_k the share that starts there, b_k the share that ends there (Newman 2006;
+    for directed graphs Leicht & Newman 2008). It rewards clusters whose borders run where points
+    are few, whatever their shape, and one cluster that has everything scores 0.
+
+    Args:
+        neighbours_QM: Neighbours of the first Q points, shape (Q, M); see ``nearest_neighbours``.
+        labels_N: Cluster of each point, shape (n_points,).
+        clusters: K.
+
+    Returns:
+        At most 1 − 1/K; near 0 for labels that have nothing to do with the points.
+    """
+    ends_QM = labels_N[neighbours_QM]
+    starts_Q = labels_N[: len(ends_QM)]
+    within = float((ends_QM == starts_Q[:, None]).mean())
+    start_K = np.bincount(starts_Q, minlength=clusters) / starts_Q.size
+    end_K = np.bincount(ends_QM.ravel(), minlength=clusters) / ends_QM.size
+    return within - float(start_K @ end_K)

@@ -22,7 +22,7 @@ def _settings(config: Config) -> Any:
     return {"select": config.refine.select, "alpha": config.refine.alpha}
 
 
-@stage("select", version=2, settings=_settings, distributed=False)
+@stage("select", version=3, settings=_settings, distributed=False)
 def select(
     config: Config,
     context: Context,
@@ -53,13 +53,13 @@ def select(
 
 def _facts(comparison: Comparison) -> str:
     rows = "".join(
-        f"| {c.kind} | {c.silhouette:.4f} | {c.balance:.4f} | {c.empty_clusters} |\n"
+        f"| {c.kind} | {c.modularity:.4f} | {c.balance:.4f} | {c.empty_clusters} |\n"
         for c in comparison.candidates
     )
     return f"""
 - Shipped instead of Deep Embedded Clustering because `refine.select` is auto and it won the
   comparison on {comparison.rows:,} sampled rows:
 
-| clustering | silhouette, mean of {" and ".join(comparison.judges)} | balance | empty clusters |
+| clustering | modularity, neighbours in scaled features | balance | empty clusters |
 |---|---|---|---|
 {rows}"""

@@ -131,8 +131,9 @@ class Result(BaseModel):
         updates: Updates of the target distribution that refinement made.
         seconds: The whole command, Ray's start included.
         stage_seconds: By stage.
-        candidates: Scores of the partitions that the run compared, where it reports them.
-        winner: The one that it prefers without labels.
+        candidates: Scores of the partitions that the run compared, and the modularity by which it
+            ranks them without labels.
+        winner: The one that it prefers.
         machine: In words.
         packages: Versions.
         date: Of the run, UTC.
@@ -324,7 +325,10 @@ def comparison_of(metrics: Mapping[str, Any]) -> tuple[dict[str, dict[str, float
     """
     found = metrics.get("comparison") or metrics
     candidates = {
-        candidate["kind"]: {metric: candidate["scores"][metric] for metric in METRICS}
+        candidate["kind"]: {
+            **{metric: candidate["scores"][metric] for metric in METRICS},
+            "modularity": candidate["modularity"],
+        }
         for candidate in found.get("candidates") or ()
         if "kind" in candidate and candidate.get("scores")
     }
@@ -367,11 +371,11 @@ def render(results: Iterable[Result]) -> str:
             "",
             "## What else the same runs compared",
             "",
-            "DEC and its baselines on the reference sample, means over the seeds in %. Preferred:",
-            "runs whose own comparison, which sees no labels, ranks it first.",
+            "DEC and its baselines on the reference sample: means over the seeds in %. Modularity",
+            "needs no labels; preferred: runs whose own comparison ranks the candidate first.",
             "",
-            "| row | candidate | seeds | ACC | NMI | ARI | preferred |",
-            "|---|---|--:|--:|--:|--:|--:|",
+            "| row | candidate | seeds | ACC | NMI | ARI | modularity | preferred |",
+            "|---|---|--:|--:|--:|--:|--:|--:|",
             *(line for row in ROWS for line in _candidate_lines(row, by_row[row.name])),
         ]
     lines += ["", "## Where it was measured", ""]
@@ -418,8 +422,11 @@ def _candidate_lines(row: Row, results: Sequence[Result]) -> list[str]:
     for name in dict.fromkeys(name for result in results for name in result.candidates):
         scores = [result.candidates[name] for result in results if name in result.candidates]
         means = (f"{100 * fmean(score[m] for score in scores):.1f}" for m in METRICS)
-        wins = sum(result.winner == name for result in results)
-        lines.append(f"| {row.name} | {name} | {len(scores)} | {' | '.join(means)} | {wins} |")
+        judged = [score["modularity"] for score in scores if "modularity" in score]
+        modularity = f"{100 * fmean(judged):.1f}" if judged else "–"
+        wins = str(sum(result.winner == name for result in results)) if judged else "–"
+        cells = (row.name, name, str(len(scores)), *means, modularity, wins)
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

@@ -147,21 +147,21 @@ def test_the_table() -> None:
 
 
 def test_the_table_shows_what_the_runs_compared() -> None:
-    kmeans = {"acc": 0.5, "nmi": 0.4, "ari": 0.3}
+    kmeans = {"acc": 0.5, "nmi": 0.4, "ari": 0.3, "modularity": 0.812}
     compared = result_of(candidates={"kmeans": kmeans}, winner="kmeans")
-    assert "| digits | kmeans | 1 | 50.0 | 40.0 | 30.0 | 1 |" in render([compared])
+    assert "| digits | kmeans | 1 | 50.0 | 40.0 | 30.0 | 81.2 | 1 |" in render([compared])
     assert "candidate" not in render([result_of()])
 
 
 def test_a_comparison_is_read_where_there_is_one() -> None:
     scores = {"acc": 0.5, "nmi": 0.4, "ari": 0.3}
     candidates = [
-        {"kind": "kmeans", "silhouette": 0.2, "scores": {**scores, "rows": 9}},
-        {"kind": "dec", "silhouette": 0.3, "scores": None},
+        {"kind": "kmeans", "modularity": 0.2, "scores": {**scores, "rows": 9}},
+        {"kind": "dec", "modularity": 0.3, "scores": None},
     ]
     report = {"candidates": candidates, "winner": "dec"}
     for metrics in (report, {"comparison": report}):
-        assert quality.comparison_of(metrics) == ({"kmeans": scores}, "dec")
+        assert quality.comparison_of(metrics) == ({"kmeans": {**scores, "modularity": 0.2}}, "dec")
     assert quality.comparison_of({"comparison": None}) == ({}, None)
 
 

@@ -2,16 +2,20 @@
 
 import math
 
+import networkx
 import numpy as np
 import pytest
+from sklearn.datasets import make_circles
 from sklearn.metrics import adjusted_rand_score, silhouette_samples, silhouette_score
+from sklearn.neighbors import NearestNeighbors
 
 from pipeline.clustering.quality import (
     balance,
     contingency_of,
     macro_silhouette,
+    modularity,
+    nearest_neighbours,
     objective_ratio,
-    ranking,
     stability,
     stratified_rows,
 )
@@ -136,32 +140,58 @@ def test_contingency_leaves_out_unknown_classes() -> None:
     assert contingency_of(np.array([0, 1]), np.array([-1, -1])).sum() == 0
 
 
-# -------------------------------------------------------------------------------------- ranking
+# ----------------------------------------------------------------------------------- modularity
 
 
-NONE_EMPTY = {"kmeans": 0, "autoencoder": 0, "dec": 0}
+def test_modularity_by_hand() -> None:
+    near = nearest_neighbours(LINE, queries=3, neighbours=1)
+    assert near.tolist() == [[1], [0], [1]]
+    # Edges 0→1, 1→0, 2→1; two of three within, starts 2/3 and 1/3, all ends in the first cluster.
+    assert modularity(near, np.array([0, 0, 1]), 2) == pytest.approx(2 / 3 - 2 / 3)
+    assert modularity(near, np.array([0, 1, 1]), 2) == pytest.approx(1 / 3 - (1 + 2 * 2) / 9)
+    assert modularity(near, np.array([0, 0, 0]), 1) == 0
 
 
-def test_ranks_and_not_the_size_of_silhouettes_decide() -> None:
-    # The mean would go to autoencoder, for one space where silhouettes are large.
-    silhouettes = {"kmeans": (0.05, 0.1), "autoencoder": (0.06, 0.9), "dec": (0.09, 0.8)}
-    three = {name: (first, first, second) for name, (first, second) in silhouettes.items()}
-    assert [name for name, _ in ranking(three, NONE_EMPTY)] == ["dec", "autoencoder", "kmeans"]
-    assert dict(ranking(three, NONE_EMPTY))["dec"] == pytest.approx((1 + 1 + 2) / 3)
+def test_modularity_is_that_of_networkx() -> None:
+    points, labels = grouped(400)
+    near = nearest_neighbours(points, queries=400, neighbours=7)
+    graph = networkx.DiGraph((i, int(j)) for i in range(400) for j in near[i])
+    expected = networkx.community.modularity(
+        graph, [set(np.flatnonzero(labels == k)) for k in range(3)]
+    )
+    assert modularity(near, labels, 3) == pytest.approx(expected)
 
 
-def test_equal_ranks_go_by_the_mean_silhouette() -> None:
-    silhouettes = {"kmeans": (0.5, 0.2), "autoencoder": (0.4, 0.4), "dec": (0.1, 0.1)}
-    assert next(name for name, _ in ranking(silhouettes, NONE_EMPTY)) == "autoencoder"
+def test_neighbours_are_those_of_scikit_learn() -> None:
+    points, _ = grouped(300)
+    expected = NearestNeighbors(n_neighbors=5).fit(points).kneighbors(return_distance=False)
+    np.testing.assert_array_equal(nearest_neighbours(points, 300, 5), expected)
+    np.testing.assert_array_equal(nearest_neighbours(points, 20, 5), expected[:20])
 
 
-def test_the_simplest_wins_where_all_are_as_good() -> None:
-    silhouettes = {"kmeans": (0.5, 0.2), "autoencoder": (0.5, 0.2), "dec": (0.5001, 0.2)}
-    order = ranking(silhouettes, NONE_EMPTY)
-    assert order == [("kmeans", 2.0), ("autoencoder", 2.0), ("dec", 2.0)]
+def test_a_point_is_not_its_own_neighbour_where_all_are_equal() -> None:
+    near = nearest_neighbours(np.ones((30, 4), np.float32), queries=30, neighbours=3)
+    assert near.shape == (30, 3)
+    assert (near != np.arange(30)[:, None]).all()
 
 
-def test_empty_clusters_lose_whatever_the_silhouettes() -> None:
-    silhouettes = {"kmeans": (0.1, 0.1), "autoencoder": (0.2, 0.2), "dec": (0.9, 0.9)}
-    order = ranking(silhouettes, {"kmeans": 1, "autoencoder": 0, "dec": 2})
-    assert [name for name, _ in order] == ["autoencoder", "kmeans", "dec"]
+def test_few_points_have_fewer_neighbours() -> None:
+    assert nearest_neighbours(LINE, queries=10, neighbours=10).shape == (3, 2)
+
+
+def test_modularity_knows_clusters_of_any_shape_and_the_silhouette_does_not() -> None:
+    points, rings = make_circles(1000, factor=0.4, noise=0.05, random_state=0)
+    points = points.astype(np.float32)
+    halves = (points[:, 0] > 0).astype(np.int64)  # as k-means would cut it
+    near = nearest_neighbours(points, 1000, 10)
+    assert modularity(near, rings, 2) > modularity(near, halves, 2) + 0.01
+    assert macro_silhouette(points, rings) < macro_silhouette(points, halves)
+
+
+def test_modularity_is_near_0_for_labels_that_say_nothing() -> None:
+    points, _ = grouped(2000)
+    near = nearest_neighbours(points, 2000, 10)
+    random = np.random.default_rng(1)
+    assert abs(modularity(near, random.integers(0, 5, 2000), 5)) < 0.01
+    # Nor does one cluster with nearly everything get anything for it.
+    assert abs(modularity(near, (random.random(2000) < 0.01).astype(np.int64), 2)) < 0.01

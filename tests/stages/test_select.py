@@ -18,7 +18,6 @@ from pipeline.artifacts import (
     PretrainedAutoencoder,
     RefinedModel,
     Sample,
-    Standing,
 )
 from pipeline.engine import Context
 from pipeline.lake.models import centroids_bytes, load_model, scaler_bytes, weights_bytes
@@ -51,7 +50,7 @@ def shipped(
         Candidate(
             kind=kind,
             spaces=(),
-            silhouette=0.5,
+            modularity=0.5,
             balance=1.0,
             empty_clusters=0,
             stability=None,
@@ -73,8 +72,6 @@ def shipped(
         dec,
         Comparison(
             candidates=candidates,
-            judges=("features",),
-            standings=tuple(Standing(kind=kind, mean_rank=1) for kind in get_args(ModelKind)),
             winner=winner,
             margin=0.1,
             rows=600,

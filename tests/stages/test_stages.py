@@ -147,7 +147,7 @@ def test_a_collapse_is_told_and_the_last_sound_state_is_published(
     assert min(summary.cluster_rows) > 0
     # The state that was kept is the k-means partition, and the comparison says as much.
     assert summary.comparison is not None
-    scores = {candidate.kind: candidate.silhouette for candidate in summary.comparison.candidates}
+    scores = {candidate.kind: candidate.modularity for candidate in summary.comparison.candidates}
     assert scores["dec"] == pytest.approx(scores["autoencoder"])
 
 
