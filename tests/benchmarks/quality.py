@@ -341,8 +341,8 @@ def machine() -> str:
     cores = len(affinity(0)) if affinity else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{cores} core{'s' if cores != 1 else ''}, {memory:.0f} GiB memory, {platform.system()} {platform.machine()}, "
-        f"Python {platform.python_version()}"
+        f"{cores} core{'s' if cores != 1 else ''}, {memory:.0f} GiB memory, "
+        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     )
 
 
