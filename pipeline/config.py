@@ -207,7 +207,8 @@ class Refine(Optimization):
     )
     update_interval_rows: PositiveInt | None = Field(
         default=None,
-        description="Rows learnt from between two updates of the target; null = one pass.",
+        description="Rows learnt from between two updates of the target; null = one pass, too "
+        "far apart to notice a collapse in time where a pass takes hours.",
     )
     target: Literal["live", "frozen"] = Field(
         default="live",
