@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,11 +58,12 @@ class AssignJob:
 
 
 class Assigner:
-    """An actor that assigns slices, one after another."""
+    """An actor that assigns slices; two calls at a time overlap computing with input and output."""
 
     def __init__(self, job: AssignJob) -> None:
         torch.set_num_threads(job.threads)
         self._job = job
+        self._computing = threading.Lock()  # all threads of the processor work on one block
         self._reader = Reader.of(job.config, job.manifest, carry=True)
         self._model: LoadedModel = load_model(job.lake, job.model, job.config, job.manifest.width)
         fields = {field.name: field for field in job.manifest.carried_schema}
@@ -115,7 +117,8 @@ class Assigner:
 
     def _table(self, carried: pa.Table, x_BF: Tensor) -> pa.Table:
         """The assignments of a block of raw rows."""
-        found = assignments_of(self._model, x_BF)
+        with self._computing:
+            found = assignments_of(self._model, x_BF)
         rows = len(x_BF)
         job = self._job
         constant = {"model_id": job.model.model_id, "run_id": job.run_id, "ds": job.ds}
