@@ -14,9 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import Config, load_config
-from pipeline.lake.pinning import PinnedInput, check_enough_rows, list_shards, pin
+from pipeline.lake.pinning import (
+    PinnedInput,
+    check_enough_rows,
+    known_footers,
+    list_shards,
+    pin,
+)
 from pipeline.lake.reading import Reader, pieces_of_shards
 from pipeline.lake.slices import by_slice
+from pipeline.storage import Store
 
 _MIB = 2**20
 # Python, torch, pyarrow and Ray themselves, as measured in an idle worker.
@@ -153,6 +160,6 @@ def _usable_rows(config: Config, pinned: PinnedInput) -> int:
 
 def _pinned(config: Config) -> PinnedInput:
     files = list_shards(config)
-    pinned = pin(config, files)
+    pinned = pin(config, files, known=known_footers(config, Store(config.output)))
     check_enough_rows(config, int(pinned.shards["rows"].to_numpy().sum()))
     return pinned
