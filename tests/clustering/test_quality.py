@@ -83,6 +83,16 @@ def test_how_many_rows_are_drawn(clusters: int, most: int) -> None:
     assert len(stratified_rows(labels, clusters, seed=0)) == most
 
 
+def test_of_very_many_clusters_some_are_drawn_whole() -> None:
+    random = np.random.default_rng(3)
+    labels = random.integers(0, 4000, 100_000)
+    drawn = stratified_rows(labels, 4000, seed=0)
+    assert len(drawn) == 10_000
+    assert set(np.bincount(labels[drawn])) == {0, 10}
+    renamed = random.permutation(4000)[labels]
+    np.testing.assert_array_equal(drawn, stratified_rows(renamed, 4000, seed=0))
+
+
 def test_equal_partitions_are_measured_on_the_same_rows() -> None:
     _, labels = grouped(3000)
     renamed = np.array([2, 0, 1])[labels]
