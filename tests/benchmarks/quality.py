@@ -419,13 +419,16 @@ def _verdict(row: Row, results: Sequence[Result]) -> str:
 
 def _candidate_lines(row: Row, results: Sequence[Result]) -> list[str]:
     lines = []
-    for name in dict.fromkeys(name for result in results for name in result.candidates):
+    for name in ("kmeans", "autoencoder", "dec"):
         scores = [result.candidates[name] for result in results if name in result.candidates]
+        if not scores:
+            continue
         means = (f"{100 * fmean(score[m] for score in scores):.1f}" for m in METRICS)
         judged = [score["modularity"] for score in scores if "modularity" in score]
         modularity = f"{100 * fmean(judged):.1f}" if judged else "–"
-        wins = str(sum(result.winner == name for result in results)) if judged else "–"
-        cells = (row.name, name, str(len(scores)), *means, modularity, wins)
+        wins = sum(result.winner == name for result in results)
+        preferred = f"{wins} of {len(judged)}" if judged else "–"
+        cells = (row.name, name, str(len(scores)), *means, modularity, preferred)
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -149,7 +149,7 @@ def test_the_table() -> None:
 def test_the_table_shows_what_the_runs_compared() -> None:
     kmeans = {"acc": 0.5, "nmi": 0.4, "ari": 0.3, "modularity": 0.812}
     compared = result_of(candidates={"kmeans": kmeans}, winner="kmeans")
-    assert "| digits | kmeans | 1 | 50.0 | 40.0 | 30.0 | 81.2 | 1 |" in render([compared])
+    assert "| digits | kmeans | 1 | 50.0 | 40.0 | 30.0 | 81.2 | 1 of 1 |" in render([compared])
     assert "candidate" not in render([result_of()])
 
 
