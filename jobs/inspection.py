@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -96,7 +97,7 @@ def show_plan(config_path: str, overrides: Sequence[str], as_json: bool) -> None
 
 def make_plan(config: Config) -> Plan:
     """Read the footers and work out what a run would do."""
-    pinned = _pinned(config)
+    pinned = _pinned(config, known_footers(config, Store(config.output)))
     rows = int(pinned.shards["rows"].to_numpy().sum())
     pieces = pieces_of_shards(pinned.shards, config.execution.target_slice_mib)
     width = sum(column.width for column in pinned.features)
@@ -158,8 +159,7 @@ def _usable_rows(config: Config, pinned: PinnedInput) -> int:
     return sum(len(b.x_BF) for part in by_slice(pieces) for b in reader.blocks(part))
 
 
-def _pinned(config: Config) -> PinnedInput:
-    files = list_shards(config)
-    pinned = pin(config, files, known=known_footers(config, Store(config.output)))
+def _pinned(config: Config, known: pa.Table | None = None) -> PinnedInput:
+    pinned = pin(config, list_shards(config), known=known)
     check_enough_rows(config, int(pinned.shards["rows"].to_numpy().sum()))
     return pinned

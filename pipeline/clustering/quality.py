@@ -161,7 +161,8 @@ def nearest_neighbours(
     Returns:
         Indices of points, nearest first, shape (Q, M).
     """
-    points_ND = np.ascontiguousarray(points_ND)
+    # FAISS takes distances from ‖x‖² + ‖y‖² − 2xy, which loses digits far from the origin.
+    points_ND = points_ND - points_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
     queries = min(queries, len(points_ND))
     neighbours = min(neighbours, len(points_ND) - 1)
     index = faiss.IndexFlatL2(points_ND.shape[1])

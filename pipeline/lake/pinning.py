@@ -118,22 +118,23 @@ def pin(
         config: The settings.
         files: From ``list_shards``.
         known: ``PinnedInput.shards`` of an earlier night: the footers of shards that have not
-            changed since are not read again.
+            changed since are not read again. That one of them can no longer be read, for want of
+            a permission for example, then comes out in the stage that reads its rows.
         on_footer: Told how many shards were looked at so far.
 
     Raises:
         InputError: A shard is corrupt, a column is missing or of the wrong kind, widths differ.
     """
     hive_types = hive_types_of(file.url for file in files)
-    wanted = _wanted(config, files, hive_types)
-    if wanted is None:
-        check_enough_rows(config, 0)
-        raise AssertionError("no rows are never enough")
-    table = _Table(config, wanted, hive_types)
-    footers = _KnownFooters(known, wanted)
     columns: dict[str, list[object]] = {name: [] for name in SHARD_SCHEMA.names}
     threads = ThreadPoolExecutor(_FOOTER_THREADS)
     try:
+        wanted = _wanted(config, files, hive_types, known, threads)
+        if wanted is None:
+            check_enough_rows(config, 0)
+            raise AssertionError("no rows are never enough")
+        table = _Table(config, wanted, hive_types)
+        footers = _KnownFooters(known, wanted)
         for start in range(0, len(files), _SHARDS_AHEAD):
             some = files[start : start + _SHARDS_AHEAD]
             asked = [
@@ -167,14 +168,26 @@ def footers_path(config: Config) -> str:
 
 
 def _wanted(
-    config: Config, files: Sequence[FoundFile], hive_types: dict[str, pa.DataType]
+    config: Config,
+    files: Sequence[FoundFile],
+    hive_types: dict[str, pa.DataType],
+    known: pa.Table | None,
+    threads: ThreadPoolExecutor,
 ) -> _Wanted | None:
     """The columns that the config names, found in the first shard that has rows."""
-    for file in files:
-        footer = _footer(file)
-        if sum(footer.rows):
-            schema = with_hive_columns(footer.schema, file.url, hive_types)
-            return _resolve(config, schema, file.name)
+    empty: set[tuple[str, str]] = set()
+    if known is not None:
+        without = known.filter(pc.equal(known["rows"], 0)).select(["url", "version"])
+        empty = set(zip(*without.to_pydict().values(), strict=True))
+    candidates = [file for file in files if (file.url, file.version) not in empty]
+    start, some = 0, 1  # nearly always the first has rows; else more and more at a time
+    while start < len(candidates):
+        asked = candidates[start : start + some]
+        for file, footer in zip(asked, threads.map(_footer, asked), strict=True):
+            if sum(footer.rows):
+                schema = with_hive_columns(footer.schema, file.url, hive_types)
+                return _resolve(config, schema, file.name)
+        start, some = start + some, min(2 * some, _SHARDS_AHEAD)
     return None
 
 
@@ -229,6 +242,8 @@ class _KnownFooters:
             *(shards[name].to_pylist() for name in names), strict=True
         ):
             schema = None if place is None else schemas[place]
+            if not version:
+                continue  # an endpoint without entity tags: nothing tells a new file from an old
             self._facts[url, version, size] = _ShardFacts(schema, *rest)
 
     def of(self, file: FoundFile) -> _ShardFacts | None:
@@ -255,6 +270,7 @@ class _Table:
         full = with_hive_columns(facts.schema, file.url, self._hive_types)
         schema = pa.schema([full.field(name) for name in self._wanted.all])
         if not any(schema.equals(other) for _, other in reversed(self._schemas)):
+            _check_columns(self._wanted, schema, file.name)  # folders' types depend on all folders
             for name in self._wanted.features:
                 self._check_kind(name, file.name, schema)
             self._schemas.append((file.name, schema))

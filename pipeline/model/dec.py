@@ -88,31 +88,33 @@ def nearest_two(z_BD: Tensor, centroids_KD: Tensor, alpha: float = 1.0) -> Neare
     clusters_B2 = torch.empty((len(z_BD), 2), dtype=torch.int64, device=z_BD.device)
     q_B2 = z_BD.new_empty((len(z_BD), 2))
     step = max(1, _SIMILARITIES // len(centroids_KD))
-    buffer_BK = z_BD.new_empty((min(step, len(z_BD)), len(centroids_KD)))
+    buffers = z_BD.new_empty((2, min(step, len(z_BD)), len(centroids_KD)))
     for start in range(0, len(z_BD), step):
         some = slice(start, start + step)
-        kernel_BK = buffer_BK[: len(left_BC[some])]
-        torch.mm(left_BC[some], right_CK, out=kernel_BK)
-        _similarity_(kernel_BK, alpha)
-        total_B = kernel_BK.sum(dim=1)
-        for place in (0, 1):
-            best_B, cluster_B = kernel_BK.max(dim=1)
-            clusters_B2[some, place], q_B2[some, place] = cluster_B, best_B / total_B
-            kernel_BK.scatter_(1, cluster_B[:, None], -1.0)
+        distances_BK, kernel_BK = buffers[:, : len(left_BC[some])]
+        torch.mm(left_BC[some], right_CK, out=distances_BK)
+        distances_BK.clamp_min_(0)
+        # By distance and not by kernel: 1/(1 + d²) is 1 for every d² that float32 cannot add to 1.
+        first_B, clusters_B2[some, 0] = distances_BK.min(dim=1)
+        _similarity_(kernel_BK.copy_(distances_BK), first_B[:, None], alpha)
+        total_B1 = kernel_BK.sum(dim=1, keepdim=True)
+        distances_BK.scatter_(1, clusters_B2[some, :1], torch.inf)
+        clusters_B2[some, 1] = distances_BK.argmin(dim=1)
+        q_B2[some] = kernel_BK.gather(1, clusters_B2[some]) / total_B1
     # The product is exact enough to find the nearest, but loses digits of a small distance.
     distance_B = (z_BD - mu_KD[clusters_B2[:, 0]]).square().sum(dim=1).sqrt()
     return Nearest(clusters_B2, q_B2, distance_B)
 
 
-def _similarity_(distances_BK: Tensor, alpha: float) -> None:
+def _similarity_(distances_BK: Tensor, nearest_B1: Tensor, alpha: float) -> None:
     """Turn squared distances, in place, into the kernel of eq. 1, up to a factor for each row."""
-    distances_BK.clamp_min_(0)
     if alpha == 1:
         distances_BK.add_(1).reciprocal_()
         return
-    logits_BK = distances_BK.div_(alpha).log1p_().mul_(-(alpha + 1) / 2)
+    power = -(alpha + 1) / 2
+    distances_BK.div_(alpha).log1p_()
     # Relative to the nearest, or a large alpha leaves nothing of any cluster.
-    logits_BK.sub_(logits_BK.amax(dim=1, keepdim=True)).exp_()
+    distances_BK.sub_(torch.log1p(nearest_B1 / alpha)).mul_(power).exp_()
 
 
 def target_distribution(q_BK: Tensor, frequency_K: Tensor) -> Tensor:

@@ -44,8 +44,9 @@ from pipeline.model.workers import global_update, rank_and_size, sum_over_worker
 
 # Rows a batch where nothing is learnt: big enough for the matrix products to run at full speed.
 _MEASURE_BATCH_ROWS = 4096
-# Labels of this many rows are remembered from one update to the next, 64 MiB; of more rows, the
-# frozen model is asked again, for memory must not grow with the table.
+# Labels of this many rows are remembered from one update to the next, 64 MiB and, while they are
+# compared, three times that; of more rows the frozen model is asked again, for memory must not grow
+# with the table.
 _REMEMBERED_ROWS = 2**24
 # Clusters that keep dying, or a loss that keeps exploding, will not stop by trying once more.
 _MAX_RECOVERIES = 3

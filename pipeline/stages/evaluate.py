@@ -57,8 +57,9 @@ _ENCODE_ROWS = 4096
 _FIT_ROWS = 20_000
 # Fits of the stability measure, which looks at differences between fits and not at the best one.
 _STABILITY_RESTARTS = 5
-# Multiplications that the restarts of one of these may take: about half a minute on two cores.
-_KMEANS_WORK = 10**12
+# Multiplications that the restarts may take: about half a minute on two cores for each of the six
+# fits of the stability measure, and as long as in init_centroids for the baseline.
+_STABILITY_WORK = 10**12
 # A label column with more classes than this is a key.
 _MOST_CLASSES = 10_000
 
@@ -131,7 +132,6 @@ def _measure(
         restarts=config.centroids.restarts,
         iterations=config.centroids.iterations,
         seed=config.seed,
-        work=_KMEANS_WORK,
     )
     # Each in its own space.
     partitions: dict[ModelKind, tuple[str, NDArray[np.float32]]] = {
@@ -241,7 +241,7 @@ def _stability(config: Config, points: NDArray[np.float32]) -> float | None:
                 restarts=min(_STABILITY_RESTARTS, config.centroids.restarts),
                 iterations=config.centroids.iterations,
                 seed=config.seed,
-                work=_KMEANS_WORK,
+                work=_STABILITY_WORK,
             ).centroids_KD,
         )
         for half_of_them in (rows[:half], rows[half : 2 * half])

@@ -179,6 +179,12 @@ def test_neighbours_are_those_of_scikit_learn() -> None:
     np.testing.assert_array_equal(nearest_neighbours(points, 20, 5), expected[:20])
 
 
+def test_neighbours_do_not_depend_on_where_the_origin_is() -> None:
+    points = np.random.default_rng(4).normal(size=(500, 64)).round(2).astype(np.float32)
+    there = nearest_neighbours(points + np.float32(4096), 500, 5)
+    assert (there == nearest_neighbours(points, 500, 5)).mean() > 0.98
+
+
 def test_a_point_is_not_its_own_neighbour_where_all_are_equal() -> None:
     near = nearest_neighbours(np.ones((30, 4), np.float32), queries=30, neighbours=3)
     assert near.shape == (30, 3)

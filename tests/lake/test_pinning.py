@@ -202,6 +202,28 @@ def test_footers_known_for_other_columns_are_read_again(
     assert footers_read.count("b.parquet") == 2
 
 
+def test_empty_shards_in_front_are_looked_at_once(tmp_path: Path, footers_read: list[str]) -> None:
+    for number in range(20):
+        pq.write_table(pa.table({"x": pa.nulls(0)}), tmp_path / f"{number:02}.parquet")
+    shard(tmp_path / "rows.parquet")
+    settings = config(tmp_path)
+    known = round_trip(pin(settings, list_shards(settings)).shards)
+    footers_read.clear()
+    assert pin(settings, list_shards(settings), known=known).shards["rows"].to_pylist()[-1] == 2
+    assert footers_read == ["rows.parquet"]
+
+
+def test_folders_of_known_shards_are_checked_again(tmp_path: Path) -> None:
+    for number in "12":
+        shard(tmp_path / f"p={number}/a.parquet")
+    settings = config(tmp_path, ["x", "p"])
+    known = round_trip(pin(settings, list_shards(settings)).shards)
+    shard(tmp_path / "p=abc/a.parquet")
+    for before in (None, known):
+        with pytest.raises(InputError, match="column p: type string is not a number"):
+            pin(settings, list_shards(settings), known=before)
+
+
 def test_a_new_shard_must_fit_those_that_are_known(tmp_path: Path) -> None:
     shard(tmp_path / "a.parquet")
     known = round_trip(pinned(tmp_path).shards)

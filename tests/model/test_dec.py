@@ -185,3 +185,16 @@ def test_two_centroids_in_one_place_are_two_clusters() -> None:
     assert sorted(found.clusters_B2[0].tolist()) == [0, 2]
     assert found.q_B2[0, 0] == found.q_B2[0, 1]
     assert found.distance_B.item() == 0
+
+
+# Close together 1/(1 + d²) is 1 for all clusters; far apart the kernel of a large alpha is 0.
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("alpha", [1.0, 100.0])
+def test_nearest_two_at_any_scale(scale: float, alpha: float) -> None:
+    random = torch.Generator().manual_seed(2)
+    z = scale * torch.randn((300, 10), generator=random)
+    centroids = scale * torch.randn((20, 10), generator=random)
+    found = nearest_two(z, centroids, alpha)
+    expected = torch.cdist(z.double(), centroids.double()).topk(2, dim=1, largest=False)
+    assert torch.equal(found.clusters_B2, expected.indices)
+    assert (found.q_B2[:, 0] >= found.q_B2[:, 1]).all()
