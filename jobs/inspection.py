@@ -9,14 +9,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import Config, load_config
-from pipeline.lake.pinning import PinnedInput, check_enough_rows, list_shards, pin
+from pipeline.lake.pinning import (
+    PinnedInput,
+    check_enough_rows,
+    known_footers,
+    list_shards,
+    pin,
+)
 from pipeline.lake.reading import Reader, pieces_of_shards
 from pipeline.lake.slices import by_slice
+from pipeline.storage import Store
 
 _MIB = 2**20
 # Python, torch, pyarrow and Ray themselves, as measured in an idle worker.
@@ -89,7 +97,7 @@ def show_plan(config_path: str, overrides: Sequence[str], as_json: bool) -> None
 
 def make_plan(config: Config) -> Plan:
     """Read the footers and work out what a run would do."""
-    pinned = _pinned(config)
+    pinned = _pinned(config, known_footers(config, Store(config.output)))
     rows = int(pinned.shards["rows"].to_numpy().sum())
     pieces = pieces_of_shards(pinned.shards, config.execution.target_slice_mib)
     width = sum(column.width for column in pinned.features)
@@ -151,8 +159,7 @@ def _usable_rows(config: Config, pinned: PinnedInput) -> int:
     return sum(len(b.x_BF) for part in by_slice(pieces) for b in reader.blocks(part))
 
 
-def _pinned(config: Config) -> PinnedInput:
-    files = list_shards(config)
-    pinned = pin(config, files)
+def _pinned(config: Config, known: pa.Table | None = None) -> PinnedInput:
+    pinned = pin(config, list_shards(config), known=known)
     check_enough_rows(config, int(pinned.shards["rows"].to_numpy().sum()))
     return pinned

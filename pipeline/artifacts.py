@@ -95,12 +95,17 @@ class Manifest(Artifact):
     @property
     def carried_schema(self) -> pa.Schema:
         """Names and types of the key columns and of the label."""
-        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.carried)))
+        return decode_schema(self.carried)
 
 
 def encode_schema(schema: pa.Schema) -> str:
-    """The form in which ``Manifest.carried`` keeps a schema."""
+    """The form in which JSON keeps a schema."""
     return base64.b64encode(schema.remove_metadata().serialize().to_pybytes()).decode()
+
+
+def decode_schema(text: str) -> pa.Schema:
+    """The schema that ``encode_schema`` wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
 class Sample(Artifact):

@@ -188,7 +188,9 @@ class Centroids(Section):
     """The first centroids: k-means on the embeddings of a sample."""
 
     sample_rows: PositiveInt = Field(default=100_000, description="Rows of the reference sample.")
-    restarts: PositiveInt = Field(default=20, description="k-means runs; the best one is kept.")
+    restarts: PositiveInt = Field(
+        default=20, description="k-means runs, the best is kept; fewer where they took too long."
+    )
     iterations: PositiveInt = Field(default=50, description="Lloyd iterations a run.")
 
 

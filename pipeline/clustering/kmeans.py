@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, NumericalError
 
+_LEAST_ITERATIONS = 10
+
 
 @dataclass(frozen=True)
 class KMeansResult:
@@ -45,7 +47,13 @@ def nearest_centroid(
 
 
 def kmeans(
-    points: NDArray[np.float32], clusters: int, *, restarts: int, iterations: int, seed: int
+    points: NDArray[np.float32],
+    clusters: int,
+    *,
+    restarts: int,
+    iterations: int,
+    seed: int,
+    work: int = 10**13,
 ) -> KMeansResult:
     """Lloyd's algorithm, restarted from different points; the lowest objective wins.
 
@@ -55,6 +63,9 @@ def kmeans(
         restarts: Runs, with seeds derived from ``seed``.
         iterations: Lloyd iterations a run.
         seed: Same seed, same points: same result on the same number of threads.
+        work: Multiplications that all runs together may take, or hundreds of thousands of clusters
+            would take days: there are fewer runs where that many would need more, and at last
+            fewer iterations, though not below 10. 10^13 are about five minutes on two cores.
 
     Raises:
         InputError: There are fewer points than clusters.
@@ -70,6 +81,9 @@ def kmeans(
             "init_centroids: embeddings are not finite; lower pretrain.learning_rate"
         )
     points = np.ascontiguousarray(points, dtype=np.float32)
+    affordable = work // (points.size * clusters)  # iterations of all runs together
+    restarts = max(1, min(restarts, affordable // iterations))
+    iterations = min(iterations, max(_LEAST_ITERATIONS, affordable))
     best: KMeansResult | None = None
     objectives: list[float] = []
     for restart in range(restarts):

@@ -42,8 +42,8 @@ def stratified_rows(labels_N: NDArray[np.int64], clusters: int, seed: int) -> ND
     """Points to measure a silhouette on: the same number of each cluster, as far as it has them.
 
     Uniform draws leave small clusters with a handful of points or none, so their silhouettes would
-    be missing just where clusterings differ. About 5,000 points in all: at most 200 a cluster and
-    at least 10.
+    be missing just where clusterings differ. At most 200 points a cluster and at least 10, about
+    5,000 in all and never more than 10,000: of more than 1,000 clusters, some are left out.
 
     Args:
         labels_N: Cluster of each point, shape (n_points,).
@@ -56,10 +56,16 @@ def stratified_rows(labels_N: NDArray[np.int64], clusters: int, seed: int) -> ND
     share = _SILHOUETTE_ROWS // clusters
     most = min(_MOST_ROWS_PER_CLUSTER, max(_LEAST_ROWS_PER_CLUSTER, share))
     shuffled = np.random.default_rng(seed).permutation(len(labels_N))
-    by_cluster = shuffled[np.argsort(labels_N[shuffled], kind="stable")]
+    order = np.argsort(labels_N[shuffled], kind="stable")
     counts_K = np.bincount(labels_N, minlength=clusters)
-    first_N = np.repeat(np.cumsum(counts_K) - counts_K, counts_K)
-    return np.sort(by_cluster[np.arange(len(labels_N)) - first_N < most])
+    first_K = np.cumsum(counts_K) - counts_K
+    place_N = np.arange(len(labels_N)) - np.repeat(first_K, counts_K)
+    drawn_N = place_N < most
+    stride = -(-clusters * most // (2 * _SILHOUETTE_ROWS))
+    if stride > 1:  # too many clusters: some of them, chosen by where their points lie in the draw
+        leaders = np.sort(order[place_N == 0])[::stride]
+        drawn_N &= np.isin(labels_N[shuffled[order]], labels_N[shuffled[leaders]])
+    return np.sort(shuffled[order[drawn_N]])
 
 
 def macro_silhouette(points_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> float:
@@ -155,7 +161,8 @@ def nearest_neighbours(
     Returns:
         Indices of points, nearest first, shape (Q, M).
     """
-    points_ND = np.ascontiguousarray(points_ND)
+    # FAISS takes distances from ‖x‖² + ‖y‖² − 2xy, which loses digits far from the origin.
+    points_ND = points_ND - points_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
     queries = min(queries, len(points_ND))
     neighbours = min(neighbours, len(points_ND) - 1)
     index = faiss.IndexFlatL2(points_ND.shape[1])

@@ -45,6 +45,7 @@ def map_slices(
     *,
     cpus: float,
     actors: int | None = None,
+    calls: int = 1,
     arguments: tuple[Any, ...] = (),
 ) -> Iterator[pa.Table]:
     """Apply work to every slice, each once; results come in any order.
@@ -54,6 +55,7 @@ def map_slices(
         work: A function, or with ``actors`` a class whose instances are called.
         cpus: What each task or actor claims.
         actors: Size of the actor pool; None for tasks.
+        calls: Slices that an actor works on at a time, in as many threads.
         arguments: For the constructor of the class.
 
     Raises:
@@ -63,7 +65,11 @@ def map_slices(
     pool: dict[str, Any] = {}
     if actors is not None:
         pool = {
-            "compute": ray.data.ActorPoolStrategy(size=min(actors, len(slices))),
+            "compute": ray.data.ActorPoolStrategy(
+                size=min(actors, len(slices)),
+                enable_true_multi_threading=calls > 1,
+                max_concurrent_calls_per_actor=calls,
+            ),
             "fn_constructor_args": arguments,
         }
     try:

@@ -5,26 +5,29 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import FeatureColumn
+from pipeline.artifacts import FeatureColumn, decode_schema, encode_schema, fingerprint_of
 from pipeline.config import Config
 from pipeline.errors import ConfigError, InputError, PipelineError, TransientError
 from pipeline.lake.columns import is_vector, memory_dtype, number_type, storage_type
 from pipeline.lake.example import write_digits_once
 from pipeline.lake.hive import hive_types_of, with_hive_columns
-from pipeline.storage import FoundFile, absolute, find_parquet, open_input, why
+from pipeline.storage import FoundFile, Store, absolute, find_parquet, open_input, why
 
 # Footers wait for the network, not the processor; more than this only queues at the endpoint.
 _FOOTER_THREADS = 16
+# Shards that are asked for at a time: what waits to be checked does not grow with the input.
+_SHARDS_AHEAD = 2048
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -35,8 +38,11 @@ SHARD_SCHEMA = pa.schema(
         ("rows", pa.int64()),
         ("row_group_rows", pa.list_(pa.int64())),
         ("row_group_bytes", pa.list_(pa.int64())),  # of the wanted columns, as stored
+        ("widths", pa.list_(pa.int32())),  # of the feature columns that are vectors
+        ("schema", pa.int32()),  # which of the schemas in the table's metadata; null without rows
     ]
 )
+_METADATA_KEY = b"dec_pipeline"
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class PinnedInput:
     """What the footers say.
 
     Attributes:
-        shards: One row a shard, of ``SHARD_SCHEMA``.
+        shards: One row a shard, of ``SHARD_SCHEMA``; its metadata holds the wanted columns and the
+            schemas that shards have of them.
         features: The feature columns, globs resolved, in the order of the config.
         dtype: numpy name of the type that holds a raw row.
         carried: Names and types of the key columns and the label.
@@ -99,67 +106,199 @@ def list_shards(config: Config) -> list[FoundFile]:
 
 
 def pin(
-    config: Config, files: Sequence[FoundFile], on_footer: Callable[[int], None] = lambda _: None
+    config: Config,
+    files: Sequence[FoundFile],
+    *,
+    known: pa.Table | None = None,
+    on_footer: Callable[[int], None] = lambda _: None,
 ) -> PinnedInput:
     """Read all footers and check them against the config and one another.
 
     Args:
         config: The settings.
         files: From ``list_shards``.
-        on_footer: Told how many footers were read so far.
+        known: ``PinnedInput.shards`` of an earlier night: the footers of shards that have not
+            changed since are not read again. That one of them can no longer be read, for want of
+            a permission for example, then comes out in the stage that reads its rows.
+        on_footer: Told how many shards were looked at so far.
 
     Raises:
         InputError: A shard is corrupt, a column is missing or of the wrong kind, widths differ.
     """
-    table = _Table(config)
-    rows: dict[str, list[object]] = {name: [] for name in SHARD_SCHEMA.names}
     hive_types = hive_types_of(file.url for file in files)
+    columns: dict[str, list[object]] = {name: [] for name in SHARD_SCHEMA.names}
     threads = ThreadPoolExecutor(_FOOTER_THREADS)
     try:
-        footers = threads.map(_footer, files)
-        for number, (file, footer) in enumerate(zip(files, footers, strict=True), 1):
-            groups = [0] * len(footer.rows)
-            if sum(footer.rows):  # in an empty shard nothing can be wrong, whatever its types
-                schema = with_hive_columns(footer.schema, file.url, hive_types)
-                groups = footer.wanted_bytes(table.add(file, footer, schema))
-            values = (file.url, file.name, file.bytes, file.version, sum(footer.rows))
-            for column, value in zip(rows, (*values, footer.rows, groups), strict=True):
-                rows[column].append(value)
-            on_footer(number)
+        wanted = _wanted(config, files, hive_types, known, threads)
+        if wanted is None:
+            check_enough_rows(config, 0)
+            raise AssertionError("no rows are never enough")
+        table = _Table(config, wanted, hive_types)
+        footers = _KnownFooters(known, wanted)
+        for start in range(0, len(files), _SHARDS_AHEAD):
+            some = files[start : start + _SHARDS_AHEAD]
+            asked = [
+                footers.of(f) or threads.submit(_shard_facts, f, wanted, hive_types) for f in some
+            ]
+            for number, (file, found) in enumerate(zip(some, asked, strict=True), start + 1):
+                facts = found.result() if isinstance(found, Future) else found
+                place = table.add(file, facts)
+                values = (file.url, file.name, file.bytes, file.version, sum(facts.rows))
+                more = (facts.rows, facts.bytes, facts.widths, place)
+                for column, value in zip(columns.values(), (*values, *more), strict=True):
+                    column.append(value)
+                on_footer(number)
     finally:
         threads.shutdown(cancel_futures=True)  # after an error, nobody waits for the other footers
-    if table.wanted is None:
-        check_enough_rows(config, 0)
-    return table.pinned(pa.table(rows, schema=SHARD_SCHEMA))
+    return table.pinned(pa.table(columns, schema=SHARD_SCHEMA))
+
+
+def known_footers(config: Config, lake: Store) -> pa.Table | None:
+    """What the last night over the same source read of its footers; None where it left nothing."""
+    try:
+        return lake.read_table(footers_path(config))
+    except (OSError, pa.ArrowException):
+        return None  # absent, or damaged: then all are read
+
+
+def footers_path(config: Config) -> str:
+    """Where the footers of a source are kept for the next night, below the output."""
+    source = config.source.model_dump(mode="json", include={"path", "features", "keys"})
+    return f"footers/{fingerprint_of(source | {'label': config.evaluate.label})[:20]}.parquet"
+
+
+def _wanted(
+    config: Config,
+    files: Sequence[FoundFile],
+    hive_types: dict[str, pa.DataType],
+    known: pa.Table | None,
+    threads: ThreadPoolExecutor,
+) -> _Wanted | None:
+    """The columns that the config names, found in the first shard that has rows."""
+    empty: set[tuple[str, str]] = set()
+    if known is not None:
+        without = known.filter(pc.equal(known["rows"], 0)).select(["url", "version"])
+        empty = set(zip(*without.to_pydict().values(), strict=True))
+    candidates = [file for file in files if (file.url, file.version) not in empty]
+    start, some = 0, 1  # nearly always the first has rows; else more and more at a time
+    while start < len(candidates):
+        asked = candidates[start : start + some]
+        for file, footer in zip(asked, threads.map(_footer, asked), strict=True):
+            if sum(footer.rows):
+                schema = with_hive_columns(footer.schema, file.url, hive_types)
+                return _resolve(config, schema, file.name)
+        start, some = start + some, min(2 * some, _SHARDS_AHEAD)
+    return None
+
+
+@dataclass(frozen=True)
+class _ShardFacts:
+    """What the footer of one shard says about the wanted columns.
+
+    Attributes:
+        schema: Those that the file itself holds; folders may hold more. None without rows, for
+            then nothing can be wrong, whatever the types.
+        widths: Of the features that are vectors, in their order; None where no row tells.
+        rows: Of each row group.
+        bytes: Of the wanted columns, as stored, of each row group.
+    """
+
+    schema: pa.Schema | None
+    widths: Sequence[int | None]
+    rows: Sequence[int]
+    bytes: Sequence[int]
+
+
+def _shard_facts(
+    file: FoundFile, wanted: _Wanted, hive_types: dict[str, pa.DataType]
+) -> _ShardFacts:
+    """Read a footer, and check that the shard has what is wanted of it."""
+    footer = _footer(file)
+    if not sum(footer.rows):
+        return _ShardFacts(None, (), footer.rows, [0] * len(footer.rows))
+    _check_columns(wanted, with_hive_columns(footer.schema, file.url, hive_types), file.name)
+    own = [name for name in wanted.all if name in footer.schema.names]
+    schema = pa.schema([footer.schema.field(name).remove_metadata() for name in own])
+    vectors = [n for n in wanted.features if n in own and is_vector(schema.field(n).type)]
+    return _ShardFacts(
+        schema,
+        [_width(footer, name, file) for name in vectors],
+        footer.rows,
+        footer.wanted_bytes(own),
+    )
+
+
+class _KnownFooters:
+    """Facts of an earlier pinning, by url and version; of other columns they are worth nothing."""
+
+    def __init__(self, shards: pa.Table | None, wanted: _Wanted) -> None:
+        self._facts: dict[tuple[str, str, int], _ShardFacts] = {}
+        meta = json.loads((shards.schema.metadata or {}).get(_METADATA_KEY, "{}")) if shards else {}
+        if shards is None or meta.get("columns") != list(wanted.all):
+            return
+        schemas = [decode_schema(text) for text in meta["schemas"]]
+        names = ("url", "version", "bytes", "schema", "widths", "row_group_rows", "row_group_bytes")
+        for url, version, size, place, *rest in zip(
+            *(shards[name].to_pylist() for name in names), strict=True
+        ):
+            schema = None if place is None else schemas[place]
+            if not version:
+                continue  # an endpoint without entity tags: nothing tells a new file from an old
+            self._facts[url, version, size] = _ShardFacts(schema, *rest)
+
+    def of(self, file: FoundFile) -> _ShardFacts | None:
+        """Facts of exactly this file, if they are known."""
+        return self._facts.get((file.url, file.version, file.bytes))
 
 
 class _Table:
     """What the shards seen so far have in common."""
 
-    def __init__(self, config: Config) -> None:
-        self.wanted: _Wanted | None = None
+    def __init__(self, config: Config, wanted: _Wanted, hive_types: dict[str, pa.DataType]) -> None:
         self._config = config
-        self._schemas: list[tuple[str, pa.Schema]] = []  # each that differs from the one before
+        self._wanted = wanted
+        self._hive_types = hive_types
+        self._own: list[pa.Schema] = []  # the schemas of files, each once
+        self._schemas: list[tuple[str, pa.Schema]] = []  # folders' columns too, and a shard of each
         self._widths: dict[str, tuple[int, str]] = {}
+        self._last_widths: Sequence[int | None] = ()
 
-    def add(self, file: FoundFile, footer: _Footer, schema: pa.Schema) -> tuple[str, ...]:
-        """Check a shard against the config and those before; returns the wanted columns."""
-        self.wanted = self.wanted or _resolve(self._config, schema, file.name)
-        _check_columns(self.wanted, schema, file.name)
-        for name in self.wanted.features:
-            self._check_kind(name, file.name, schema)
-            width = _width(footer, name, file)
-            if width is not None:
-                first, first_shard = self._widths.setdefault(name, (width, file.name))
-                if width != first:
-                    raise InputError(
-                        f"shard {file.name}, column {name}: vectors of width {width}; "
-                        f"expected {first} as in shard {first_shard}"
-                    )
-        selected = pa.schema([schema.field(name) for name in self.wanted.all])
-        if not self._schemas or selected != self._schemas[-1][1]:
-            self._schemas.append((file.name, selected))
-        return self.wanted.all
+    def add(self, file: FoundFile, facts: _ShardFacts) -> int | None:
+        """Check a shard against those before; returns the place of its schema among them."""
+        if facts.schema is None:
+            return None
+        full = with_hive_columns(facts.schema, file.url, self._hive_types)
+        schema = pa.schema([full.field(name) for name in self._wanted.all])
+        if not any(schema.equals(other) for _, other in reversed(self._schemas)):
+            _check_columns(self._wanted, schema, file.name)  # folders' types depend on all folders
+            for name in self._wanted.features:
+                self._check_kind(name, file.name, schema)
+            self._schemas.append((file.name, schema))
+        if facts.widths != self._last_widths:
+            self._check_widths(file.name, facts)
+            self._last_widths = facts.widths
+        for place, own in enumerate(self._own):
+            if facts.schema is own or facts.schema.equals(own):
+                return place
+        self._own.append(facts.schema)
+        return len(self._own) - 1
+
+    def _check_widths(self, shard: str, facts: _ShardFacts) -> None:
+        assert facts.schema is not None
+        vectors = (
+            name
+            for name in self._wanted.features
+            if name in facts.schema.names and is_vector(facts.schema.field(name).type)
+        )
+        for name, width in zip(vectors, facts.widths, strict=True):
+            if width is None:
+                continue
+            first, first_shard = self._widths.setdefault(name, (width, shard))
+            if width != first:
+                raise InputError(
+                    f"shard {shard}, column {name}: vectors of width {width}; "
+                    f"expected {first} as in shard {first_shard}"
+                )
 
     def _check_kind(self, name: str, shard: str, schema: pa.Schema) -> None:
         if not self._schemas:
@@ -174,10 +313,9 @@ class _Table:
 
     def pinned(self, shards: pa.Table) -> PinnedInput:
         """The result."""
-        assert self.wanted is not None  # some shard has rows
         first = self._schemas[0][1]
         types = [
-            [number_type(schema.field(name).type) for name in self.wanted.features]
+            [number_type(schema.field(name).type) for name in self._wanted.features]
             for _, schema in self._schemas
         ]
         may_miss = self._config.source.nulls != "error"
@@ -187,14 +325,18 @@ class _Table:
                 width=self._widths.get(name, (1, ""))[0],
                 vector=is_vector(first.field(name).type),
             )
-            for name in self.wanted.features
+            for name in self._wanted.features
         )
         _check_image_shape(self._config, features)
+        content = {
+            "columns": self._wanted.all,
+            "schemas": [encode_schema(schema) for schema in self._own],
+        }
         return PinnedInput(
-            shards=shards,
+            shards=shards.replace_schema_metadata({_METADATA_KEY: json.dumps(content)}),
             features=features,
             dtype=memory_dtype([k for row in types for k in row if k], may_miss=may_miss),
-            carried=_unify(self._schemas, self.wanted.carried),
+            carried=_unify(self._schemas, self._wanted.carried),
         )
 
 

@@ -44,6 +44,10 @@ from pipeline.model.workers import global_update, rank_and_size, sum_over_worker
 
 # Rows a batch where nothing is learnt: big enough for the matrix products to run at full speed.
 _MEASURE_BATCH_ROWS = 4096
+# Labels of this many rows are remembered from one update to the next, 64 MiB and, while they are
+# compared, three times that; of more rows the frozen model is asked again, for memory must not grow
+# with the table.
+_REMEMBERED_ROWS = 2**24
 # Clusters that keep dying, or a loss that keeps exploding, will not stop by trying once more.
 _MAX_RECOVERIES = 3
 # After a loss that was no number, the learning rate is multiplied with this.
@@ -114,11 +118,14 @@ class _Measured:
         frequency_K: f_j = Σ_i q_ij, shape (n_clusters,), float64, in rows.
         cluster_rows_K: Rows whose nearest centroid is j, shape (n_clusters,), float64.
         changed: Rows whose cluster differs from the frozen model's.
+        labels_N: The cluster of each of this worker's rows, in reading order, int32; None where
+            they are too many to remember.
     """
 
     frequency_K: Tensor
     cluster_rows_K: Tensor
     changed: int
+    labels_N: Tensor | None
 
     @property
     def rows(self) -> int:
@@ -177,6 +184,7 @@ class Refinement:
         self.first_share = 1.0
         self.kl, self.loss = math.nan, math.nan
         self._batches: Iterator[Tensor] | None = None
+        self._kept_labels_N: Tensor | None = None
 
     @property
     def model(self) -> ClusterModel:
@@ -209,6 +217,7 @@ class Refinement:
             if update.finished:
                 return
             self.kept.load_state_dict(self.live.state_dict())
+            self._kept_labels_N = measured.labels_N
             measured, event, collapsed = self._advance(rows, measured)
             self.updates_done += 1
 
@@ -354,18 +363,27 @@ class Refinement:
         frequency_K = torch.zeros(clusters, dtype=torch.float64)
         cluster_rows_K = torch.zeros(clusters, dtype=torch.float64)
         changed = torch.zeros(1, dtype=torch.float64)
-        compare = self.passes_done or self.steps_done
+        kept_N = self._kept_labels_N
+        ask_frozen = kept_N is None and bool(self.passes_done or self.steps_done)
+        labels: list[Tensor] = []
+        seen = 0
         for x_BF in rows.batches(self.passes_done, _MEASURE_BATCH_ROWS, shuffled=False):
             x_BF = self.scaler(x_BF)
             q_BK = self.model(x_BF)
             labels_B = q_BK.argmax(dim=1)
             frequency_K += q_BK.sum(dim=0, dtype=torch.float64)
             cluster_rows_K += torch.bincount(labels_B, minlength=clusters)
-            if compare:
+            if ask_frozen:
                 changed += (labels_B != self.frozen(x_BF).argmax(dim=1)).sum()
+            elif kept_N is not None:
+                changed += (labels_B != kept_N[seen : seen + len(labels_B)]).sum()
+            seen += len(labels_B)
+            if seen <= _REMEMBERED_ROWS:
+                labels.append(labels_B.to(torch.int32))
         totals = sum_over_workers(torch.cat([frequency_K, cluster_rows_K, changed]))
         frequency_K, cluster_rows_K = totals[:-1].view(2, clusters)
-        measured = _Measured(frequency_K, cluster_rows_K, int(totals[-1]))
+        labels_N = torch.cat(labels) if labels and seen <= _REMEMBERED_ROWS else None
+        measured = _Measured(frequency_K, cluster_rows_K, int(totals[-1]), labels_N)
         if not measured.rows:
             raise NumericalError("refine: no training row is left; expected at least one")
         return measured
@@ -439,3 +457,4 @@ class Refinement:
         self.updates_done, self.passes_done, self.steps_done, self.rows_done = counts[:4]
         self.recoveries = counts[4]
         self._batches = None
+        self._kept_labels_N = None

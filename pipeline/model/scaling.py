@@ -11,6 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+# Of the origin, in scaled units: float32 rounds there by less than 1e-6.
+_NEAR = 16.0
+
 ScalingMode = Literal["standard", "minmax", "unit_norm", "none"]
 
 
@@ -98,6 +101,8 @@ class Scaler(nn.Module):
         for name, values_F in (("mean_F", mean_F), ("offset_F", offset_F), ("factor_F", factor_F)):
             # float64: a float32 offset cannot tell two timestamps of one minute apart.
             self.register_buffer(name, torch.from_numpy(np.array(values_F, dtype=np.float64)))
+        # Further away the difference of two products would lose digits.
+        self._near_origin = bool(np.abs(offset_F * factor_F).max(initial=0) <= _NEAR)
 
     @classmethod
     def fit(cls, mode: ScalingMode, moments: Moments, widths: Sequence[int]) -> Scaler:
@@ -138,9 +143,10 @@ class Scaler(nn.Module):
         Returns:
             Scaled rows, same shape, float32.
         """
-        wide = x_BF.dtype == torch.float64
-        x_BF = x_BF if wide else x_BF.float()
-        if not torch.isfinite(x_BF.sum()):  # one reduction tells that nothing needs replacing
+        may_miss = x_BF.is_floating_point()
+        x_BF = x_BF if x_BF.dtype == torch.float64 else x_BF.float()
+        # One reduction tells that nothing needs replacing.
+        if may_miss and not torch.isfinite(x_BF.sum()):
             x_BF = torch.where(torch.isfinite(x_BF), x_BF, self.mean_F.to(x_BF.dtype))
         if self.mode == "none":
             return x_BF.float()
@@ -148,4 +154,7 @@ class Scaler(nn.Module):
             # A row of zeros has no direction and stays zero.
             mean_square_B1 = x_BF.square().mean(dim=1, keepdim=True)
             return torch.where(mean_square_B1 > 0, x_BF * mean_square_B1.rsqrt(), x_BF).float()
-        return ((x_BF - self.offset_F.to(x_BF.dtype)) * self.factor_F.to(x_BF.dtype)).float()
+        offset_F, factor_F = self.offset_F.to(x_BF.dtype), self.factor_F.to(x_BF.dtype)
+        if self._near_origin:  # x · factor − offset · factor, in one sweep
+            return torch.addcmul(-offset_F * factor_F, x_BF, factor_F).float()
+        return ((x_BF - offset_F) * factor_F).float()

@@ -56,8 +56,10 @@ def global_update(
         The loss summed over the global batch, its rows, and the sum of ``also``. With 0 rows
         everywhere the pass is over on all workers at once, and nothing was updated.
     """
-    optimizer.zero_grad(set_to_none=False)
-    loss_sum.backward()  # type: ignore[no-untyped-call]
+    optimizer.zero_grad()
+    alone = rank_and_size()[1] == 1
+    # Dividing the loss costs nothing; dividing the gradients is a sweep over all weights.
+    (loss_sum / max(1, rows) if alone else loss_sum).backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in parameters if p.grad is not None]
     scalars = (
         loss_sum.detach(),
@@ -65,16 +67,16 @@ def global_update(
         (loss_sum if also is None else also).detach(),
     )
     totals = torch.stack([scalar.float() for scalar in scalars])
-    if rank_and_size()[1] > 1:
+    if alone:
+        loss, global_rows, also_sum = totals.tolist()
+    else:
         flat = torch.cat([totals, *(g.flatten() for g in gradients)])
         sum_over_workers(flat)
         totals, *summed = flat.split([3, *(g.numel() for g in gradients)])  # type: ignore[no-untyped-call]
+        loss, global_rows, also_sum = totals.tolist()
         for gradient, total in zip(gradients, summed, strict=True):
-            gradient.copy_(total.view_as(gradient))
-    loss, global_rows, also_sum = totals.tolist()
+            torch.div(total.view_as(gradient), max(1, global_rows), out=gradient)
     if global_rows:
-        for gradient in gradients:
-            gradient.div_(global_rows)
         if max_norm is not None:
             nn.utils.clip_grad_norm_(parameters, max_norm)
         optimizer.step()

@@ -24,6 +24,9 @@ from pipeline.lake.snapshots import FileList
 
 log = logging.getLogger(__name__)
 
+# Of an actor: while one is encoded, the other is read or written.
+_SLICES_AT_A_TIME = 2
+
 
 def _settings(config: Config) -> Any:
     return {"nulls": config.source.nulls, "alpha": config.refine.alpha}
@@ -51,6 +54,7 @@ def assign(
         by_slice(pieces_of(manifest, context.lake)),
         Assigner,
         actors=resources.workers,
+        calls=_SLICES_AT_A_TIME,
         arguments=(job,),
         cpus=resources.cpus_per_worker,
     ):

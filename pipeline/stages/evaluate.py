@@ -57,9 +57,9 @@ _ENCODE_ROWS = 4096
 _FIT_ROWS = 20_000
 # Fits of the stability measure, which looks at differences between fits and not at the best one.
 _STABILITY_RESTARTS = 5
-_LEAST_RESTARTS = 3
-# Multiplications that all restarts together may take: about half a minute on two cores.
-_KMEANS_WORK = 10**12
+# Multiplications that the restarts may take: about half a minute on two cores for each of the six
+# fits of the stability measure, and as long as in init_centroids for the baseline.
+_STABILITY_WORK = 10**12
 # A label column with more classes than this is a key.
 _MOST_CLASSES = 10_000
 
@@ -126,11 +126,10 @@ def _measure(
     spaces = _spaces(config, lake, manifest, sample, autoencoder, model)
     features = spaces["features"]
     fit_rows = _fit_rows(config, len(features))
-    restarts = _restarts(config, len(fit_rows), manifest.width)
     baseline = kmeans(
         features[fit_rows],
         config.clusters,
-        restarts=restarts,
+        restarts=config.centroids.restarts,
         iterations=config.centroids.iterations,
         seed=config.seed,
     )
@@ -149,7 +148,7 @@ def _measure(
             for kind, (own, its) in partitions.items()
         ),
         centroids_KF=baseline.centroids_KD,
-        restarts=restarts,
+        restarts=len(baseline.objectives),
         held_out_rows=int(held_out.sum()),
         generalisation=_generalisation(
             torch.from_numpy(spaces["refined"]),
@@ -188,13 +187,6 @@ def _fit_rows(config: Config, rows: int) -> NDArray[np.int64]:
     """Rows that k-means is fitted to here, drawn by seed, in random order."""
     most = max(_FIT_ROWS, MIN_SAMPLE_ROWS_PER_CLUSTER * config.clusters)
     return np.random.default_rng(config.seed).permutation(rows)[:most]
-
-
-def _restarts(config: Config, rows: int, width: int) -> int:
-    """As many as init_centroids has, fewer where they would take minutes."""
-    work = rows * width * config.clusters * config.centroids.iterations
-    affordable = max(_LEAST_RESTARTS, _KMEANS_WORK // work)
-    return min(config.centroids.restarts, affordable)
 
 
 def _candidate(
@@ -246,9 +238,10 @@ def _stability(config: Config, points: NDArray[np.float32]) -> float | None:
             kmeans(
                 points[half_of_them],
                 config.clusters,
-                restarts=min(_STABILITY_RESTARTS, _restarts(config, half, points.shape[1])),
+                restarts=min(_STABILITY_RESTARTS, config.centroids.restarts),
                 iterations=config.centroids.iterations,
                 seed=config.seed,
+                work=_STABILITY_WORK,
             ).centroids_KD,
         )
         for half_of_them in (rows[:half], rows[half : 2 * half])

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.artifacts import Manifest, encode_schema
 from pipeline.config import Config
 from pipeline.engine import Context, stage
-from pipeline.lake.pinning import check_enough_rows, list_shards
+from pipeline.lake.pinning import check_enough_rows, footers_path, known_footers, list_shards
 from pipeline.lake.pinning import pin as pin_input
 from pipeline.lake.reading import pieces_of_shards
 from pipeline.storage import parquet_bytes
@@ -31,14 +31,17 @@ def pin(config: Config, context: Context) -> Manifest:
     pinned = pin_input(
         config,
         files,
+        known=known_footers(config, context.lake),
         on_footer=lambda n: context.progress.stage_advanced(n, len(files), "shards"),
     )
     shards = pinned.shards
     rows = int(shards["rows"].to_numpy().sum())
     check_enough_rows(config, rows)
     pieces = pieces_of_shards(shards, config.execution.target_slice_mib)
+    content = parquet_bytes(shards)
+    context.lake.write_bytes(footers_path(config), content)  # for the next night
     manifest = Manifest(
-        shards=context.store(context.stage_path("pin", "shards.parquet"), parquet_bytes(shards)),
+        shards=context.store(context.stage_path("pin", "shards.parquet"), content),
         rows=rows,
         bytes=int(shards["bytes"].to_numpy().sum()),
         wanted_bytes=int(shards["row_group_bytes"].combine_chunks().flatten().to_numpy().sum()),

@@ -424,9 +424,10 @@ def _candidate_lines(row: Row, results: Sequence[Result]) -> list[str]:
         if not scores:
             continue
         means = (f"{100 * fmean(score[m] for score in scores):.1f}" for m in METRICS)
-        judged = [score["modularity"] for score in scores if "modularity" in score]
+        by_rule = [r for r in results if "modularity" in r.candidates.get(name, {})]
+        judged = [result.candidates[name]["modularity"] for result in by_rule]
         modularity = f"{100 * fmean(judged):.1f}" if judged else "–"
-        wins = sum(result.winner == name for result in results)
+        wins = sum(result.winner == name for result in by_rule)
         preferred = f"{wins} of {len(judged)}" if judged else "–"
         cells = (row.name, name, str(len(scores)), *means, modularity, preferred)
         lines.append(f"| {' | '.join(cells)} |")

@@ -89,3 +89,14 @@ def test_points_that_are_not_finite(value: float) -> None:
     points[0, 0] = value
     with pytest.raises(NumericalError, match="not finite"):
         run(points, 2)
+
+
+def test_work_is_bounded_by_fewer_restarts_and_then_fewer_iterations() -> None:
+    points = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
+    iteration = points.size * 8
+    many = kmeans(points, 8, restarts=6, iterations=20, seed=0, work=20 * 6 * iteration)
+    assert len(many.objectives) == 6
+    fewer = kmeans(points, 8, restarts=6, iterations=20, seed=0, work=20 * 2 * iteration)
+    assert fewer.objectives == many.objectives[:2]
+    short = kmeans(points, 8, restarts=6, iterations=20, seed=0, work=1)
+    assert short.objectives == kmeans(points, 8, restarts=1, iterations=10, seed=0).objectives

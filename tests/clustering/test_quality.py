@@ -83,6 +83,16 @@ def test_how_many_rows_are_drawn(clusters: int, most: int) -> None:
     assert len(stratified_rows(labels, clusters, seed=0)) == most
 
 
+def test_of_very_many_clusters_some_are_drawn_whole() -> None:
+    random = np.random.default_rng(3)
+    labels = random.integers(0, 4000, 100_000)
+    drawn = stratified_rows(labels, 4000, seed=0)
+    assert len(drawn) == 10_000
+    assert set(np.bincount(labels[drawn])) == {0, 10}
+    renamed = random.permutation(4000)[labels]
+    np.testing.assert_array_equal(drawn, stratified_rows(renamed, 4000, seed=0))
+
+
 def test_equal_partitions_are_measured_on_the_same_rows() -> None:
     _, labels = grouped(3000)
     renamed = np.array([2, 0, 1])[labels]
@@ -167,6 +177,12 @@ def test_neighbours_are_those_of_scikit_learn() -> None:
     expected = NearestNeighbors(n_neighbors=5).fit(points).kneighbors(return_distance=False)
     np.testing.assert_array_equal(nearest_neighbours(points, 300, 5), expected)
     np.testing.assert_array_equal(nearest_neighbours(points, 20, 5), expected[:20])
+
+
+def test_neighbours_do_not_depend_on_where_the_origin_is() -> None:
+    points = np.random.default_rng(4).normal(size=(500, 64)).round(2).astype(np.float32)
+    there = nearest_neighbours(points + np.float32(4096), 500, 5)
+    assert (there == nearest_neighbours(points, 500, 5)).mean() > 0.98
 
 
 def test_a_point_is_not_its_own_neighbour_where_all_are_equal() -> None:

@@ -16,8 +16,7 @@ from pipeline.artifacts import RefinedModel, RefineRecord
 from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.errors import NumericalError
-from pipeline.lake import assigning
-from pipeline.lake.assigning import Assigner, AssignJob, nearest_two
+from pipeline.lake.assigning import Assigner, AssignJob, assignments_of
 from pipeline.lake.models import (
     LoadedModel,
     centroids_bytes,
@@ -54,7 +53,7 @@ def model_of(centroids: np.ndarray, alpha: float = 1.0) -> LoadedModel:
 
 
 def test_nearest_two_by_hand() -> None:
-    found = nearest_two(model_of(CENTROIDS), torch.tensor([[0.0, 0.0]]))
+    found = assignments_of(model_of(CENTROIDS), torch.tensor([[0.0, 0.0]]))
     # Squared distances 0, 25 and 100, so 1/(1 + d²) = 1, 1/26 and 1/101.
     total = 1 + 1 / 26 + 1 / 101
     assert (found["cluster_id"][0], found["cluster_id_2"][0]) == (0, 1)
@@ -63,7 +62,7 @@ def test_nearest_two_by_hand() -> None:
     assert found["distance"][0] == 0
 
 
-@pytest.mark.parametrize("alpha", [1.0, 5.0])
+@pytest.mark.parametrize("alpha", [1.0, 5.0, 1000.0])
 def test_nearest_two_in_chunks_against_float64(
     monkeypatch: pytest.MonkeyPatch, alpha: float
 ) -> None:
@@ -72,18 +71,22 @@ def test_nearest_two_in_chunks_against_float64(
     squared = np.square(z[:, None] - centroids[None]).sum(axis=2)
     kernel = (1 + squared / alpha) ** (-(alpha + 1) / 2)
     q = kernel / kernel.sum(axis=1, keepdims=True)
-    monkeypatch.setattr(assigning, "_DISTANCES", 7 * 64)  # five batches of at most 64 rows
+    monkeypatch.setattr(
+        "pipeline.model.dec._SIMILARITIES", 7 * 64
+    )  # five chunks of 64 rows or less
+    monkeypatch.setattr("pipeline.lake.assigning._ENCODE_ROWS", 50)
     model = model_of(centroids.astype(np.float32), alpha)
-    found = nearest_two(model, torch.from_numpy(z.astype(np.float32)))
+    found = assignments_of(model, torch.from_numpy(z.astype(np.float32)))
     np.testing.assert_array_equal(found["cluster_id"], q.argmax(axis=1))
     np.testing.assert_array_equal(found["cluster_id_2"], q.argsort(axis=1)[:, -2])
-    np.testing.assert_allclose(found["confidence"], q.max(axis=1), atol=1e-5)
-    np.testing.assert_allclose(found["distance"], np.sqrt(squared.min(axis=1)), atol=1e-4)
+    np.testing.assert_allclose(found["confidence"], q.max(axis=1), atol=2e-5)
+    np.testing.assert_allclose(found["confidence_2"], np.sort(q, axis=1)[:, -2], atol=2e-5)
+    np.testing.assert_allclose(found["distance"], np.sqrt(squared.min(axis=1)), rtol=1e-5)
 
 
 def test_embeddings_that_are_not_finite() -> None:
     with pytest.raises(NumericalError, match="not finite"):
-        nearest_two(model_of(CENTROIDS), torch.tensor([[3e38, 3e38]]))
+        assignments_of(model_of(CENTROIDS), torch.tensor([[3e38, 3e38]]))
 
 
 @pytest.fixture

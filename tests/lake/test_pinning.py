@@ -10,8 +10,10 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import InputError
+from pipeline.lake import pinning
 from pipeline.lake.hive import hive_values
 from pipeline.lake.pinning import PinnedInput, check_enough_rows, list_shards, pin
+from pipeline.storage import parquet_bytes
 
 VECTORS = pa.list_(pa.float32(), 2)
 RAGGED = pa.list_(pa.float32())
@@ -152,6 +154,99 @@ def test_progress_counts_footers(tmp_path: Path) -> None:
     seen: list[int] = []
     pin(settings, list_shards(settings), on_footer=seen.append)
     assert seen == [1, 2, 3]
+
+
+@pytest.fixture
+def footers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the shards whose footers are read from here on, sorted when looked at."""
+    read: list[str] = []
+    footer = pinning._footer
+
+    def counted(file: Any) -> Any:
+        read.append(file.name)
+        return footer(file)
+
+    monkeypatch.setattr(pinning, "_footer", counted)
+    return read
+
+
+def test_footers_that_are_known_are_not_read_again(tmp_path: Path, footers_read: list[str]) -> None:
+    for name in "abcd":
+        shard(tmp_path / f"{name}.parquet", row_group_size=1)
+    pq.write_table(pa.table({"x": pa.nulls(0)}), tmp_path / "empty.parquet")
+    settings = config(tmp_path, keys=["id"])
+    before = pin(settings, list_shards(settings))
+    known = round_trip(before.shards)
+    footers_read.clear()
+    assert pin(settings, list_shards(settings), known=known) == before
+    assert footers_read == ["a.parquet"]  # globs are resolved against the first
+
+    shard(tmp_path / "c.parquet", id=[1, 2, 3], x=pa.array([[1, 2]] * 3, VECTORS))
+    shard(tmp_path / "e.parquet")
+    footers_read.clear()
+    after = pin(settings, list_shards(settings), known=known)
+    assert sorted(footers_read) == ["a.parquet", "c.parquet", "e.parquet"]
+    assert after == pin(settings, list_shards(settings))
+    assert after.shards["rows"].to_pylist() == [2, 2, 3, 2, 2, 0]
+
+
+def test_footers_known_for_other_columns_are_read_again(
+    tmp_path: Path, footers_read: list[str]
+) -> None:
+    for name in "ab":
+        shard(tmp_path / f"{name}.parquet")
+    known = round_trip(pinned(tmp_path, keys=["id"]).shards)
+    settings = config(tmp_path)
+    footers_read.clear()
+    assert pin(settings, list_shards(settings), known=known) == pinned(tmp_path)
+    assert footers_read.count("b.parquet") == 2
+
+
+def test_empty_shards_in_front_are_looked_at_once(tmp_path: Path, footers_read: list[str]) -> None:
+    for number in range(20):
+        pq.write_table(pa.table({"x": pa.nulls(0)}), tmp_path / f"{number:02}.parquet")
+    shard(tmp_path / "rows.parquet")
+    settings = config(tmp_path)
+    known = round_trip(pin(settings, list_shards(settings)).shards)
+    footers_read.clear()
+    assert pin(settings, list_shards(settings), known=known).shards["rows"].to_pylist()[-1] == 2
+    assert footers_read == ["rows.parquet"]
+
+
+def test_folders_of_known_shards_are_checked_again(tmp_path: Path) -> None:
+    for number in "12":
+        shard(tmp_path / f"p={number}/a.parquet")
+    settings = config(tmp_path, ["x", "p"])
+    known = round_trip(pin(settings, list_shards(settings)).shards)
+    shard(tmp_path / "p=abc/a.parquet")
+    for before in (None, known):
+        with pytest.raises(InputError, match="column p: type string is not a number"):
+            pin(settings, list_shards(settings), known=before)
+
+
+def test_a_new_shard_must_fit_those_that_are_known(tmp_path: Path) -> None:
+    shard(tmp_path / "a.parquet")
+    known = round_trip(pinned(tmp_path).shards)
+    shard(tmp_path / "b.parquet", id=[1], x=pa.array([[1, 2, 3]], pa.list_(pa.float32())))
+    settings = config(tmp_path)
+    with pytest.raises(InputError, match=r"b\.parquet, column x: vectors of width 3; expected 2"):
+        pin(settings, list_shards(settings), known=known)
+
+
+def test_more_shards_than_are_asked_for_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(7):
+        shard(tmp_path / f"{number}.parquet")
+    whole = pinned(tmp_path)
+    monkeypatch.setattr(pinning, "_SHARDS_AHEAD", 3)
+    assert pinned(tmp_path) == whole
+    assert whole.shards["rows"].to_pylist() == [2] * 7
+
+
+def round_trip(shards: pa.Table) -> pa.Table:
+    """As the lake gives it back."""
+    return pq.read_table(pa.BufferReader(parquet_bytes(shards)))
 
 
 def test_globs_follow_the_order_of_config_and_file(tmp_path: Path) -> None:

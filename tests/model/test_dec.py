@@ -8,6 +8,7 @@ import torch
 
 from pipeline.model.dec import (
     kl_divergence,
+    nearest_two,
     soft_assignment,
     squared_distances,
     target_distribution,
@@ -162,3 +163,38 @@ def test_distances_are_never_negative() -> None:
     assert squared_distances(point, centroids)[0, 0] >= 0
     # The second is 3 further in each of 3 dimensions: 27.
     assert squared_distances(point, centroids)[0, 1].item() == pytest.approx(27, rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 3.0, 1e6])
+@pytest.mark.parametrize("clusters", [2, 9, 100_000])
+def test_nearest_two_of_all_assignments(clusters: int, alpha: float) -> None:
+    random = torch.Generator().manual_seed(1)
+    z = 2 * torch.randn((5, 10), generator=random)
+    centroids = 2 * torch.randn((clusters, 10), generator=random)
+    found = nearest_two(z, centroids, alpha)
+    q = soft_assignment(z.double(), centroids.double(), alpha)
+    expected = q.topk(2, dim=1)
+    assert torch.equal(found.clusters_B2, expected.indices)
+    torch.testing.assert_close(found.q_B2.double(), expected.values, rtol=1e-4, atol=1e-7)
+    distances = (z - centroids[expected.indices[:, 0]]).norm(dim=1)
+    torch.testing.assert_close(found.distance_B, distances)
+
+
+def test_two_centroids_in_one_place_are_two_clusters() -> None:
+    found = nearest_two(torch.tensor([[1.0]]), torch.tensor([[1.0], [5.0], [1.0]]))
+    assert sorted(found.clusters_B2[0].tolist()) == [0, 2]
+    assert found.q_B2[0, 0] == found.q_B2[0, 1]
+    assert found.distance_B.item() == 0
+
+
+# Close together 1/(1 + d²) is 1 for all clusters; far apart the kernel of a large alpha is 0.
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("alpha", [1.0, 100.0])
+def test_nearest_two_at_any_scale(scale: float, alpha: float) -> None:
+    random = torch.Generator().manual_seed(2)
+    z = scale * torch.randn((300, 10), generator=random)
+    centroids = scale * torch.randn((20, 10), generator=random)
+    found = nearest_two(z, centroids, alpha)
+    expected = torch.cdist(z.double(), centroids.double()).topk(2, dim=1, largest=False)
+    assert torch.equal(found.clusters_B2, expected.indices)
+    assert (found.q_B2[:, 0] >= found.q_B2[:, 1]).all()

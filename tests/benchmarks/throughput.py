@@ -1,0 +1,740 @@
+"""How fast, and how far from the floor: each measure beside its floor or peer, in the same run.
+
+    python -m tests.benchmarks.throughput [--only NAME ...] [--repeats 5] [--data FOLDER]
+
+Every row of the table is a ratio, ours to theirs, of medians of repeats that take turns, so that a
+slow minute hits both. Prints the table and writes ``THROUGHPUT.md``. Rows whose peer is not
+installed (``pip install clustpy pyspark``) or whose data is missing say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import torch
+import yaml
+from torch import Tensor, nn
+
+from pipeline.artifacts import ClusteringModel
+from pipeline.config import Config, Pretrain, Refine
+from pipeline.engine import Context
+from pipeline.lake.assigning import Assigner, AssignJob
+from pipeline.lake.feed import WorkerRows
+from pipeline.lake.models import centroids_bytes, scaler_bytes, weights_bytes
+from pipeline.lake.reading import Reader, pieces_of
+from pipeline.lake.slices import by_slice, training_share
+from pipeline.model.autoencoder import Autoencoder, fastest_precision
+from pipeline.model.pretraining import Pretraining
+from pipeline.model.refinement import ClusterModel, Refinement
+from pipeline.model.scaling import Scaler
+from pipeline.stages.pin import pin
+from pipeline.storage import Store
+from tests.benchmarks.quality import ROOT, machine
+
+HIDDEN, EMBEDDING, CLUSTERS, BATCH_ROWS = (500, 500, 2000), 10, 10, 256
+FEATURES = 784
+BF16 = fastest_precision(torch.device("cpu")) == torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table.
+
+    Attributes:
+        measure: What was measured.
+        against: The floor or the peer.
+        ours: Figure and unit.
+        theirs: The same of the other.
+        ratio: How many times better ours is; None where there is nothing to compare with.
+        reach: What it should be, in words.
+        reached: Whether it is; None where nothing was asked for.
+    """
+
+    measure: str
+    against: str
+    ours: str
+    theirs: str
+    ratio: float | None
+    reach: str
+    reached: bool | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every measure is given."""
+
+    work: Path
+    data: Path | None
+    repeats: int
+
+
+def alternating(
+    repeats: int, ours: Callable[[], float], theirs: Callable[[], float]
+) -> tuple[float, float]:
+    """Medians of two rates that are measured in turns."""
+    pairs = [(ours(), theirs()) for _ in range(repeats)]
+    return tuple(statistics.median(rates) for rates in zip(*pairs, strict=True))  # type: ignore[return-value]
+
+
+def line(
+    measure: str,
+    against: str,
+    ours: float,
+    theirs: float,
+    *,
+    least: float,
+    unit: str = "rows/s",
+    reach: str = "",
+) -> Line:
+    """A row whose ratio has to be at least so much."""
+    ratio = ours / theirs
+    wanted = reach or f"≥ {least:g}×"
+    texts = (f"{value:,.0f} {unit}" for value in (ours, theirs))
+    return Line(measure, against, *texts, ratio, wanted, ratio >= least)
+
+
+def skipped(measure: str, why: str) -> Line:
+    return Line(measure, why, "–", "–", None, "–", None)
+
+
+# ----------------------------------------------------------------------------------- the tables
+
+
+def write_table(folder: Path, rows: int, features: int, *, dtype: str, shards: int) -> Path:
+    """Random rows around ten points, in Parquet: id, x as a fixed-size vector, label."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    centers = random.normal(size=(10, features))
+    for shard in range(shards):
+        count = rows * (shard + 1) // shards - rows * shard // shards
+        label = random.integers(0, 10, count)
+        x = centers[label] + random.standard_normal((count, features), dtype=np.float32)
+        x = np.clip(128 + 40 * x, 0, 255) if dtype == "uint8" else x
+        flat = pa.array(x.astype(dtype).ravel())
+        table = pa.table(
+            {
+                "id": np.arange(count) + rows * shard // shards,
+                "x": pa.FixedSizeListArray.from_arrays(flat, features),
+                "label": label.astype(np.int16),
+            }
+        )
+        pq.write_table(table, folder / f"{shard:05}.parquet", row_group_size=16_384)
+    return folder
+
+
+def config_for(table: Path, output: Path, **sections: Any) -> Config:
+    base = {
+        "source": {"path": str(table), "features": ["x"], "keys": ["id"]},
+        "output": str(output),
+        "clusters": CLUSTERS,
+    }
+    return Config.model_validate({**base, **sections})
+
+
+def in_memory(table: Path) -> Tensor:
+    """The features as float32, as a script would load them."""
+    column = ds.dataset(table).to_table(columns=["x"])["x"].combine_chunks()
+    flat = column.flatten().to_numpy()
+    return torch.from_numpy(flat.reshape(len(column), -1).astype(np.float32))
+
+
+def standard(x: Tensor) -> Scaler:
+    mean, spread = x.double().mean(dim=0), x.double().std()
+    features = x.shape[1]
+    return Scaler("standard", mean.numpy(), mean.numpy(), np.full(features, 1 / float(spread)))
+
+
+def rows_of(config: Config, work: Path, cache_bytes: int = 2**40) -> WorkerRows:
+    """All rows of a table, as the only worker has them, without Ray."""
+    context = Context(run_id="pin", ds="2026-01-31", lake=Store(str(work)))
+    manifest = pin.run(config, context)
+    pieces = training_share(pieces_of(manifest, context.lake), 0, 1, fit_rows=None, seed=0)
+    return WorkerRows(
+        Reader.of(config, manifest, carry=False),
+        pieces,
+        total_rows=manifest.rows,
+        cache_bytes=cache_bytes,
+        read_cpus=1,
+        parallel_reads=1,
+        seed=0,
+        task_bytes=2**40,  # one task, which is read in place
+    )
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+def pass_rate(updates: Iterator[Any], rows: int) -> Callable[[], float]:
+    """Rows/s of one more pass."""
+
+    def rate() -> float:
+        start = time.perf_counter()
+        next(updates)
+        return rows / (time.perf_counter() - start)
+
+    return rate
+
+
+def autoencoder() -> Autoencoder:
+    return Autoencoder(FEATURES, HIDDEN, EMBEDDING, 0, precision="auto")
+
+
+def pretraining(bench: Bench) -> list[Line]:
+    """Cached passes against the loop that anybody would write."""
+    rows = 20_000
+    table = write_table(bench.work / "train", rows, FEATURES, dtype="uint8", shards=4)
+    x = in_memory(table)
+    scaler = standard(x)
+    settings = Pretrain(passes=10**6, batch_rows=BATCH_ROWS, min_updates=0)
+    night = Pretraining(autoencoder(), scaler, settings)
+    ours = pass_rate(
+        night.run(rows_of(config_for(table, bench.work / "out"), bench.work / "pin")), rows
+    )
+
+    scaled = scaler(x)
+    model = Autoencoder(FEATURES, HIDDEN, EMBEDDING, 0)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+
+    def theirs() -> float:
+        start = time.perf_counter()
+        for batch in torch.randperm(rows).split(BATCH_ROWS):
+            given = scaled[batch]
+            loss = nn.functional.mse_loss(model(given), given)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return rows / (time.perf_counter() - start)
+
+    ours(), theirs()  # the first pass reads, and both warm up
+    rate, floor = alternating(bench.repeats, ours, theirs)
+    least = 2.5 if BF16 else 0.95
+    lines = [
+        line("pretraining, 1 worker, cached", "hand-written float32 loop", rate, floor, least=least)
+    ]
+    weights = _weights(model)
+    # No gradient flows into the rows, so the first layer is multiplied twice and not three times.
+    flops = 2 * (3 * weights - FEATURES * HIDDEN[0])
+    lines.append(_share_of_peak("pretraining", rate * flops, least=0.4))
+    return lines
+
+
+def refinement(bench: Bench) -> list[Line]:
+    """Refinement against ClustPy's DEC: same network, batch and cores."""
+    rows = 20_000
+    table = write_table(bench.work / "refine", rows, FEATURES, dtype="uint8", shards=4)
+    x = in_memory(table)
+    scaler = standard(x)
+    model = autoencoder()
+    with torch.no_grad():
+        centroids = model.encoder(scaler(x[:CLUSTERS]))
+    settings = Refine(passes=10**6, batch_rows=BATCH_ROWS, min_updates=0, tol=0)
+    night = Refinement(ClusterModel(model.encoder, centroids, 1.0), scaler, settings)
+    updates = night.run(rows_of(config_for(table, bench.work / "out"), bench.work / "pin"))
+    ours = pass_rate(updates, rows)
+    ours(), ours()
+    encoder = _weights(model.encoder)
+    flops = 2 * (3 * encoder - FEATURES * HIDDEN[0]) + 2 * encoder  # learning, and measuring
+    peak_line = _share_of_peak(
+        "refinement", statistics.median(ours() for _ in range(bench.repeats)) * flops, least=0.4
+    )
+    if not _clustpy():
+        return [peak_line, skipped("refinement", "ClustPy is not installed")]
+    from clustpy.deep import DEC
+
+    scaled = scaler(x).numpy()
+    network = _clustpy_network(scaled)
+
+    def theirs() -> float:
+        seconds = []
+        for epochs in (1, 3):
+            start = time.perf_counter()
+            DEC(
+                CLUSTERS,
+                batch_size=BATCH_ROWS,
+                neural_network=network,
+                pretrain_epochs=0,
+                clustering_epochs=epochs,
+                embedding_size=EMBEDDING,
+                random_state=0,
+                device=torch.device("cpu"),
+            ).fit(scaled)
+            seconds.append(time.perf_counter() - start)
+        return 2 * rows / (seconds[1] - seconds[0])
+
+    rate, peer = alternating(max(1, bench.repeats // 2), ours, theirs)
+    return [peak_line, line("refinement", "ClustPy DEC, an epoch", rate, peer, least=3)]
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def _share_of_peak(what: str, flops: float, *, least: float) -> Line:
+    """Against the machine's largest square product in the same precision."""
+    dtype = torch.bfloat16 if BF16 else torch.float32
+    side = 4096
+    a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
+    a @ b
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    peak = 2 * side**3 / statistics.median(seconds)
+    return line(
+        f"{what}, arithmetic",
+        f"{side}² matrix product, {str(dtype).removeprefix('torch.')}",
+        flops / 1e9,
+        peak / 1e9,
+        least=least,
+        unit="GFLOP/s",
+        reach=f"≥ {least:.0%}",
+    )
+
+
+def _clustpy() -> bool:
+    """Whether ClustPy can be imported; its deep module wants torchvision, and uses none of it."""
+    if importlib.util.find_spec("clustpy") is None:
+        return False
+    if importlib.util.find_spec("torchvision") is None:
+        for name in ("torchvision", "torchvision.transforms", "torchvision.datasets"):
+            sys.modules.setdefault(name, types.ModuleType(name))
+        sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]  # type: ignore[attr-defined]
+    return True
+
+
+def _clustpy_network(scaled: np.ndarray[Any, Any]) -> Any:
+    from clustpy.deep.neural_networks import FeedforwardAutoencoder
+
+    network = FeedforwardAutoencoder([scaled.shape[1], *HIDDEN, EMBEDDING])
+    network.fitted = True
+    return network
+
+
+# ------------------------------------------------------------------------------------ assigning
+
+
+def assigning(bench: Bench) -> list[Line]:
+    """From Parquet to Parquet, against the loop that anybody would write."""
+    rows = 60_000
+    table = write_table(bench.work / "assign", rows, FEATURES, dtype="uint8", shards=2)
+    config = config_for(table, bench.work / "out", execution={"target_slice_mib": 16})
+    lake = Store(str(bench.work / "assigned"))
+    context = Context(run_id="run", ds="2026-01-31", lake=lake)
+    manifest = pin.run(config, context)
+    model = autoencoder()
+    scaler = standard(in_memory(table)[:10_000])
+    with torch.no_grad():
+        centroids = model.encoder(scaler(in_memory(table)[:CLUSTERS])).numpy()
+    files = {
+        "weights": context.store("w.safetensors", weights_bytes(model)),
+        "centroids": context.store("c.parquet", centroids_bytes(centroids)),
+        "scaler": context.store("s.parquet", scaler_bytes(scaler, manifest.features)),
+    }
+    shipped = ClusteringModel.model_construct(
+        fingerprint="bench", model_id="m-bench", kind="dec", scaling="standard", **files
+    )
+    slices = by_slice(pieces_of(manifest, lake))
+
+    def ours() -> float:
+        folder = f"parts-{time.monotonic_ns()}"
+        job = AssignJob(
+            config, manifest, shipped, lake, folder, "run", "2026-01-31", torch.get_num_threads()
+        )
+        assigner = Assigner(job)
+        start = time.perf_counter()
+        for pieces in slices:
+            assigner(pieces)
+        return rows / (time.perf_counter() - start)
+
+    encoder, mu = model.encoder, torch.from_numpy(centroids)
+    encoder_fp32 = Autoencoder(FEATURES, HIDDEN, EMBEDDING, 0).encoder
+
+    def theirs() -> float:
+        start = time.perf_counter()
+        for number, shard in enumerate(sorted(table.iterdir())):
+            parts = []
+            for batch in pq.ParquetFile(shard).iter_batches(10_000, columns=["id", "x"]):
+                flat = batch.column("x").flatten().to_numpy().astype(np.float32)
+                x = scaler(torch.from_numpy(flat.reshape(len(batch), -1)))
+                with torch.no_grad():
+                    labels = torch.cdist(encoder_fp32(x), mu).argmin(dim=1).numpy()
+                parts.append(pa.table({"id": batch.column("id"), "cluster_id": labels}))
+            written = pa.concat_tables(parts)
+            pq.write_table(written, bench.work / f"by-hand-{number}.parquet")
+        return rows / (time.perf_counter() - start)
+
+    ours(), theirs()
+    rate, floor = alternating(bench.repeats, ours, theirs)
+    flops = 2 * _weights(encoder) + 2 * CLUSTERS * (EMBEDDING + 2)
+    least = 4 if BF16 else 0.95
+    lines = [
+        line("assign, Parquet to Parquet", "hand-written float32 loop", rate, floor, least=least),
+        _share_of_peak("assign", rate * flops, least=0.6),
+    ]
+    lines.append(_against_spark(bench, table, rows, rate))
+    return lines
+
+
+def _against_spark(bench: Bench, table: Path, rows: int, rate: float) -> Line:
+    """Spark's k-means on raw features, on as many threads."""
+    what, peer = "assign, Parquet to Parquet", "Spark MLlib KMeans, transform and write"
+    if importlib.util.find_spec("pyspark") is None or not shutil.which("java"):
+        return skipped(what, "pyspark or Java is not installed")
+    from pyspark.ml.clustering import KMeans
+    from pyspark.ml.functions import array_to_vector
+    from pyspark.sql import SparkSession
+
+    spark = (
+        SparkSession.builder.master(f"local[{torch.get_num_threads()}]")
+        .config("spark.driver.memory", "4g")
+        .config("spark.ui.enabled", "false")
+        .getOrCreate()
+    )
+    try:
+        spark.sparkContext.setLogLevel("ERROR")
+        read = spark.read.parquet(str(table))
+        frame = read.select("id", array_to_vector(read.x.cast("array<double>")).alias("features"))
+        fitted = KMeans(k=CLUSTERS, maxIter=1, seed=0).fit(frame.limit(2_000))
+        seconds = []
+        for number in range(1 + bench.repeats):
+            start = time.perf_counter()
+            target = str(bench.work / f"spark-{number}")
+            fitted.transform(frame).select("id", "prediction").write.parquet(target)
+            seconds.append(time.perf_counter() - start)
+    finally:
+        spark.stop()
+    return line(what, peer, rate, rows / statistics.median(seconds[1:]), least=1, reach="aim ≥ 1×")
+
+
+# ------------------------------------------------------------------------------- through dec run
+
+
+@dataclass(frozen=True)
+class Night:
+    """A finished ``dec run``.
+
+    Attributes:
+        seconds: Of the whole command.
+        stages: Seconds of each stage.
+        peak_bytes: Largest resident memory, without shared pages, of any one process.
+    """
+
+    seconds: float
+    stages: dict[str, float]
+    peak_bytes: int
+
+
+def dec_run(config: Path, work: Path, *settings: str) -> Night:
+    """Run the command and watch its processes."""
+    output = Path(tempfile.mkdtemp(dir=work))
+    words = [sys.executable, "-m", "jobs.cli", "run", str(config), "--run-id", "bench"]
+    for setting in (*settings, f"output={output}"):
+        words += ["--set", setting]
+    start = time.monotonic()
+    command = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    peak = _Peak(command.pid)
+    _, errors = command.communicate()
+    seconds = time.monotonic() - start
+    if command.returncode:
+        raise RuntimeError(f"dec run ended with {command.returncode}: {errors.strip()[-2000:]}")
+    metrics = json.loads((output / "runs/bench/metrics.json").read_text("utf-8"))
+    shutil.rmtree(output)
+    stages = {stage["stage"]: stage["seconds"] for stage in metrics["stages"]}
+    return Night(seconds, stages, peak.stop())
+
+
+class _Peak:
+    """The largest private memory that any process of a family has while it lives."""
+
+    def __init__(self, pid: int) -> None:
+        self._largest = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, args=(psutil.Process(pid),))
+        self._thread.start()
+
+    def stop(self) -> int:
+        self._done.set()
+        self._thread.join()
+        return self._largest
+
+    def _watch(self, parent: psutil.Process) -> None:
+        while not self._done.wait(0.2):
+            try:
+                family = [parent, *parent.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                return
+            for process in family:
+                try:
+                    memory = process.memory_info()
+                except psutil.NoSuchProcess:
+                    continue
+                self._largest = max(self._largest, memory.rss - memory.shared)
+
+
+def _config_file(bench: Bench, table: Path, name: str, **sections: Any) -> Path:
+    config = {
+        "source": {"path": str(table), "features": ["x"], "keys": ["id"]},
+        "output": "replaced",
+        "clusters": CLUSTERS,
+        **sections,
+    }
+    path = bench.work / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def workers(bench: Bench) -> list[Line]:
+    """One worker and two, one thread each: seconds of rows beyond the first, start left out."""
+    small, large = 20_000, 100_000
+    tables = {
+        rows: write_table(bench.work / f"w{rows}", rows, FEATURES, dtype="uint8", shards=16)
+        for rows in (small, large)
+    }
+    trainings = {
+        "pretrain": {"passes": 2, "min_updates": 0, "batch_rows": 512},
+        "refine": {"passes": 2, "min_updates": 0, "batch_rows": 512, "tol": 0},
+        "centroids": {"sample_rows": 2_000, "restarts": 1, "iterations": 5},
+    }
+    rates: dict[int, dict[str, list[float]]] = {1: {}, 2: {}}
+    for _ in range(max(1, bench.repeats // 2)):
+        for count in (1, 2):
+            nights = {}
+            for rows, table in tables.items():
+                path = _config_file(bench, table, "workers", **trainings)
+                nights[rows] = dec_run(
+                    path,
+                    bench.work,
+                    f"execution.workers={count}",
+                    f"execution.cpus_per_worker={0.75 if count == 2 else 1}",
+                    "execution.target_slice_mib=4",
+                )
+            for stage in ("pretrain", "refine", "assign"):
+                seconds = nights[large].stages[stage] - nights[small].stages[stage]
+                rates[count].setdefault(stage, []).append((large - small) / seconds)
+    return [
+        line(
+            f"{stage}, 2 workers",
+            "1 worker, one thread each",
+            statistics.median(rates[2][stage]),
+            statistics.median(rates[1][stage]),
+            least=1.8,
+        )
+        for stage in ("pretrain", "refine", "assign")
+    ]
+
+
+def memory(bench: Bench) -> list[Line]:
+    """Ten times the rows: the largest process stays as large."""
+    small = 100_000
+    peaks = []
+    for rows in (small, 10 * small):
+        table = write_table(
+            bench.work / f"m{rows}", rows, 64, dtype="float32", shards=rows // 20_000
+        )
+        path = _config_file(
+            bench,
+            table,
+            "memory",
+            model={"hidden": [64], "embedding": 8},
+            pretrain={"passes": 1, "min_updates": 0, "batch_rows": 4096},
+            refine={"passes": 1, "min_updates": 0, "batch_rows": 4096},
+            centroids={"sample_rows": 20_000, "restarts": 1},
+            execution={"workers": 2, "cache_mib": 0, "target_slice_mib": 8},
+        )
+        peaks.append(dec_run(path, bench.work).peak_bytes / 2**20)
+        shutil.rmtree(table)
+    ratio = peaks[1] / peaks[0]
+    texts = (f"{peak:,.0f} MiB" for peak in reversed(peaks))
+    what = ("peak memory of any process, 1,000,000 rows", "100,000 rows")
+    return [Line(*what, *texts, ratio, "≤ 1.1×", ratio <= 1.1)]
+
+
+def streaming(bench: Bench) -> list[Line]:
+    """Passes that are not cached, by two workers, against one thread that only reads."""
+    rows, passes = 1_000_000, 5
+    table = write_table(bench.work / "stream", rows, 64, dtype="float32", shards=32)
+    path = _config_file(
+        bench,
+        table,
+        "stream",
+        model={"hidden": [8], "embedding": 2},
+        pretrain={"min_updates": 0, "batch_rows": 4096},
+        refine={"passes": 0},
+        centroids={"sample_rows": 2_000, "restarts": 1, "iterations": 5},
+        execution={"workers": 2, "cache_mib": 0, "target_slice_mib": 64},
+    )
+
+    def ours() -> float:
+        one, more = (
+            dec_run(path, bench.work, f"pretrain.passes={n}").stages["pretrain"]
+            for n in (1, 1 + passes)
+        )
+        return passes * rows / (more - one)
+
+    def theirs() -> float:
+        start = time.perf_counter()
+        seen = 0
+        for batch in ds.dataset(table).to_batches(columns=["x"], use_threads=False):
+            if len(batch):
+                flat = batch.column("x").flatten().to_numpy()
+                seen += len(torch.from_numpy(flat.reshape(len(batch), -1).copy()))
+        assert seen == rows
+        return rows / (time.perf_counter() - start)
+
+    theirs()
+    rate, floor = alternating(max(1, bench.repeats // 2), ours, theirs)
+    return [
+        line("streaming, 2 workers, tiny model", "one thread that reads", rate, floor, least=0.9)
+    ]
+
+
+def quickstart(bench: Bench) -> list[Line]:
+    """The README's first command, after installation."""
+    seconds = [
+        dec_run(
+            ROOT / "configs/quickstart.yaml",
+            bench.work,
+            f"source.path={bench.work / f'digits-{n}'}",
+        ).seconds
+        for n in range(max(1, bench.repeats // 2))
+    ]
+    median = statistics.median(seconds)
+    what = ("dec run configs/quickstart.yaml", "a minute")
+    return [Line(*what, f"{median:.0f} s", "60 s", 60 / median, "≤ 60 s", median <= 60)]
+
+
+def to_assignments(bench: Bench) -> list[Line]:
+    """MNIST from Parquet to assignments, against ClustPy's 15 + 10 epochs."""
+    what = "MNIST, Parquet to assignments, 15 + 10 passes"
+    file = bench.data / "mnist.parquet" if bench.data else None
+    if file is None or not file.exists():
+        return [skipped(what, "mnist.parquet is not in the data folder")]
+    if not _clustpy():
+        return [skipped(what, "ClustPy is not installed")]
+    from clustpy.deep import DEC
+
+    path = _config_file(bench, file, "mnist", evaluate={"label": "label"})
+    night = dec_run(
+        path, bench.work, "pretrain.passes=15", "refine.passes=10", "execution.workers=1"
+    )
+    start = time.perf_counter()
+    table = pq.read_table(file)
+    flat = table["x"].combine_chunks().flatten().to_numpy()
+    x = flat.reshape(len(table), -1).astype(np.float32)
+    x = (x - x.mean(axis=0)) / x.std()
+    peer = DEC(
+        CLUSTERS,
+        batch_size=BATCH_ROWS,
+        pretrain_epochs=15,
+        clustering_epochs=10,
+        embedding_size=EMBEDDING,
+        random_state=0,
+        device=torch.device("cpu"),
+    ).fit(x)
+    labels = pa.table({"id": table["id"], "cluster_id": peer.dec_labels_})
+    pq.write_table(labels, bench.work / "clustpy.parquet")
+    theirs = time.perf_counter() - start
+    return [
+        Line(
+            what,
+            "ClustPy DEC, 15 + 10 epochs",
+            f"{night.seconds:,.0f} s",
+            f"{theirs:,.0f} s",
+            theirs / night.seconds,
+            "≥ 3×",
+            theirs >= 3 * night.seconds,
+        )
+    ]
+
+
+MEASURES: dict[str, Callable[[Bench], list[Line]]] = {
+    "pretraining": pretraining,
+    "refinement": refinement,
+    "assigning": assigning,
+    "streaming": streaming,
+    "workers": workers,
+    "memory": memory,
+    "quickstart": quickstart,
+    "to-assignments": to_assignments,
+}
+
+
+def render(lines: Sequence[Line], seconds: float) -> str:
+    """The table as Markdown."""
+    names = ("clustpy", "pyspark")
+    peers = ", ".join(n for n in names if importlib.util.find_spec(n)) or "none"
+    precision = "bfloat16" if BF16 else "float32"
+    text = [
+        "# Throughput",
+        "",
+        "Written by `python -m tests.benchmarks.throughput`; do not edit. Ours beside a floor or a",
+        "peer, both measured in this run, medians of repeats that take turns. Network",
+        f"{'-'.join(map(str, HIDDEN))}-{EMBEDDING}, {FEATURES} features, batches of {BATCH_ROWS},",
+        f"K = {CLUSTERS} unless a row says otherwise. Matrix products of ours: {precision}.",
+        "",
+        "| measure | against | ours | theirs | ratio | reach | reached |",
+        "|---|---|--:|--:|--:|---|---|",
+    ]
+    for row in lines:
+        ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
+        reached = {None: "–", True: "yes", False: "no"}[row.reached]
+        text.append(
+            f"| {row.measure} | {row.against} | {row.ours} | {row.theirs} | {ratio} "
+            f"| {row.reach} | {reached} |"
+        )
+    text += ["", f"{seconds:,.0f} s on {machine()}; torch {torch.__version__}; peers: {peers}."]
+    return "\n".join(text) + "\n"
+
+
+def main() -> None:
+    beside = ROOT.parent / "shared/data"
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.throughput")
+    parser.add_argument("--only", nargs="+", choices=list(MEASURES), default=list(MEASURES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--data", type=Path, default=beside if beside.is_dir() else None)
+    options = parser.parse_args()
+    os.environ.pop("RAY_ADDRESS", None)  # every run starts a Ray of its own
+    start = time.monotonic()
+    lines: list[Line] = []
+    for name in options.only:
+        with tempfile.TemporaryDirectory(prefix=f"dec-{name}-") as work:
+            try:
+                found = MEASURES[name](Bench(Path(work), options.data, options.repeats))
+            except Exception as error:  # hours of the others must not be lost over one
+                found = [skipped(name, f"failed: {error}"[:200])]
+        for row in found:
+            ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
+            print(f"{row.measure} against {row.against}: {row.ours} / {row.theirs} = {ratio}")
+            sys.stdout.flush()
+        lines += found
+    text = render(lines, time.monotonic() - start)
+    print(text)
+    if set(options.only) == set(MEASURES):
+        Path(__file__).with_name("THROUGHPUT.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
