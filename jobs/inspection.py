@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -97,7 +96,7 @@ def show_plan(config_path: str, overrides: Sequence[str], as_json: bool) -> None
 
 def make_plan(config: Config) -> Plan:
     """Read the footers and work out what a run would do."""
-    pinned = _pinned(config, known_footers(config, Store(config.output)))
+    pinned = _pinned(config, all_footers=False)
     rows = int(pinned.shards["rows"].to_numpy().sum())
     pieces = pieces_of_shards(pinned.shards, config.execution.target_slice_mib)
     width = sum(column.width for column in pinned.features)
@@ -132,7 +131,7 @@ def check_input(
 ) -> None:
     """Read everything that a run would read, and say that it is fine."""
     config = load_config(config_path, overrides)
-    pinned = _pinned(config)
+    pinned = _pinned(config, all_footers=True)
     rows = int(pinned.shards["rows"].to_numpy().sum())
     usable = rows if footers_only else _usable_rows(config, pinned)
     check_enough_rows(config, usable)
@@ -159,7 +158,8 @@ def _usable_rows(config: Config, pinned: PinnedInput) -> int:
     return sum(len(b.x_BF) for part in by_slice(pieces) for b in reader.blocks(part))
 
 
-def _pinned(config: Config, known: pa.Table | None = None) -> PinnedInput:
+def _pinned(config: Config, *, all_footers: bool) -> PinnedInput:
+    known = None if all_footers else known_footers(config, Store(config.output))
     pinned = pin(config, list_shards(config), known=known)
     check_enough_rows(config, int(pinned.shards["rows"].to_numpy().sum()))
     return pinned
