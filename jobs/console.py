@@ -136,7 +136,7 @@ def _candidates(comparison: Comparison) -> Table:
     )
     labelled = any(candidate.scores for candidate in comparison.candidates)
     table.add_column("clustering", no_wrap=True)
-    for name in ("modularity", "silhouette", "balance", "stability"):
+    for name in ("modularity", "silhouette", "balance", "stable"):
         table.add_column(name, justify="right")
     for name in ("ACC", "NMI", "ARI") if labelled else ():
         table.add_column(name, justify="right")
