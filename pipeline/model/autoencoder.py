@@ -35,7 +35,8 @@ class Perceptron(nn.Sequential):
     def __init__(self, widths: Sequence[int], precision: Precision = "float32") -> None:
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+            # In place: a fresh matrix of activations costs more than the comparison.
+            layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
         super().__init__(*layers[:-1])
         self.precision: Precision = precision
 

@@ -23,12 +23,7 @@ from torch import Tensor, nn
 from pipeline.config import Refine
 from pipeline.errors import NumericalError
 from pipeline.model.augmentation import Augmentation, hide, randomness
-from pipeline.model.dec import (
-    kl_divergence,
-    soft_assignment,
-    squared_distances,
-    target_distribution,
-)
+from pipeline.model.dec import clustering_loss, soft_assignment, squared_distances
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import (
     TrainingRows,
@@ -42,8 +37,9 @@ from pipeline.model.training import (
 )
 from pipeline.model.workers import global_update, rank_and_size, sum_over_workers
 
-# Rows a batch where nothing is learnt: big enough for the matrix products to run at full speed.
-_MEASURE_BATCH_ROWS = 4096
+# Rows a batch where nothing is learnt: enough for the matrix products to run at full speed, few
+# enough for their activations to stay in the processor's cache.
+_MEASURE_BATCH_ROWS = 2048
 # Labels of this many rows are remembered from one update to the next, 64 MiB and, while they are
 # compared, three times that; of more rows the frozen model is asked again, for memory must not grow
 # with the table.
@@ -327,14 +323,14 @@ class Refinement:
             x_BF = self.scaler(self.augmentation(raw_BF, random))
         given_BF = hide(x_BF, self.settings.noise, random)
         z_BD = self.model.encoder(given_BF)
-        q_BK = soft_assignment(z_BD, self.model.centroids_KD, self.model.alpha)
-        if self.settings.target == "live" and given_BF is clean_BF:
-            target_q_BK = q_BK.detach()
-        else:
+        target_q_BK = None
+        if self.settings.target == "frozen" or given_BF is not clean_BF:
             with torch.no_grad():
                 target = self.model if self.settings.target == "live" else self.frozen
                 target_q_BK = target(clean_BF)
-        kl = kl_divergence(target_distribution(target_q_BK, frequency_K), q_BK)
+        kl, target_q_BK = clustering_loss(
+            z_BD, self.model.centroids_KD, frequency_K, self.model.alpha, target_q_BK
+        )
         if "decoder" not in self.live:
             return kl, torch.zeros(()), target_q_BK
         error = (self.live["decoder"](z_BD) - x_BF).square().sum() / x_BF.shape[1]

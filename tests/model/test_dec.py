@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.model.dec import (
+    clustering_loss,
     kl_divergence,
     nearest_two,
     soft_assignment,
@@ -55,12 +56,38 @@ class Reference:
 
 def computed(z: torch.Tensor, mu: torch.Tensor, alpha: float) -> dict[str, torch.Tensor]:
     z, mu = z.clone().requires_grad_(), mu.clone().requires_grad_()
-    q = soft_assignment(z, mu, alpha)
-    p = target_distribution(q, q.detach().sum(dim=0, dtype=torch.float64))
-    kl = kl_divergence(p, q)
+    q = soft_assignment(z, mu, alpha).detach()
+    frequency = q.sum(dim=0, dtype=torch.float64)
+    kl, sharpened = clustering_loss(z, mu, frequency, alpha)
+    torch.testing.assert_close(sharpened, q)
     kl.backward()
     gradients = {"gradient_z": z.grad, "gradient_centroids": mu.grad}
-    return {"q": q.detach(), "p": p, "kl": kl.detach(), **gradients}
+    return {"q": q, "p": target_distribution(q, frequency), "kl": kl.detach(), **gradients}
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1e3])
+@pytest.mark.parametrize("own_target", [True, False])
+def test_loss_in_closed_form_is_the_one_step_by_step(own_target: bool, alpha: float) -> None:
+    random = torch.Generator().manual_seed(3)
+    z, mu, others = (torch.randn((n, 4), generator=random).double() for n in (30, 6, 30))
+    frequency = torch.rand(6, generator=random).double() + 0.1
+    frequency[2] = 0  # a cluster that attracts nothing
+    results = []
+    for closed in (True, False):
+        leaves = [z.clone().requires_grad_(), mu.clone().requires_grad_()]
+        q = soft_assignment(*leaves, alpha)
+        target = q.detach() if own_target else soft_assignment(others, mu, alpha)
+        if closed:
+            given = None if own_target else target
+            kl, sharpened = clustering_loss(*leaves, frequency, alpha, given)
+            torch.testing.assert_close(sharpened, target, rtol=1e-12, atol=0)
+            assert not sharpened.requires_grad
+        else:
+            kl = kl_divergence(target_distribution(target, frequency), q)
+        (3 * kl).backward()
+        results.append((kl.detach(), *(leaf.grad for leaf in leaves)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
