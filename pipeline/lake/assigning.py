@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,7 +43,6 @@ class AssignJob:
         folder: Where parts go, below it.
         run_id: Written into every row, like the ones below.
         ds: The logical date.
-        threads: To compute with.
     """
 
     config: Config
@@ -54,16 +52,17 @@ class AssignJob:
     folder: str
     run_id: str
     ds: str
-    threads: int
 
 
 class Assigner:
-    """An actor that assigns slices; two calls at a time overlap computing with input and output."""
+    """An actor that assigns slices, several calls at a time.
+
+    Each call computes with one thread of its own. Calls that share out each product among all
+    threads would wait for one another whenever one of them reads or writes.
+    """
 
     def __init__(self, job: AssignJob) -> None:
-        torch.set_num_threads(job.threads)
         self._job = job
-        self._computing = threading.Lock()  # all threads of the processor work on one block
         self._reader = Reader.of(job.config, job.manifest, carry=True)
         self._model: LoadedModel = load_model(job.lake, job.model, job.config, job.manifest.width)
         fields = {field.name: field for field in job.manifest.carried_schema}
@@ -79,6 +78,7 @@ class Assigner:
         Returns:
             One row: the part's path, size in bytes, and statistics as JSON.
         """
+        torch.set_num_threads(1)  # of the thread that calls
         job = self._job
         identity = part_identity(
             pieces,
@@ -117,8 +117,7 @@ class Assigner:
 
     def _table(self, carried: pa.Table, x_BF: Tensor) -> pa.Table:
         """The assignments of a block of raw rows."""
-        with self._computing:
-            found = assignments_of(self._model, x_BF)
+        found = assignments_of(self._model, x_BF)
         rows = len(x_BF)
         job = self._job
         constant = {"model_id": job.model.model_id, "run_id": job.run_id, "ds": job.ds}

@@ -21,7 +21,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import Config
 from pipeline.engine import Context
-from pipeline.model.autoencoder import Autoencoder
+from pipeline.model.autoencoder import Autoencoder, freeze
 from pipeline.model.refinement import ClusterModel
 from pipeline.model.scaling import Scaler
 from pipeline.storage import Store, parquet_bytes, sha256
@@ -177,4 +177,5 @@ def load_model(lake: Store, model: ClusteringModel, config: Config, width: int) 
     if model.weights is not None:
         encoder = load_autoencoder(lake, model.weights, config, width).encoder
     clusters = ClusterModel(encoder, load_centroids(lake, model.centroids), config.refine.alpha)
-    return LoadedModel(load_scaler(lake, model.scaler), clusters.requires_grad_(False))
+    freeze(clusters)
+    return LoadedModel(load_scaler(lake, model.scaler), clusters)

@@ -42,12 +42,25 @@ class Perceptron(nn.Sequential):
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """(batch, width of the input) → (batch, width of the output), float32."""
-        automatic = self.precision == "auto"
-        dtype = fastest_precision(x_BF.device) if automatic else getattr(torch, self.precision)
         # Autocast to float32 is off: a float64 network stays one.
-        with torch.autocast(x_BF.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        reduced = self.reduced(x_BF.device)
+        with torch.autocast(x_BF.device.type, torch.bfloat16, enabled=reduced):
             out_BF: Tensor = super().forward(x_BF)  # type: ignore[no-untyped-call]
         return out_BF.float() if out_BF.dtype == torch.bfloat16 else out_BF
+
+    def reduced(self, device: torch.device) -> bool:
+        """Whether products are of less precision than float32."""
+        if self.precision == "auto":
+            return fastest_precision(device) == torch.bfloat16
+        return self.precision == "bfloat16"
+
+
+def freeze(network: nn.Module) -> None:
+    """For inference alone: keep weights as the products want them, cast once and not each time."""
+    network.requires_grad_(False)
+    for part in network.modules():
+        if isinstance(part, Perceptron) and part.reduced(next(part.parameters()).device):
+            part.to(torch.bfloat16)
 
 
 class Autoencoder(nn.Module):

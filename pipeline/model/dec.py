@@ -135,7 +135,7 @@ def target_distribution(q_BK: Tensor, frequency_K: Tensor) -> Tensor:
 
 
 def _share(frequency_K: Tensor, q_BK: Tensor) -> Tensor:
-    """f as shares, > 0: p does not change when f is scaled, and shares keep float32 in range."""
+    """Shares of f, > 0: p does not change when f is scaled, and shares keep float32 in range."""
     return (frequency_K / frequency_K.sum()).to(q_BK.dtype).clamp_min(_tiny(q_BK))
 
 
@@ -202,8 +202,8 @@ class _ClusteringLoss(torch.autograd.Function):
         alpha: float,
         target_q_BK: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        # Logarithms all along: no 0/0, and of each only one; in place, for a fresh matrix costs more
-        # than what is computed in it.
+        # Logarithms all along: each is taken once, and nothing is divided by 0. In place, for a
+        # fresh matrix costs more than what is computed in it.
         spread_BK = squared_distances(z_BD, centroids_KD).div_(alpha)
         log_q_BK = torch.log_softmax(torch.log1p(spread_BK).mul_(-(alpha + 1) / 2), dim=1)
         q_BK = log_q_BK.exp()
@@ -222,9 +222,7 @@ class _ClusteringLoss(torch.autograd.Function):
         return kl, sharpened_BK
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad: Tensor, _: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         z_BD, centroids_KD, pull_BK = ctx.saved_tensors
         origin_D = centroids_KD.mean(dim=0)  # see squared_distances
         z_BD, centroids_KD = z_BD - origin_D, centroids_KD - origin_D

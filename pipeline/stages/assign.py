@@ -24,8 +24,8 @@ from pipeline.lake.snapshots import FileList
 
 log = logging.getLogger(__name__)
 
-# Of an actor: while one is encoded, the other is read or written.
-_SLICES_AT_A_TIME = 2
+# Of an actor, beyond one a thread: while it is read or written, the others are encoded.
+_MORE_SLICES = 1
 
 
 def _settings(config: Config) -> Any:
@@ -46,7 +46,6 @@ def assign(
         folder=f"{context.run_path}/assignments",
         run_id=context.run_id,
         ds=context.ds,
-        threads=resources.threads,
     )
     files: list[PartFile] = []
     totals = _Totals(config.clusters)
@@ -54,7 +53,7 @@ def assign(
         by_slice(pieces_of(manifest, context.lake)),
         Assigner,
         actors=resources.workers,
-        calls=_SLICES_AT_A_TIME,
+        calls=resources.threads + _MORE_SLICES,
         arguments=(job,),
         cpus=resources.cpus_per_worker,
     ):

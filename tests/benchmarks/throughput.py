@@ -22,6 +22,7 @@ import threading
 import time
 import unittest.mock
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -253,9 +254,7 @@ def refinement(bench: Bench) -> list[Line]:
     model.rescale_embedding(factor)
     centroids = torch.from_numpy(found.centroids_KD) * factor
     # Steps so small that no cluster dies: one would add work, and this is about speed.
-    settings = Refine(
-        passes=10**6, batch_rows=BATCH_ROWS, min_updates=0, tol=0, learning_rate=1e-7
-    )
+    settings = Refine(passes=10**6, batch_rows=BATCH_ROWS, min_updates=0, tol=0, learning_rate=1e-7)
     night = Refinement(ClusterModel(model.encoder, centroids, 1.0), scaler, settings)
     updates = night.run(rows_of(config_for(table, bench.work / "out"), bench.work / "pin"))
     ours = pass_rate(_sound(updates), rows)
@@ -351,13 +350,21 @@ def _clustpy_network(scaled: np.ndarray[Any, Any]) -> Any:
 
 def assigning(bench: Bench) -> list[Line]:
     """From Parquet to Parquet, against the loop that anybody would write."""
-    rows = 60_000
-    table = write_table(bench.work / "assign", rows, FEATURES, dtype="uint8", shards=2)
-    config = config_for(table, bench.work / "out", execution={"target_slice_mib": 16})
+    return [
+        *_assigning(bench, features=64, dtype="float32"),
+        *_assigning(bench, features=FEATURES, dtype="uint8"),
+    ]
+
+
+def _assigning(bench: Bench, *, features: int, dtype: str) -> list[Line]:
+    rows = 100_000
+    name = f"assign, {features} × {dtype}"
+    table = write_table(bench.work / name, rows, features, dtype=dtype, shards=2)
+    config = config_for(table, bench.work / "out", execution={"target_slice_mib": 8})
     lake = Store(str(bench.work / "assigned"))
     context = Context(run_id="run", ds="2026-01-31", lake=lake)
     manifest = pin.run(config, context)
-    model = autoencoder()
+    model = Autoencoder(features, HIDDEN, EMBEDDING, 0, precision="auto")
     scaler = standard(in_memory(table)[:10_000])
     with torch.no_grad():
         centroids = model.encoder(scaler(in_memory(table)[:CLUSTERS])).numpy()
@@ -373,17 +380,17 @@ def assigning(bench: Bench) -> list[Line]:
 
     def ours() -> float:
         folder = f"parts-{time.monotonic_ns()}"
-        job = AssignJob(
-            config, manifest, shipped, lake, folder, "run", "2026-01-31", torch.get_num_threads()
-        )
-        assigner = Assigner(job)
+        assigner = Assigner(AssignJob(config, manifest, shipped, lake, folder, "run", "2026-01-31"))
         start = time.perf_counter()
-        for pieces in slices:
-            assigner(pieces)
-        return rows / (time.perf_counter() - start)
+        with ThreadPoolExecutor(torch.get_num_threads() + 1) as calls:  # as an actor does
+            written = list(calls.map(assigner, slices))
+        rate = rows / (time.perf_counter() - start)
+        assert len(written) == len(slices)
+        shutil.rmtree(bench.work / "assigned" / folder)
+        return rate
 
-    encoder, mu = model.encoder, torch.from_numpy(centroids)
-    encoder_fp32 = Autoencoder(FEATURES, HIDDEN, EMBEDDING, 0).encoder
+    mu = torch.from_numpy(centroids)
+    encoder = Autoencoder(features, HIDDEN, EMBEDDING, 0).encoder
 
     def theirs() -> float:
         start = time.perf_counter()
@@ -393,7 +400,7 @@ def assigning(bench: Bench) -> list[Line]:
                 flat = batch.column("x").flatten().to_numpy().astype(np.float32)
                 x = scaler(torch.from_numpy(flat.reshape(len(batch), -1)))
                 with torch.no_grad():
-                    labels = torch.cdist(encoder_fp32(x), mu).argmin(dim=1).numpy()
+                    labels = torch.cdist(encoder(x), mu).argmin(dim=1).numpy()
                 parts.append(pa.table({"id": batch.column("id"), "cluster_id": labels}))
             written = pa.concat_tables(parts)
             pq.write_table(written, bench.work / f"by-hand-{number}.parquet")
@@ -401,19 +408,17 @@ def assigning(bench: Bench) -> list[Line]:
 
     ours(), theirs()
     rate, floor = alternating(bench.repeats, ours, theirs)
-    flops = 2 * _weights(encoder) + 2 * CLUSTERS * (EMBEDDING + 2)
-    least = 4 if BF16 else 0.95
-    lines = [
-        line("assign, Parquet to Parquet", "hand-written float32 loop", rate, floor, least=least),
-        _share_of_peak("assign", rate * flops, least=0.6),
+    flops = 2 * _weights(model.encoder) + 2 * CLUSTERS * (EMBEDDING + 2)
+    return [
+        line(name, "hand-written float32 loop", rate, floor, least=4 if BF16 else 0.95),
+        _share_of_peak(name, rate * flops, least=0.6),
+        _against_spark(bench, name, table, rows, rate),
     ]
-    lines.append(_against_spark(bench, table, rows, rate))
-    return lines
 
 
-def _against_spark(bench: Bench, table: Path, rows: int, rate: float) -> Line:
+def _against_spark(bench: Bench, what: str, table: Path, rows: int, rate: float) -> Line:
     """Spark's k-means on raw features, on as many threads."""
-    what, peer = "assign, Parquet to Parquet", "Spark MLlib KMeans, transform and write"
+    peer = "Spark MLlib KMeans, transform and write"
     if importlib.util.find_spec("pyspark") is None or not shutil.which("java"):
         return skipped(what, "pyspark or Java is not installed")
     from pyspark.ml.clustering import KMeans
@@ -424,6 +429,7 @@ def _against_spark(bench: Bench, table: Path, rows: int, rate: float) -> Line:
         SparkSession.builder.master(f"local[{torch.get_num_threads()}]")
         .config("spark.driver.memory", "4g")
         .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
         .getOrCreate()
     )
     try:
@@ -434,7 +440,7 @@ def _against_spark(bench: Bench, table: Path, rows: int, rate: float) -> Line:
         seconds = []
         for number in range(1 + bench.repeats):
             start = time.perf_counter()
-            target = str(bench.work / f"spark-{number}")
+            target = str(bench.work / f"{what}-spark-{number}")
             fitted.transform(frame).select("id", "prediction").write.parquet(target)
             seconds.append(time.perf_counter() - start)
     finally:

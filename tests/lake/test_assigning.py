@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,7 @@ def job(tmp_path: Path) -> AssignJob:
         stopped_by="passes",
         rows=2,
     )
-    return AssignJob(config, manifest, model, lake, "parts", "test", "2026-01-31", threads=1)
+    return AssignJob(config, manifest, model, lake, "parts", "test", "2026-01-31")
 
 
 def test_a_slice_and_one_whose_rows_are_all_dropped(job: AssignJob) -> None:
@@ -143,6 +145,18 @@ def test_the_same_slice_again_ends_in_the_same_bytes(job: AssignJob) -> None:
     (again,) = Assigner(job)(pieces).to_pylist()
     assert again == first
     assert job.lake.read_bytes(first["path"]) == content
+
+
+def test_calls_at_a_time_write_what_one_call_after_another_writes(job: AssignJob) -> None:
+    pieces = pieces_of(job.manifest, job.lake)
+    slices = [pieces.slice(shard, 1) for shard in (0, 1)]
+    alone = [Assigner(replace(job, folder="alone"))(some).to_pylist()[0] for some in slices]
+    assigner = Assigner(replace(job, folder="together"))
+    with ThreadPoolExecutor(4) as calls:  # some of them on the same slice
+        together = [call.to_pylist()[0] for call in calls.map(assigner, slices * 4)]
+    for found, expected in zip(together, alone * 4, strict=True):
+        assert found["statistics"] == expected["statistics"]
+        assert job.lake.read_bytes(found["path"]) == job.lake.read_bytes(expected["path"])
 
 
 def test_a_model_comes_back_as_it_was(job: AssignJob) -> None:
