@@ -73,7 +73,7 @@ def map_slices(
             "fn_constructor_args": arguments,
         }
     try:
-        results = ray.data.from_arrow(slices).map_batches(
+        results = ray.data.from_blocks(slices).map_batches(
             work,
             batch_size=None,  # a slice is a block, and is worked on as a whole
             batch_format="pyarrow",

@@ -26,12 +26,9 @@ from pipeline.lake.parts import (
 )
 from pipeline.lake.reading import Reader
 from pipeline.model.dec import nearest_two
+from pipeline.model.devices import embeddings
 from pipeline.schema import SHARD_KEY_FIELDS, assignment_schema
 from pipeline.storage import Store
-
-# Rows encoded at a time: their activations stay in the processor's cache. Fewer make weights move
-# more often than need be; 65,536 take half as long again.
-_ENCODE_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -148,19 +145,18 @@ def assignments_of(model: LoadedModel, x_BF: Tensor) -> dict[str, Any]:
         NumericalError: An embedding is not finite.
     """
     clusters = model.clusters
-    z_BD = torch.cat(
-        [clusters.encoder(model.scaler(some)) for some in torch.split(x_BF, _ENCODE_ROWS)]
-    )
+    z_BD = embeddings(clusters.encoder, model.scaler, x_BF)
     found = nearest_two(z_BD, clusters.centroids_KD, clusters.alpha)
     if not torch.isfinite(found.distance_B).all():
         raise NumericalError(
             "assign: embeddings are not finite; look for extreme values in the features"
         )
-    ids_2B, q_2B = found.clusters_B2.T.to(torch.int32).contiguous(), found.q_B2.T.contiguous()
+    ids_2B = found.clusters_B2.T.to(torch.int32).contiguous().cpu()
+    q_2B = found.q_B2.T.contiguous().cpu()
     return {
         "cluster_id": ids_2B[0].numpy(),
         "confidence": q_2B[0].numpy(),
         "cluster_id_2": ids_2B[1].numpy(),
         "confidence_2": q_2B[1].numpy(),
-        "distance": found.distance_B.numpy(),
+        "distance": found.distance_B.cpu().numpy(),
     }

@@ -128,7 +128,7 @@ class WorkerRows:
             cpu=self._read_cpus * self._parallel_reads
         )
         try:
-            dataset = ray.data.from_arrow(tasks).map_batches(
+            dataset = ray.data.from_blocks(tasks).map_batches(
                 lambda pieces: _tensor_tables(reader, pieces, share, seed),
                 batch_size=None,
                 batch_format="pyarrow",

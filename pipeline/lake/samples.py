@@ -18,7 +18,7 @@ from pipeline.lake.slices import held_out
 from pipeline.model.scaling import Moments, Scaler
 from pipeline.storage import Store, parquet_bytes, sha256
 
-_ENCODE_ROWS = 4096
+_ENCODE_ROWS = 2048
 # Columns of a sample part; not names that a key column would have.
 FEATURES = "dec_features"
 HELD_OUT = "dec_held_out"

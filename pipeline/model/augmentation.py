@@ -10,14 +10,17 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from pipeline.config import Augment
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:  # torch and numpy are all that this package needs to run
+    from pipeline.config import Augment
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """(raw rows, shape (batch, features), randomness) → raw rows of the same shape, float32."""

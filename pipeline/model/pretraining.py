@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pipeline.config import Pretrain
 from pipeline.model.augmentation import Augmentation, hide, randomness
 from pipeline.model.autoencoder import Autoencoder
+from pipeline.model.devices import device_of, to_device
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import (
     TrainingRows,
@@ -24,6 +25,9 @@ from pipeline.model.training import (
     update_rows,
 )
 from pipeline.model.workers import global_update, rank_and_size
+
+if TYPE_CHECKING:  # torch and numpy are all that this package needs to run
+    from pipeline.config import Pretrain
 
 # Chosen by measurement; decision 0008.
 _NOISE = 0.2
@@ -72,7 +76,8 @@ class Pretraining:
     ) -> None:
         self.autoencoder = autoencoder
         self.seed = seed
-        self.scaler = scaler
+        self.device = device_of(autoencoder)
+        self.scaler = scaler.to(self.device)
         self.settings = settings
         self.augmentation = augmentation
         self.passes_done = 0
@@ -98,11 +103,12 @@ class Pretraining:
         noise = noise_of(settings, rows.features, self.autoencoder.embedding)
         parameters = list(self.autoencoder.parameters())
         rank = rank_and_size()[0]
-        loss_total, seen = 0.0, 0
-        for step, x_BF in enumerate(in_step(rows, self.passes_done, batch_rows)):
+        loss_total, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for step, raw_BF in enumerate(in_step(rows, self.passes_done, batch_rows)):
             done = self.passes_done + min(1.0, seen / max(1, rows.total_rows))
             set_learning_rate(self.optimizer, learning_rate_at(settings, done / settings.passes))
             random = randomness(self.seed, self.passes_done, step, rank)
+            x_BF = to_device(raw_BF, self.device)
             if self.augmentation:
                 x_BF = self.augmentation(x_BF, random)
             x_BF = self.scaler(x_BF)
@@ -113,8 +119,8 @@ class Pretraining:
             )
             if not global_rows:
                 break
-            loss_total, seen = loss_total + loss, seen + global_rows
-        return loss_total / max(1, seen), seen
+            loss_total, seen = loss_total.add_(loss), seen + global_rows
+        return loss_total.item() / max(1, seen), seen
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs."""

@@ -16,14 +16,15 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Refine
 from pipeline.errors import NumericalError
 from pipeline.model.augmentation import Augmentation, hide, randomness
 from pipeline.model.dec import clustering_loss, soft_assignment, squared_distances
+from pipeline.model.devices import device_of, embeddings, to_device
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import (
     TrainingRows,
@@ -37,6 +38,9 @@ from pipeline.model.training import (
 )
 from pipeline.model.workers import global_update, rank_and_size, sum_over_workers
 
+if TYPE_CHECKING:  # torch and numpy are all that this package needs to run
+    from pipeline.config import Refine
+
 # Rows a batch where nothing is learnt: enough for the matrix products to run at full speed, few
 # enough for their activations to stay in the processor's cache.
 _MEASURE_BATCH_ROWS = 2048
@@ -44,6 +48,8 @@ _MEASURE_BATCH_ROWS = 2048
 # compared, three times that; of more rows the frozen model is asked again, for memory must not grow
 # with the table.
 _REMEMBERED_ROWS = 2**24
+# Steps between two looks at the loss: each waits for a GPU to finish what it was given.
+_LOOK_EVERY = 32
 # Clusters that keep dying, or a loss that keeps exploding, will not stop by trying once more.
 _MAX_RECOVERIES = 3
 # After a loss that was no number, the learning rate is multiplied with this.
@@ -167,7 +173,8 @@ class Refinement:
             learnt["decoder"] = decoder
         self.live = nn.ModuleDict(learnt)
         self.kept = copy.deepcopy(self.live).requires_grad_(False)
-        self.scaler = scaler
+        self.device = device_of(model)
+        self.scaler = scaler.to(self.device)
         self.settings = settings
         self.augmentation = augmentation
         self.reference = reference
@@ -249,12 +256,15 @@ class Refinement:
         """
         events: list[str] = []
         while True:
+            place = self.passes_done, self.steps_done, self.rows_done
             if self._learn(rows, sound.frequency_K):
                 measured, revived = self._revived(rows, self._measure(rows))
                 problem = self._problem(measured)
                 events += [revived] if revived else []
             else:
                 problem = "the loss is not finite"
+                self.passes_done, self.steps_done, self.rows_done = place  # nothing was learnt
+                self._batches = None
             if not problem:
                 return measured, "; ".join(events) or None, False
             self.live.load_state_dict(self.kept.state_dict())
@@ -275,11 +285,11 @@ class Refinement:
         batch_rows = update_rows(settings, rows.total_rows)
         window = max(batch_rows, min(settings.frequency_rows, rows.total_rows))
         frequency_K = frequency_K * (window / max(1, rows.total_rows))
-        kl_total, loss_total, seen = 0.0, 0.0, 0
+        totals, seen = torch.zeros(2, dtype=torch.float64, device=self.device), 0
         while seen < interval and self.passes_done < settings.passes:
             if self._batches is None:
                 self._batches = self._resumed_pass(rows)
-            raw_BF = next(self._batches)
+            raw_BF = to_device(next(self._batches), self.device)
             random = randomness(self.seed, self.passes_done, self.steps_done, rank, self.recoveries)
             kl, error, target_q_BK = self._losses(raw_BF, frequency_K, random)
             self._set_learning_rate(rows)
@@ -291,13 +301,13 @@ class Refinement:
                 max_norm=settings.max_gradient_norm,
                 also=kl,
             )
-            if not math.isfinite(loss_sum):
+            totals.add_(torch.stack([kl_sum, loss_sum]))
+            if self.steps_done % _LOOK_EVERY == 0 and not torch.isfinite(totals).all():
                 return False
             if settings.target == "live":
                 batch_K = sum_over_workers(target_q_BK.sum(dim=0, dtype=torch.float64))
                 frequency_K = frequency_K * (1 - global_rows / window) + batch_K
             self.steps_done, self.rows_done = self.steps_done + 1, self.rows_done + global_rows
-            kl_total, loss_total = kl_total + kl_sum, loss_total + loss_sum
             seen += global_rows
             # An empty batch ends a pass that source.nulls made shorter than its rows.
             if not global_rows or self.rows_done >= rows.total_rows:
@@ -306,8 +316,8 @@ class Refinement:
                 if settings.update_interval_rows is None:
                     break
         # Nothing left to learn from: the interval ended with the very last row.
-        self.kl, self.loss = (t / seen if seen else math.nan for t in (kl_total, loss_total))
-        return True
+        self.kl, self.loss = (totals / seen).tolist() if seen else (math.nan, math.nan)
+        return math.isfinite(self.loss) or not seen
 
     def _losses(
         self, raw_BF: Tensor, frequency_K: Tensor, random: torch.Generator
@@ -332,7 +342,7 @@ class Refinement:
             z_BD, self.model.centroids_KD, frequency_K, self.model.alpha, target_q_BK
         )
         if "decoder" not in self.live:
-            return kl, torch.zeros(()), target_q_BK
+            return kl, torch.zeros_like(kl), target_q_BK
         error = (self.live["decoder"](z_BD) - x_BF).square().sum() / x_BF.shape[1]
         return kl, error, target_q_BK
 
@@ -356,15 +366,14 @@ class Refinement:
     def _measure(self, rows: TrainingRows) -> _Measured:
         """Frequency, cluster sizes and label changes over all rows of all workers."""
         clusters = len(self.model.centroids_KD)
-        frequency_K = torch.zeros(clusters, dtype=torch.float64)
-        cluster_rows_K = torch.zeros(clusters, dtype=torch.float64)
-        changed = torch.zeros(1, dtype=torch.float64)
+        frequency_K = torch.zeros(clusters, dtype=torch.float64, device=self.device)
+        cluster_rows_K, changed = torch.zeros_like(frequency_K), torch.zeros_like(frequency_K[:1])
         kept_N = self._kept_labels_N
         ask_frozen = kept_N is None and bool(self.passes_done or self.steps_done)
         labels: list[Tensor] = []
         seen = 0
         for x_BF in rows.batches(self.passes_done, _MEASURE_BATCH_ROWS, shuffled=False):
-            x_BF = self.scaler(x_BF)
+            x_BF = self.scaler(to_device(x_BF, self.device))
             q_BK = self.model(x_BF)
             labels_B = q_BK.argmax(dim=1)
             frequency_K += q_BK.sum(dim=0, dtype=torch.float64)
@@ -417,8 +426,7 @@ class Refinement:
         if self.reference is None or len(dead) == len(self.model.centroids_KD):
             return False
         model = self.model
-        batches = self.reference().split(_MEASURE_BATCH_ROWS)  # type: ignore[no-untyped-call]
-        z_BD = torch.cat([model.encoder(self.scaler(x_BF)) for x_BF in batches])
+        z_BD = embeddings(model.encoder, self.scaler, self.reference())
         alive = [j for j in range(len(model.centroids_KD)) if j not in set(dead)]
         nearest_B = squared_distances(z_BD, model.centroids_KD[alive]).amin(dim=1)
         random = randomness(self.seed, self.updates_done, self.recoveries)

@@ -145,8 +145,8 @@ class Scaler(nn.Module):
         """
         may_miss = x_BF.is_floating_point()
         x_BF = x_BF if x_BF.dtype == torch.float64 else x_BF.float()
-        # One reduction tells that nothing needs replacing.
-        if may_miss and not torch.isfinite(x_BF.sum()):
+        # One reduction tells that nothing needs replacing; a GPU replaces sooner than it tells.
+        if may_miss and (x_BF.is_cuda or not torch.isfinite(x_BF.sum())):
             x_BF = torch.where(torch.isfinite(x_BF), x_BF, self.mean_F.to(x_BF.dtype))
         if self.mode == "none":
             return x_BF.float()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Optimization
 from pipeline.errors import NumericalError
 from pipeline.model.workers import rank_and_size, share_of
+
+if TYPE_CHECKING:  # torch and numpy are all that this package needs to run
+    from pipeline.config import Optimization
 
 # Below this, an update costs more for moving the weights than for the rows.
 _LEAST_BATCH_ROWS = 32

@@ -41,7 +41,7 @@ def global_update(
     *,
     max_norm: float | None = None,
     also: Tensor | None = None,
-) -> tuple[float, int, float]:
+) -> tuple[Tensor, int, Tensor]:
     """Step the optimizer along the mean loss of the global batch.
 
     Args:
@@ -53,31 +53,27 @@ def global_update(
         also: Another scalar of this worker's rows, to be summed along, for the record.
 
     Returns:
-        The loss summed over the global batch, its rows, and the sum of ``also``. With 0 rows
-        everywhere the pass is over on all workers at once, and nothing was updated.
+        The loss summed over the global batch, its rows, and the sum of ``also``, the sums where
+        the model is: whoever looks at them waits for a GPU. With 0 rows everywhere the pass is
+        over on all workers at once, and nothing was updated.
     """
     optimizer.zero_grad()
     alone = rank_and_size()[1] == 1
     # Dividing the loss costs nothing; dividing the gradients is a sweep over all weights.
     (loss_sum / max(1, rows) if alone else loss_sum).backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    scalars = (
-        loss_sum.detach(),
-        loss_sum.new_tensor(float(rows)),
-        (loss_sum if also is None else also).detach(),
-    )
-    totals = torch.stack([scalar.float() for scalar in scalars])
-    if alone:
-        loss, global_rows, also_sum = totals.tolist()
-    else:
+    loss, also_sum = loss_sum.detach(), (loss_sum if also is None else also).detach()
+    if not alone:
+        scalars = (loss, loss.new_tensor(float(rows)), also_sum)
+        totals = torch.stack([scalar.float() for scalar in scalars])
         flat = torch.cat([totals, *(g.flatten() for g in gradients)])
         sum_over_workers(flat)
         totals, *summed = flat.split([3, *(g.numel() for g in gradients)])  # type: ignore[no-untyped-call]
-        loss, global_rows, also_sum = totals.tolist()
+        loss, also_sum, rows = totals[0], totals[2], int(totals[1])
         for gradient, total in zip(gradients, summed, strict=True):
-            torch.div(total.view_as(gradient), max(1, global_rows), out=gradient)
-    if global_rows:
+            torch.div(total.view_as(gradient), max(1, rows), out=gradient)
+    if rows:
         if max_norm is not None:
             nn.utils.clip_grad_norm_(parameters, max_norm)
         optimizer.step()
-    return loss, int(global_rows), also_sum
+    return loss, rows, also_sum

@@ -73,10 +73,9 @@ def test_nearest_two_in_chunks_against_float64(
     squared = np.square(z[:, None] - centroids[None]).sum(axis=2)
     kernel = (1 + squared / alpha) ** (-(alpha + 1) / 2)
     q = kernel / kernel.sum(axis=1, keepdims=True)
-    monkeypatch.setattr(
-        "pipeline.model.dec._SIMILARITIES", 7 * 64
-    )  # five chunks of 64 rows or less
-    monkeypatch.setattr("pipeline.lake.assigning._ENCODE_ROWS", 50)
+    # Five chunks of 64 rows or less.
+    monkeypatch.setattr("pipeline.model.dec._SIMILARITIES", {"cpu": 7 * 64})
+    monkeypatch.setattr("pipeline.model.devices._ENCODED_ROWS", {"cpu": 50})
     model = model_of(centroids.astype(np.float32), alpha)
     found = assignments_of(model, torch.from_numpy(z.astype(np.float32)))
     np.testing.assert_array_equal(found["cluster_id"], q.argmax(axis=1))
