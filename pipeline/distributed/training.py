@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.distributed.failures import pipeline_error
-from pipeline.distributed.resources import READER_CPUS, Resources, share_out
+from pipeline.distributed.resources import Resources, share_out
 from pipeline.engine import Context
 from pipeline.errors import TransientError
 from pipeline.lake.feed import WorkerRows
@@ -204,7 +204,6 @@ def _work(loop_config: dict[str, Any]) -> None:
         share,
         total_rows=job.total_rows,
         cache_bytes=job.cache_bytes,
-        read_cpus=READER_CPUS,
         parallel_reads=max(1, job.resources.threads),
         seed=job.seed + rank,
         held_out_share=job.held_out,

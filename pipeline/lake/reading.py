@@ -20,7 +20,7 @@ from pipeline.lake.hive import hive_column, hive_values
 from pipeline.lake.pinning import ragged_error, unreadable_shard
 from pipeline.lake.slices import cut_slices
 from pipeline.schema import SHARD_KEY_FIELDS
-from pipeline.storage import Store, open_input, version_of
+from pipeline.storage import S3_SCHEME, Store, open_input, version_of
 
 # Memory of a block of raw rows: enough to hide the cost of a call, little beside a worker's.
 _BLOCK_BYTES = 8 * 2**20
@@ -103,7 +103,8 @@ class Reader:
                     "its input. Start a new run id to use the new one"
                 )
             with open_input(url) as source:
-                parquet = pq.ParquetFile(source, pre_buffer=True)
+                # One request for all columns of a row group; what is mapped into memory needs none.
+                parquet = pq.ParquetFile(source, pre_buffer=url.startswith(S3_SCHEME))
                 for piece in pieces:
                     yield from self._piece(parquet, url, name, piece)
         except (OSError, pa.ArrowException) as error:

@@ -304,7 +304,7 @@ def write_numbered_table(folder: Path) -> None:
 
 
 def rows_of_worker(folder: Path, rank: int, size: int, cache_bytes: int) -> WorkerRows:
-    """A worker's share as a run feeds it; small enough to be read without Ray."""
+    """A worker's share as a run feeds it."""
     settings = Config.model_validate(
         {
             "source": {"path": str(folder), "features": ["number", "x"]},
@@ -325,7 +325,6 @@ def rows_of_worker(folder: Path, rank: int, size: int, cache_bytes: int) -> Work
         training_share(pieces, rank, size, fit_rows=None, seed=4),
         total_rows=TABLE_ROWS,
         cache_bytes=cache_bytes,
-        read_cpus=1,
         parallel_reads=1,
         seed=4,
     )

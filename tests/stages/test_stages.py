@@ -182,7 +182,7 @@ def test_a_shard_that_changed_under_the_run_is_named(
 
 @pytest.mark.parametrize("cache_mib", [0, 64])
 def test_streamed_and_cached_passes_see_every_row_once(
-    ray_address: str, table_folder: Path, settings: dict[str, Any], context: Context, cache_mib: int
+    table_folder: Path, settings: dict[str, Any], context: Context, cache_mib: int
 ) -> None:
     from pipeline.lake.feed import WorkerRows
     from pipeline.lake.reading import Reader, pieces_of
@@ -198,11 +198,11 @@ def test_streamed_and_cached_passes_see_every_row_once(
             pieces,
             total_rows=600,
             cache_bytes=cache_mib * 2**20,
-            read_cpus=0.25,
             parallel_reads=2,
             seed=0,
             held_out_share=held_out,
-            task_bytes=4096,  # several reading tasks, through Ray Data
+            task_bytes=4096,  # several reading tasks,
+            window_bytes=6000,  # and several windows, which end amid them
         )
         batches = list(rows.batches(pass_number, 64, shuffled=shuffled))
         assert all(len(batch) <= 64 for batch in batches)
