@@ -106,7 +106,7 @@ def _has_missing(part: NDArray[np.generic]) -> bool:
     if not np.issubdtype(part.dtype, np.floating):
         return False
     with np.errstate(over="ignore", invalid="ignore"):
-        total = np.sum(part, dtype=np.float64)
+        total = np.sum(part, dtype=np.promote_types(part.dtype, np.float32))
     return not np.isfinite(total) and not bool(np.isfinite(part).all())
 
 

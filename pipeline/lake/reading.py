@@ -119,7 +119,10 @@ class Reader:
         block_rows = max(1024, _BLOCK_BYTES // (self.width * np.dtype(self.dtype).itemsize))
         position = 0
         for batch in parquet.iter_batches(
-            batch_size=block_rows, row_groups=[group], columns=[n for n in names if n in in_file]
+            batch_size=block_rows,
+            row_groups=[group],
+            columns=[n for n in names if n in in_file],
+            use_threads=False,  # whoever reads has threads that read other pieces meanwhile
         ):
             begin, end = max(first - position, 0), min(first + rows - position, len(batch))
             if begin < end:
