@@ -106,7 +106,11 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("rows", f"{summary.rows_in:,} in, {summary.rows_out:,} out{dropped}"),
         ("input", f"{summary.shards:,} shards, {summary.features:,} features"),
         ("clusters", f"{summary.clusters:,}, mean confidence {summary.mean_confidence:.3f}"),
-        ("pretrain", f"loss {summary.pretrain_loss:.4f} after {summary.pretrain_passes} passes"),
+        (
+            "pretrain",
+            f"loss {summary.pretrain_loss:.4f} after {summary.pretrain_passes} passes, "
+            f"products in {summary.products}",
+        ),
         ("k-means", f"objective {summary.kmeans_objective:.4g} on the sample's embeddings"),
     ]
     refined = f"{summary.refine_updates} updates, stopped by {summary.refine_stopped_by}"

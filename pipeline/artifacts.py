@@ -135,11 +135,13 @@ class PretrainedAutoencoder(Artifact):
         weights: safetensors file with encoder and decoder.
         losses: Mean squared error per scaled feature, one a pass.
         rows: Rows learnt from in the last pass.
+        products: Precision of the workers' matrix products, "float32" or "bfloat16".
     """
 
     weights: StoredFile
     losses: tuple[float, ...]
     rows: int
+    products: str = "float32"
 
 
 class InitialCentroids(Artifact):
@@ -346,6 +348,7 @@ class Summary(Artifact):
     clusters: int
     cluster_rows: tuple[int, ...]
     mean_confidence: float
+    products: str
     pretrain_passes: int
     pretrain_loss: float
     kmeans_objective: float

@@ -9,11 +9,11 @@ import ray
 from pipeline.config import Execution
 from pipeline.errors import ConfigError
 
-# A training worker keeps Ray's scheduler from placing readers on its CPU; half of one is enough
-# of a claim, and leaves room for readers on a laptop's two.
+# Half a CPU is enough of a claim to keep Ray's scheduler from placing other work on it, and two
+# workers on a laptop's two CPUs leave one for the tasks that draw the sample.
 _LEAST_CPUS_PER_WORKER = 0.5
-# What is left for readers must run at least one: Ray Data waits for ever otherwise.
-_LEAST_CPUS_FOR_READERS = 0.5
+# What is left must run at least one task of Ray Data, which waits for ever otherwise.
+_LEAST_CPUS_FOR_TASKS = 0.5
 
 READER_CPUS = 0.25
 """CPUs that a reading task claims: it mostly waits for storage."""
@@ -40,7 +40,7 @@ class Resources:
 
 
 def share_out(settings: Execution) -> Resources:
-    """Share the cluster's CPUs between the workers and the readers that feed them.
+    """Share the cluster's CPUs between the workers, and leave some to Ray Data.
 
     Raises:
         ConfigError: The cluster can't hold that many workers, which would wait for ever.
@@ -52,16 +52,16 @@ def share_out(settings: Execution) -> Resources:
     ]
     cpus, workers = sum(nodes), settings.workers
     claim = settings.cpus_per_worker or _LEAST_CPUS_PER_WORKER
-    needed = workers * claim + _LEAST_CPUS_FOR_READERS
+    needed = workers * claim + _LEAST_CPUS_FOR_TASKS
     places = sum(int(node // claim) for node in nodes)  # a worker cannot span two nodes
     if needed > cpus or workers > places:
-        fit = min(places, int((cpus - _LEAST_CPUS_FOR_READERS) / claim))
+        fit = min(places, int((cpus - _LEAST_CPUS_FOR_TASKS) / claim))
         advice = f"Set execution.workers to {fit} or add nodes"
         if fit < 1:
             advice = "Lower execution.cpus_per_worker or add nodes"
         raise ConfigError(
             f"execution.workers={workers} needs {needed:g} CPUs ({claim:g} each and "
-            f"{_LEAST_CPUS_FOR_READERS:g} for readers); the cluster has {cpus:g} on "
+            f"{_LEAST_CPUS_FOR_TASKS:g} for Ray Data); the cluster has {cpus:g} on "
             f"{len(nodes)} nodes. {advice}"
         )
     threads = max(1, int(settings.cpus_per_worker or cpus / workers))

@@ -58,9 +58,18 @@ class Perceptron(nn.Sequential):
 def freeze(network: nn.Module) -> None:
     """For inference alone: keep weights as the products want them, cast once and not each time."""
     network.requires_grad_(False)
-    for part in network.modules():
-        if isinstance(part, Perceptron) and part.reduced(next(part.parameters()).device):
-            part.to(torch.bfloat16)
+    for part in _reduced_parts(network):
+        part.to(torch.bfloat16)
+
+
+def products_of(network: nn.Module) -> str:
+    """Precision of the network's matrix products where it is: "float32" or "bfloat16"."""
+    return "bfloat16" if _reduced_parts(network) else "float32"
+
+
+def _reduced_parts(network: nn.Module) -> list[Perceptron]:
+    perceptrons = (part for part in network.modules() if isinstance(part, Perceptron))
+    return [part for part in perceptrons if part.reduced(next(part.parameters()).device)]
 
 
 class Autoencoder(nn.Module):

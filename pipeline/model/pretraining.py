@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.model.augmentation import Augmentation, hide, randomness
-from pipeline.model.autoencoder import Autoencoder
+from pipeline.model.autoencoder import Autoencoder, products_of
 from pipeline.model.devices import device_of, to_device
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import (
@@ -43,12 +43,14 @@ class PretrainPass:
         loss: Mean squared error per feature, in scaled units, over the pass.
         rows: Rows of all workers that were learnt from.
         learning_rate: At the end of the pass.
+        products: Precision of the matrix products: "float32" or "bfloat16".
     """
 
     number: int
     loss: float
     rows: int
     learning_rate: float
+    products: str
 
 
 def noise_of(settings: Pretrain, features: int, embedding: int) -> float:
@@ -94,7 +96,7 @@ class Pretraining:
             self.passes_done += 1
             require_finite(loss, "pretrain", "pretrain.learning_rate")
             rate = self.optimizer.param_groups[0]["lr"]
-            yield PretrainPass(self.passes_done, loss, seen, rate)
+            yield PretrainPass(self.passes_done, loss, seen, rate, products_of(self.autoencoder))
 
     def _learn(self, rows: TrainingRows) -> tuple[float, int]:
         """One pass; returns its loss and the rows that were learnt from, over all workers."""

@@ -65,4 +65,5 @@ def pretrain(
         weights=context.store(path, weights_bytes(training.autoencoder)),
         losses=tuple(record["loss"] for record in trained.history),
         rows=trained.history[-1]["rows"],
+        products=trained.history[-1].get("products", "float32"),
     )

@@ -24,7 +24,7 @@ def _settings(_: Config) -> Any:
     return {}
 
 
-@stage("summary", version=3, settings=_settings, distributed=False)
+@stage("summary", version=4, settings=_settings, distributed=False)
 def summary(
     config: Config,
     context: Context,
@@ -53,6 +53,7 @@ def summary(
         clusters=config.clusters,
         cluster_rows=assignments.cluster_rows,
         mean_confidence=assignments.mean_confidence,
+        products=autoencoder.products,
         pretrain_passes=len(autoencoder.losses),
         pretrain_loss=autoencoder.losses[-1],
         kmeans_objective=centroids.objective,
