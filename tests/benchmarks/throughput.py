@@ -22,9 +22,9 @@ import tempfile
 import threading
 import time
 import unittest.mock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +287,7 @@ def refinement(bench: Bench) -> list[Line]:
             seconds.append(time.perf_counter() - start)
         return 2 * rows / (seconds[1] - seconds[0])
 
-    rate, peer = alternating(max(1, bench.repeats // 2), ours, theirs)
+    rate, peer = alternating(bench.repeats, ours, theirs)
     return [peak_line, line("refinement", "ClustPy DEC, an epoch", rate, peer, least=3)]
 
 
@@ -573,28 +573,32 @@ def workers(bench: Bench) -> list[Line]:
 
 
 def memory(bench: Bench) -> list[Line]:
-    """Ten times the rows: the largest process stays as large."""
-    small = 100_000
+    """Ten times the rows: the largest process stays as large.
+
+    The smaller table fills the windows that a worker shuffles in; below that, memory is that of
+    the rows.
+    """
+    small = 1_200_000
     peaks = []
     for rows in (small, 10 * small):
         table = write_table(
-            bench.work / f"m{rows}", rows, 64, dtype="float32", shards=rows // 20_000
+            bench.work / f"m{rows}", rows, 64, dtype="float32", shards=rows // 200_000
         )
         path = _config_file(
             bench,
             table,
             "memory",
-            model={"hidden": [64], "embedding": 8},
-            pretrain={"passes": 1, "min_updates": 0, "batch_rows": 4096},
-            refine={"passes": 1, "min_updates": 0, "batch_rows": 4096},
+            model={"hidden": [8], "embedding": 4},
+            pretrain={"passes": 1, "min_updates": 0, "batch_rows": 65_536},
+            refine={"passes": 1, "min_updates": 0, "batch_rows": 65_536},
             centroids={"sample_rows": 20_000, "restarts": 1},
-            execution={"workers": 2, "cache_mib": 0, "target_slice_mib": 8},
+            execution={"workers": 2, "cache_mib": 0, "target_slice_mib": 32},
         )
         peaks.append(dec_run(path, bench.work).peak_bytes / 2**20)
         shutil.rmtree(table)
     ratio = peaks[1] / peaks[0]
     texts = (f"{peak:,.0f} MiB" for peak in reversed(peaks))
-    what = ("peak memory of any process, 1,000,000 rows", "100,000 rows")
+    what = (f"peak memory of any process, {10 * small:,} rows", f"{small:,} rows")
     return [Line(*what, *texts, ratio, "≤ 1.1×", ratio <= 1.1)]
 
 
@@ -779,31 +783,36 @@ MEASURES: dict[str, Callable[[Bench], list[Line]]] = {
 }
 
 
-def render(lines: Sequence[Line], seconds: float) -> str:
+def render(measured: dict[str, Any]) -> str:
     """The table as Markdown."""
-    names = ("clustpy", "pyspark")
-    peers = ", ".join(n for n in names if importlib.util.find_spec(n)) or "none"
-    precision = "bfloat16" if BF16 else "float32"
     text = [
         "# Throughput",
         "",
         "Written by `python -m tests.benchmarks.throughput`; do not edit. Ours beside a floor or a",
-        "peer, both measured in this run, medians of repeats that take turns. Network",
+        "peer, both measured in one run, medians of repeats that take turns. Network",
         f"{'-'.join(map(str, HIDDEN))}-{EMBEDDING}, {FEATURES} features, batches of {BATCH_ROWS},",
-        f"K = {CLUSTERS} unless a row says otherwise. Matrix products of ours: {precision}.",
+        f"K = {CLUSTERS} unless a row says otherwise. `--only` measures some rows again.",
         "",
         "| measure | against | ours | theirs | ratio | reach | reached |",
         "|---|---|--:|--:|--:|---|---|",
     ]
-    for row in lines:
-        ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
-        reached = {None: "–", True: "yes", False: "no"}[row.reached]
-        text.append(
-            f"| {row.measure} | {row.against} | {row.ours} | {row.theirs} | {ratio} "
-            f"| {row.reach} | {reached} |"
-        )
-    text += ["", f"{seconds:,.0f} s on {machine()}; torch {torch.__version__}; peers: {peers}."]
-    return "\n".join(text) + "\n"
+    for name in MEASURES:
+        for row in (Line(**line) for line in measured.get(name, {"lines": []})["lines"]):
+            ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
+            reached = {None: "–", True: "yes", False: "no"}[row.reached]
+            text.append(
+                f"| {row.measure} | {row.against} | {row.ours} | {row.theirs} | {ratio} "
+                f"| {row.reach} | {reached} |"
+            )
+    where = {entry["where"] for entry in measured.values()}
+    return "\n".join([*text, "", *sorted(where)]) + "\n"
+
+
+def _where() -> str:
+    names = ("clustpy", "pyspark")
+    peers = ", ".join(n for n in names if importlib.util.find_spec(n)) or "none"
+    precision = "bfloat16" if BF16 else "float32"
+    return f"{machine()}; torch {torch.__version__}; our products in {precision}; peers: {peers}."
 
 
 def main() -> None:
@@ -814,8 +823,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=beside if beside.is_dir() else None)
     options = parser.parse_args()
     os.environ.pop("RAY_ADDRESS", None)  # every run starts a Ray of its own
-    start = time.monotonic()
-    lines: list[Line] = []
+    kept = Path(__file__).with_name("throughput.json")
+    measured = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     for name in options.only:
         with tempfile.TemporaryDirectory(prefix=f"dec-{name}-") as work:
             try:
@@ -826,11 +835,10 @@ def main() -> None:
             ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
             print(f"{row.measure} against {row.against}: {row.ours} / {row.theirs} = {ratio}")
             sys.stdout.flush()
-        lines += found
-    text = render(lines, time.monotonic() - start)
-    print(text)
-    if set(options.only) == set(MEASURES):
-        Path(__file__).with_name("THROUGHPUT.md").write_text(text, encoding="utf-8")
+        measured[name] = {"where": _where(), "lines": [asdict(row) for row in found]}
+        kept.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        kept.with_name("THROUGHPUT.md").write_text(render(measured), "utf-8")
+    print(render(measured))
 
 
 if __name__ == "__main__":
