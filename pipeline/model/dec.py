@@ -17,6 +17,15 @@ from torch import Tensor
 _SIMILARITIES = {"cpu": 2**18, "cuda": 2**26}
 
 
+# The same where all of q is wanted, and each sweep over it is long: 64 MiB of float32.
+_ASSIGNMENTS = 2**24
+
+
+def rows_at_a_time(clusters: int, most: int) -> int:
+    """Rows, at most ``most``, whose soft assignments to so many clusters are held together."""
+    return max(1, min(most, _ASSIGNMENTS // clusters))
+
+
 def squared_distances(z_BD: Tensor, centroids_KD: Tensor) -> Tensor:
     """Squared Euclidean distance of every embedding to every centroid, as one matrix product.
 

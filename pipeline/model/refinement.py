@@ -23,7 +23,12 @@ from torch import Tensor, nn
 
 from pipeline.errors import NumericalError
 from pipeline.model.augmentation import Augmentation, hide, randomness
-from pipeline.model.dec import clustering_loss, soft_assignment, squared_distances
+from pipeline.model.dec import (
+    clustering_loss,
+    rows_at_a_time,
+    soft_assignment,
+    squared_distances,
+)
 from pipeline.model.devices import device_of, embeddings, to_device
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import (
@@ -44,9 +49,9 @@ if TYPE_CHECKING:  # torch and numpy are all that this package needs to run
 # Rows a batch where nothing is learnt: enough for the matrix products to run at full speed, few
 # enough for their activations to stay in the processor's cache.
 _MEASURE_BATCH_ROWS = 2048
-# Labels of this many rows are remembered from one update to the next, 64 MiB and, while they are
-# compared, three times that; of more rows the frozen model is asked again, for memory must not grow
-# with the table.
+# Labels of this many rows are remembered from one update to the next, a byte each for up to 256
+# clusters and, while they are compared, three times that; of more rows the frozen model is asked
+# again, for memory must not grow with the table.
 _REMEMBERED_ROWS = 2**24
 # Steps between two looks at the loss: each waits for a GPU to finish what it was given.
 _LOOK_EVERY = 32
@@ -120,8 +125,8 @@ class _Measured:
         frequency_K: f_j = Σ_i q_ij, shape (n_clusters,), float64, in rows.
         cluster_rows_K: Rows whose nearest centroid is j, shape (n_clusters,), float64.
         changed: Rows whose cluster differs from the frozen model's.
-        labels_N: The cluster of each of this worker's rows, in reading order, int32; None where
-            they are too many to remember.
+        labels_N: The cluster of each of this worker's rows, in reading order, in as few bytes as K
+            allows; None where they are too many to remember.
     """
 
     frequency_K: Tensor
@@ -372,7 +377,8 @@ class Refinement:
         ask_frozen = kept_N is None and bool(self.passes_done or self.steps_done)
         labels: list[Tensor] = []
         seen = 0
-        for x_BF in rows.batches(self.passes_done, _MEASURE_BATCH_ROWS, shuffled=False):
+        batch_rows = rows_at_a_time(clusters, _MEASURE_BATCH_ROWS)
+        for x_BF in rows.batches(self.passes_done, batch_rows, shuffled=False):
             x_BF = self.scaler(to_device(x_BF, self.device))
             q_BK = self.model(x_BF)
             labels_B = q_BK.argmax(dim=1)
@@ -384,7 +390,7 @@ class Refinement:
                 changed += (labels_B != kept_N[seen : seen + len(labels_B)]).sum()
             seen += len(labels_B)
             if seen <= _REMEMBERED_ROWS:
-                labels.append(labels_B.to(torch.int32))
+                labels.append(labels_B.to(torch.uint8 if clusters <= 256 else torch.int32))
         totals = sum_over_workers(torch.cat([frequency_K, cluster_rows_K, changed]))
         frequency_K, cluster_rows_K = totals[:-1].view(2, clusters)
         labels_N = torch.cat(labels) if labels and seen <= _REMEMBERED_ROWS else None

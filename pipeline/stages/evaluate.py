@@ -40,7 +40,7 @@ from pipeline.engine import Context, stage
 from pipeline.errors import NumericalError
 from pipeline.lake.models import centroids_bytes, load_autoencoder, load_centroids, load_scaler
 from pipeline.lake.samples import sampled_classes, sampled_embeddings, sampled_held_out
-from pipeline.model.dec import kl_divergence, soft_assignment, target_distribution
+from pipeline.model.dec import clustering_loss, rows_at_a_time, soft_assignment
 from pipeline.storage import Store
 
 # Of each row that is asked; few, for it is the near ones that tell where a cluster ends.
@@ -49,7 +49,7 @@ _NEIGHBOURS = 10
 _ASKED_ROWS = 10_000
 # What is equal in modularity to these decimals goes to the simpler method.
 _DECIMALS = 3
-_ENCODE_ROWS = 4096
+_ENCODE_ROWS = 2048
 # Rows of the sample that k-means is fitted to here, and that neighbours are looked for among, or 39
 # a cluster where that is more; the rest is measured on all rows of the sample. For centroids it
 # makes no visible difference, and scaled features can be a hundred times as wide as the embeddings
@@ -260,15 +260,16 @@ def _generalisation(
     if not len(seen) or not len(unseen):
         return None
     frequency_K = torch.zeros(len(centroids_KD), dtype=torch.float64)
-    for z_BD in torch.split(seen, _ENCODE_ROWS):
+    some = rows_at_a_time(len(centroids_KD), _ENCODE_ROWS)
+    for z_BD in torch.split(seen, some):
         frequency_K += soft_assignment(z_BD, centroids_KD, alpha).sum(dim=0, dtype=torch.float64)
 
     def mean_kl(rows_ND: Tensor) -> float:
-        total = 0.0
-        for z_BD in torch.split(rows_ND, _ENCODE_ROWS):
-            q_BK = soft_assignment(z_BD, centroids_KD, alpha)
-            total += kl_divergence(target_distribution(q_BK, frequency_K), q_BK).item()
-        return total / len(rows_ND)
+        kl = (
+            clustering_loss(z_BD, centroids_KD, frequency_K, alpha)[0].item()
+            for z_BD in torch.split(rows_ND, some)
+        )
+        return sum(kl) / len(rows_ND)
 
     held_out_kl = mean_kl(unseen)
     return mean_kl(seen) / held_out_kl if held_out_kl > 0 else None

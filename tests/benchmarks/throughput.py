@@ -4,7 +4,8 @@
 
 Every row of the table is a ratio, ours to theirs, of medians of repeats that take turns, so that a
 slow minute hits both. Prints the table and writes ``THROUGHPUT.md``. Rows whose peer is not
-installed (``pip install clustpy pyspark``) or whose data is missing say so.
+installed (``pip install clustpy pyspark``, then ``pip uninstall torchvision`` where that does not
+fit the CPU build of torch) or whose data is missing say so.
 """
 
 from __future__ import annotations
@@ -578,7 +579,7 @@ def memory(bench: Bench) -> list[Line]:
     The smaller table fills the windows that a worker shuffles in; below that, memory is that of
     the rows.
     """
-    small = 1_200_000
+    small = 2_400_000
     peaks = []
     for rows in (small, 10 * small):
         table = write_table(

@@ -10,6 +10,7 @@ from pipeline.model.dec import (
     clustering_loss,
     kl_divergence,
     nearest_two,
+    rows_at_a_time,
     soft_assignment,
     squared_distances,
     target_distribution,
@@ -205,6 +206,11 @@ def test_nearest_two_of_all_assignments(clusters: int, alpha: float) -> None:
     torch.testing.assert_close(found.q_B2.double(), expected.values, rtol=1e-4, atol=1e-7)
     distances = (z - centroids[expected.indices[:, 0]]).norm(dim=1)
     torch.testing.assert_close(found.distance_B, distances)
+
+
+@pytest.mark.parametrize(("clusters", "rows"), [(2, 2_048), (100_000, 167), (10**9, 1)])
+def test_soft_assignments_held_together_are_bounded(clusters: int, rows: int) -> None:
+    assert rows_at_a_time(clusters, 2_048) == rows
 
 
 def test_two_centroids_in_one_place_are_two_clusters() -> None:
