@@ -331,7 +331,7 @@ def _clustpy() -> bool:
     """Whether ClustPy can be imported; its deep module wants torchvision, and uses none of it."""
     if importlib.util.find_spec("clustpy") is None:
         return False
-    if importlib.util.find_spec("torchvision") is None:
+    if "torchvision" not in sys.modules and importlib.util.find_spec("torchvision") is None:
         for name in ("torchvision", "torchvision.models", "torchvision.models._api"):
             sys.modules.setdefault(name, unittest.mock.MagicMock())
     return True
@@ -528,45 +528,48 @@ def _config_file(bench: Bench, table: Path, name: str, **sections: Any) -> Path:
 
 
 def workers(bench: Bench) -> list[Line]:
-    """One worker and two, one thread each: seconds of rows beyond the first, start left out.
+    """One worker and two, one thread each: seconds of more passes, and of more rows to assign.
 
-    In batches that more than one worker is for: every update moves all weights between them,
-    however few the rows.
+    Starting up is left out thereby. In batches that more than one worker is for: every update
+    moves all weights between them, however few the rows.
     """
-    small, large = 20_000, 80_000
+    few, many, passes = 40_000, 400_000, 5
     tables = {
         rows: write_table(bench.work / f"w{rows}", rows, FEATURES, dtype="uint8", shards=16)
-        for rows in (small, large)
+        for rows in (few, many)
     }
-    trainings = {
-        "pretrain": {"passes": 2, "min_updates": 0, "batch_rows": 4096},
-        "refine": {"passes": 2, "min_updates": 0, "batch_rows": 4096, "tol": 0},
-        "centroids": {"sample_rows": 2_000, "restarts": 1, "iterations": 5},
-    }
-    rates: dict[int, dict[str, list[float]]] = {1: {}, 2: {}}
-    for _ in range(max(1, bench.repeats // 2)):
-        for count in (1, 2):
-            nights = {}
-            for rows, table in tables.items():
-                path = _config_file(bench, table, "workers", **trainings)
-                nights[rows] = dec_run(
-                    path,
-                    bench.work,
-                    f"execution.workers={count}",
-                    f"execution.cpus_per_worker={0.75 if count == 2 else 1}",
-                    "execution.target_slice_mib=4",
-                )
-            for stage in ("pretrain", "refine", "assign"):
-                seconds = nights[large].stages[stage] - nights[small].stages[stage]
-                passes = 1 if stage == "assign" else 2
-                rate = passes * (large - small) / seconds
-                rates[count].setdefault(stage, []).append(rate)
+    rates: dict[int, dict[str, float]] = {}
+    for count in (1, 2):
+        nights = {}
+        for rows, number in ((few, 1), (few, passes), (many, 1)):
+            path = _config_file(
+                bench,
+                tables[rows],
+                "workers",
+                pretrain={"passes": number, "min_updates": 0, "batch_rows": 4096},
+                refine={"passes": number, "min_updates": 0, "batch_rows": 4096, "tol": 0},
+                centroids={"sample_rows": 2_000, "restarts": 1, "iterations": 5},
+                execution={
+                    "workers": count,
+                    "cpus_per_worker": 0.75 if count == 2 else 1,
+                    "target_slice_mib": 4,
+                },
+            )
+            learnt = f"source.fit_rows={few}"
+            nights[rows, number] = dec_run(path, bench.work, learnt).stages
+        base, longer, larger = nights.values()
+        learning = {
+            stage: (passes - 1) * few / (longer[stage] - base[stage])
+            for stage in ("pretrain", "refine")
+        }
+        assigning = (many - few) / (larger["assign"] - base["assign"])
+        rates[count] = {**learning, "assign": assigning}
     return [
         line(
             f"{stage}, 2 workers" + ("" if stage == "assign" else ", batches of 4,096"),
             "1 worker, one thread each",
-            statistics.median(rates[2][stage]),
-            statistics.median(rates[1][stage]),
+            rates[2][stage],
+            rates[1][stage],
             least=1.8,
         )
         for stage in ("pretrain", "refine", "assign")
