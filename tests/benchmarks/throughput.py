@@ -39,7 +39,9 @@ import yaml
 from torch import Tensor, nn
 
 from pipeline.artifacts import ClusteringModel
+from pipeline.clustering.agreement import agreement
 from pipeline.clustering.kmeans import kmeans
+from pipeline.clustering.quality import contingency_of
 from pipeline.config import Config, Pretrain, Refine
 from pipeline.engine import Context
 from pipeline.lake.assigning import Assigner, AssignJob
@@ -459,11 +461,13 @@ class Night:
         seconds: Of the whole command.
         stages: Seconds of each stage.
         peak_bytes: Largest resident memory, without shared pages, of any one process.
+        acc: Accuracy against the labels; None where there are none.
     """
 
     seconds: float
     stages: dict[str, float]
     peak_bytes: int
+    acc: float | None
 
 
 def dec_run(config: Path, work: Path, *settings: str) -> Night:
@@ -484,7 +488,8 @@ def dec_run(config: Path, work: Path, *settings: str) -> Night:
     metrics = json.loads((output / "runs/bench/metrics.json").read_text("utf-8"))
     shutil.rmtree(output)
     stages = {stage["stage"]: stage["seconds"] for stage in metrics["stages"]}
-    return Night(seconds, stages, peak.stop())
+    acc = metrics["scores"]["acc"] if metrics["scores"] else None
+    return Night(seconds, stages, peak.stop(), acc)
 
 
 class _Peak:
@@ -762,12 +767,14 @@ def to_assignments(bench: Bench) -> list[Line]:
     labels = pa.table({"id": table["id"], "cluster_id": peer.dec_labels_})
     pq.write_table(labels, bench.work / "clustpy.parquet")
     theirs = time.perf_counter() - start
+    classes = table["label"].to_numpy().astype(np.int64)
+    acc = agreement(contingency_of(peer.dec_labels_.astype(np.int64), classes)).acc
     return [
         Line(
             what,
             "ClustPy DEC, 15 + 10 epochs",
-            f"{night.seconds:,.0f} s",
-            f"{theirs:,.0f} s",
+            f"{night.seconds:,.0f} s, ACC {night.acc:.3f}",
+            f"{theirs:,.0f} s, ACC {acc:.3f}",
             theirs / night.seconds,
             "≥ 3×",
             theirs >= 3 * night.seconds,
