@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ class AssignJob:
         folder: Where parts go, below it.
         run_id: Written into every row, like the ones below.
         ds: The logical date.
+        threads: To compute with.
     """
 
     config: Config
@@ -49,17 +51,20 @@ class AssignJob:
     folder: str
     run_id: str
     ds: str
+    threads: int
 
 
 class Assigner:
     """An actor that assigns slices, several calls at a time.
 
-    Each call computes with one thread of its own. Calls that share out each product among all
-    threads would wait for one another whenever one of them reads or writes.
+    Each call computes with one thread of its own, no more of them at once than the actor may use;
+    the others read and write meanwhile. Calls that share out each product among all threads would
+    wait for one another whenever one of them reads or writes.
     """
 
     def __init__(self, job: AssignJob) -> None:
         self._job = job
+        self._threads = threading.Semaphore(job.threads)
         self._reader = Reader.of(job.config, job.manifest, carry=True)
         self._model: LoadedModel = load_model(job.lake, job.model, job.config, job.manifest.width)
         fields = {field.name: field for field in job.manifest.carried_schema}
@@ -114,7 +119,8 @@ class Assigner:
 
     def _table(self, carried: pa.Table, x_BF: Tensor) -> pa.Table:
         """The assignments of a block of raw rows."""
-        found = assignments_of(self._model, x_BF)
+        with self._threads:
+            found = assignments_of(self._model, x_BF)
         rows = len(x_BF)
         job = self._job
         constant = {"model_id": job.model.model_id, "run_id": job.run_id, "ds": job.ds}

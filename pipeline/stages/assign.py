@@ -24,7 +24,7 @@ from pipeline.lake.snapshots import FileList
 
 log = logging.getLogger(__name__)
 
-# Of an actor, beyond one a thread: while it is read or written, the others are encoded.
+# Of an actor, beyond one a thread: it is read or written while the others are encoded.
 _MORE_SLICES = 1
 
 
@@ -46,6 +46,7 @@ def assign(
         folder=f"{context.run_path}/assignments",
         run_id=context.run_id,
         ds=context.ds,
+        threads=resources.threads,
     )
     files: list[PartFile] = []
     totals = _Totals(config.clusters)

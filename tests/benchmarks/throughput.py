@@ -379,14 +379,17 @@ def _assigning(bench: Bench, *, features: int, dtype: str) -> list[Line]:
         fingerprint="bench", model_id="m-bench", kind="dec", scaling="standard", **files
     )
     slices = by_slice(pieces_of(manifest, lake))
+    threads = torch.get_num_threads()
 
     def ours() -> float:
         folder = f"parts-{time.monotonic_ns()}"
-        assigner = Assigner(AssignJob(config, manifest, shipped, lake, folder, "run", "2026-01-31"))
+        job = AssignJob(config, manifest, shipped, lake, folder, "run", "2026-01-31", threads)
+        assigner = Assigner(job)
         start = time.perf_counter()
-        with ThreadPoolExecutor(torch.get_num_threads() + 1) as calls:  # as an actor does
+        with ThreadPoolExecutor(threads + 1) as calls:  # as an actor does
             written = list(calls.map(assigner, slices))
         rate = rows / (time.perf_counter() - start)
+        torch.set_num_threads(threads)  # each call took one; whoever comes next gets them all
         assert len(written) == len(slices)
         shutil.rmtree(bench.work / "assigned" / folder)
         return rate

@@ -122,7 +122,7 @@ def job(tmp_path: Path) -> AssignJob:
         stopped_by="passes",
         rows=2,
     )
-    return AssignJob(config, manifest, model, lake, "parts", "test", "2026-01-31")
+    return AssignJob(config, manifest, model, lake, "parts", "test", "2026-01-31", threads=2)
 
 
 def test_a_slice_and_one_whose_rows_are_all_dropped(job: AssignJob) -> None:
