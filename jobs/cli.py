@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -56,13 +56,58 @@ def run(
     run continues where it stopped; a complete one is shown again at once.
 
     Exit codes: 0 done · 1 unexpected · 2 config · 3 input · 4 numerical · 6 try again ·
-    7 and 8 publish · 130 interrupted.
+    7 and 8 publish · 9 another start works on this ds · 10 storage refuses · 130 interrupted.
     """
     from jobs.night import run_night
 
     raise typer.Exit(
         run_night(config, ds=ds, run_id=run_id, overrides=overrides or [], as_json=as_json)
     )
+
+
+@app.command()
+def nightly(
+    config: ConfigPath,
+    ds: Annotated[
+        str,
+        typer.Option("--ds", metavar="DATE", help="Logical date of the night, YYYY-MM-DD."),
+    ],
+    run_id: RunId = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """One night of many: label what is new, now and then fit a challenger; ids last.
+
+    By `schedule` the night refits, refreshes the champion, or labels with it as it is. A challenger
+    that the gate refuses is kept for inspection, and the champion labels the rows.
+
+    Exit codes: those of `dec run`, and 5: published, but the gate refused the challenger.
+    """
+    from jobs.night import run_night
+
+    raise typer.Exit(
+        run_night(
+            config, ds=ds, run_id=run_id, overrides=overrides or [], nightly=True, as_json=as_json
+        )
+    )
+
+
+@app.command()
+def backfill(
+    config: ConfigPath,
+    first: Annotated[str, typer.Option("--from", metavar="DATE", help="The first night.")],
+    last: Annotated[str, typer.Option("--to", metavar="DATE", help="The last night.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do the nights of a range of dates, one by one, as `dec nightly` does each.
+
+    The champion labels nights before its own; `{ds}` in source.path stands for the date. Ends at
+    the first night that fails, with its exit code; run again, it goes on from there.
+    """
+    from jobs.night import run_backfill
+
+    raise typer.Exit(run_backfill(config, first, last, overrides or [], as_json=as_json))
 
 
 @app.command()
@@ -80,6 +125,9 @@ def stage(
     summary.
     """
     from jobs.night import guarded, run_night
+    from jobs.session import keep_to_this_machine
+
+    keep_to_this_machine()  # before anything imports Ray
     from pipeline.errors import ConfigError
     from pipeline.run import STAGES
 
@@ -99,12 +147,104 @@ def stage(
 
 
 @app.command()
-def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show what a run would do, without starting Ray: settings, shards, slices, memory."""
-    from jobs.inspection import show_plan
+def submit(
+    config: ConfigPath,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The cluster's dashboard: http://HEAD:8265.",
+            envvar=["RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"],
+        ),
+    ] = None,
+    ds: Ds = None,
+    run_id: RunId = None,
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of the pipeline. Default: the config file's name."),
+    ] = None,
+    environment: Annotated[
+        Literal["cluster", "lock"],
+        typer.Option(help="The package and what it needs: as the nodes have it, or as here."),
+    ] = "cluster",
+    working_dir: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Your own code, for augment.function; it is sent along."),
+    ] = None,
+    nightly: Annotated[
+        bool, typer.Option("--nightly", help="As dec nightly, by schedule; else as dec run.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until the job ends; exit with its exit code.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="--wait, and show the log.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a run to a Ray cluster elsewhere, as a job of its own.
+
+    The same config and date is refused while it runs there; when it has ended, submitting it again
+    continues it. Ctrl-C leaves the job alone.
+
+    Exit codes: 0 submitted; with --wait the job's own, 128 + n where signal n ended it, 130 where
+    somebody stopped it · 2 config, address or token · 6 unreachable or lost · 9 at work already.
+    """
     from jobs.night import guarded
 
-    raise typer.Exit(guarded(lambda: show_plan(config, overrides or [], as_json), as_json))
+    code = 0
+
+    def act() -> None:
+        nonlocal code
+        from jobs.submit import Submission, submit_night
+
+        submission = Submission(
+            config, ds, run_id, overrides or [], name, environment, working_dir, nightly
+        )
+        code = submit_night(submission, address=address, wait=wait, follow=follow, as_json=as_json)
+
+    raise typer.Exit(guarded(act, as_json) or code)
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Nodes of the cluster. Default: this machine."),
+    ] = None,
+    cpus_per_node: Annotated[
+        float | None, typer.Option(min=1, metavar="C", help="CPUs of each. Default: as here.")
+    ] = None,
+    gpus_per_node: Annotated[
+        float | None, typer.Option(min=0, metavar="G", help="GPUs of each, which are paid for.")
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure rates here first, on a sample: half a minute."),
+    ] = False,
+    run_id: Annotated[
+        str | None,
+        typer.Option("--run", metavar="RUN_ID", help="Instead: that run's plan, and what it took."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do and what it takes, without starting Ray.
+
+    Settings, shards and slices; rows, bytes, requests, passes, memory, core-hours and time of each
+    stage; money, where the config has prices. What the last run took makes the next plan better.
+    """
+    from jobs.inspection import Nodes, show_comparison, show_plan
+    from jobs.night import guarded
+
+    def show() -> None:
+        if run_id is not None:
+            show_comparison(config, overrides or [], run_id, as_json)
+        else:
+            on = Nodes(nodes, cpus_per_node, gpus_per_node)
+            show_plan(config, overrides or [], as_json, on, measure=measure)
+
+    raise typer.Exit(guarded(show, as_json))
 
 
 @app.command()
@@ -122,6 +262,196 @@ def check(
 
     raise typer.Exit(
         guarded(lambda: check_input(config, overrides or [], footers_only, as_json), as_json)
+    )
+
+
+@app.command()
+def gc(
+    config: ConfigPath,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would go, and how many bytes.")
+    ] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Newest snapshots to keep. Default: retention.snapshots."),
+    ] = None,
+    keep_days: Annotated[
+        int | None,
+        typer.Option(metavar="DAYS", help="Age of snapshots to keep. Default: retention.days."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old snapshots, runs that died, and what only they name. See: --dry-run.
+
+    What a kept snapshot names stays, and so does everything younger than a day and every run that
+    somebody works on.
+    """
+    from jobs.cleanup import collect_garbage
+    from jobs.night import guarded
+
+    given = {"snapshots": keep, "days": keep_days}
+    settings = [f"retention.{name}={n}" for name, n in given.items() if n is not None]
+    raise typer.Exit(
+        guarded(
+            lambda: collect_garbage(
+                config, [*(overrides or []), *settings], dry_run=dry_run, as_json=as_json
+            ),
+            as_json,
+        )
+    )
+
+
+RunOf = Annotated[str, typer.Argument(metavar="RUN", help="A run id; see runs/ of the output.")]
+
+
+@app.command()
+def gate(
+    config: ConfigPath, run: RunOf, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Explain what the gate said of a night's new model: each rule, its value and its limit."""
+    from jobs.gate import explain
+    from jobs.night import guarded
+
+    raise typer.Exit(
+        guarded(lambda: explain(config, overrides or [], run, as_json=as_json), as_json)
+    )
+
+
+@app.command()
+def promote(
+    config: ConfigPath,
+    run: RunOf,
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="For the log.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let the new model of a night serve, also where the gate refused it; from the next night on.
+
+    Where the champion has changed since that night, its clusters are matched anew, on Ray.
+
+    Exit codes: 0 it serves · 3 no such model, or not whole · 6 try again · 7 and 8 the log.
+    """
+    from jobs.gate import promote as promote_run
+    from jobs.night import guarded
+
+    raise typer.Exit(
+        guarded(lambda: promote_run(config, overrides or [], run, why, as_json=as_json), as_json)
+    )
+
+
+@app.command()
+def rollback(
+    config: ConfigPath,
+    why: Annotated[str | None, typer.Option("--why", metavar="TEXT", help="For the log.")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Further back, where the last change was a rollback.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let the model serve again that served before the present one; from the next night on.
+
+    Ids that were born since end, and those that ended since live again.
+    """
+    from jobs.gate import rollback as roll_back
+    from jobs.night import guarded
+
+    raise typer.Exit(
+        guarded(
+            lambda: roll_back(config, overrides or [], why, again=again, as_json=as_json), as_json
+        )
+    )
+
+
+@app.command()
+def diff(
+    config: ConfigPath,
+    before: Annotated[str, typer.Argument(metavar="DS1", help="The first night.")],
+    after: Annotated[str, typer.Argument(metavar="DS2", help="The second.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two published nights: churn, transitions, clusters that moved most."""
+    from jobs.difference import show_difference
+    from jobs.night import guarded
+
+    raise typer.Exit(
+        guarded(lambda: show_difference(config, overrides or [], before, after, as_json), as_json)
+    )
+
+
+@app.command()
+def forget(
+    config: ConfigPath,
+    keys: Annotated[
+        str,
+        typer.Option(
+            "--keys", metavar="FILE", help="Parquet or CSV with the columns of source.keys."
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would go, and from where.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove rows by key: from every live partition, sample, exemplar list and staged file.
+
+    Writes only the files again that hold them, publishes one snapshot, and leaves a receipt with
+    counts and salted hashes, never the keys. Says which old snapshots hold them until dec gc.
+    Remove the rows from the source too, or the next night labels them again.
+    """
+    from jobs.forgetting import forget_rows
+    from jobs.night import guarded
+
+    raise typer.Exit(
+        guarded(
+            lambda: forget_rows(config, overrides or [], keys, dry_run=dry_run, as_json=as_json),
+            as_json,
+        )
+    )
+
+
+@app.command()
+def clusters(
+    config: ConfigPath,
+    everything: Annotated[bool, typer.Option("--all", help="Those that died, too.")] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the clusters by permanent id: name, birth, parents, size, and the rows that are typical.
+
+    Sizes are of the sample that the champion was fitted on.
+    """
+    from jobs.night import guarded
+    from jobs.registry import show_clusters
+
+    raise typer.Exit(
+        guarded(
+            lambda: show_clusters(config, overrides or [], everything=everything, as_json=as_json),
+            as_json,
+        )
+    )
+
+
+@app.command()
+def rename(
+    config: ConfigPath,
+    cluster_id: Annotated[int, typer.Argument(metavar="ID", help="Of a cluster that lives.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="It stays with the cluster.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Name a cluster. The name stays with its id through refits, until the cluster dies."""
+    from jobs.night import guarded
+    from jobs.registry import rename_cluster
+
+    raise typer.Exit(
+        guarded(
+            lambda: rename_cluster(config, overrides or [], cluster_id, name, as_json=as_json),
+            as_json,
+        )
     )
 
 

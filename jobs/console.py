@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 from rich import box
 from rich.columns import Columns
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -19,22 +23,38 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.artifacts import Comparison, Summary
+from jobs.bill import planned_of
+from pipeline.artifacts import (
+    Comparison,
+    NightSummary,
+    QuarantinedShard,
+    StageTime,
+    Summary,
+    Verdict,
+)
+
+log = logging.getLogger(__name__)
 
 # Sizes of at most this many clusters are listed one by one.
 _LISTED_CLUSTERS = 20
+_LISTED_SHARDS = 5
+# Often enough to see that a long stage gets on, and not a log of nothing else.
+_LINE_SECONDS = 30.0
 
 
 class _Rate(ProgressColumn):
     """Units a second, over the whole stage."""
 
     def render(self, task: Task) -> Text:
-        done, seconds = task.fields.get("done", 0), task.elapsed or 0
-        if not done or seconds <= 0:
-            return Text("")
-        total = task.fields.get("planned")
-        text = f"{done:,}" + (f" of {total:,}" if total else "") + f" {task.fields['unit']}"
-        return Text(f"{text} · {done / seconds:,.0f}/s", style="dim")
+        done, total = task.fields.get("done", 0), task.fields.get("planned")
+        return Text(_rate(done, total, task.fields["unit"], task.elapsed or 0), style="dim")
+
+
+def _rate(done: int, total: int | None, unit: str, seconds: float) -> str:
+    if not done or seconds <= 0:
+        return ""
+    of_total = f" of {total:,}" if total else ""
+    return f"{done:,}{of_total} {unit} · {done / seconds:,.0f}/s"
 
 
 class StageBoard:
@@ -70,10 +90,85 @@ class StageBoard:
         fields = {"note": note, "unit": unit, "done": done, "planned": total}
         self._live.update(self._task, completed=done, total=total, **fields)  # type: ignore[arg-type]
 
+    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """The note of a training shows them."""
+
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
         """Fill the bar."""
         note = "already complete" if reused else f"{seconds:.1f} s"
         self._live.update(self._task, total=1, completed=1, note=note)
+
+
+class ProgressLog:
+    """The same in the log, a line now and then: nobody sees the board of a job."""
+
+    def __init__(self) -> None:
+        self._stage, self._told_at = "", 0.0
+
+    def stage_started(self, stage: str) -> None:
+        """The engine says it."""
+        self._stage, self._told_at = stage, time.monotonic()
+
+    def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
+        """How far the stage is, not more often than somebody would read it."""
+        if time.monotonic() - self._told_at < _LINE_SECONDS:
+            return
+        self._told_at = time.monotonic()
+        planned = f" of {total:,}" if total else ""
+        figures = {"done": done, "total": total, "unit": unit}
+        log.info("%s: %s%s %s", self._stage, f"{done:,}", planned, unit, extra={"figures": figures})
+
+    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Every figure once."""
+        text = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+        if text:
+            figures = {"step": step, "figures": dict(values)}
+            name = f"{stage} {step}" if step else stage
+            log.info("%s: %s", name, text, extra={"figures": figures})
+
+    def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
+        """The engine says it."""
+
+
+class StageLines:
+    """Progress of the stages in a log, for instance a Ray job's: a line at times."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._print = say
+        self._stage = ""
+        self._started = self._said = 0.0
+
+    def __enter__(self) -> StageLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def stage_started(self, stage: str) -> None:
+        """A line."""
+        self._stage = stage
+        self._started = time.monotonic()
+        self._say("started")
+
+    def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
+        """A line, if the last one is some time ago."""
+        now = time.monotonic()
+        if now - self._said >= _LINE_SECONDS:
+            rate = _rate(done, total, unit, now - self._started)
+            self._say(" · ".join(part for part in (rate, note) if part))
+
+    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """The log has the figures."""
+
+    def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
+        """A line."""
+        self._stage = stage
+        self._say("already complete" if reused else f"done in {seconds:.1f} s")
+
+    def _say(self, what: str) -> None:
+        self._said = time.monotonic()
+        clock = time.strftime("%H:%M:%S")
+        self._print(f"{clock} {self._stage:<15} {what}")
 
 
 def print_summary(summary: Summary, stream: IO[str]) -> None:
@@ -83,7 +178,7 @@ def print_summary(summary: Summary, stream: IO[str]) -> None:
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     for name, value in _facts(summary):
-        facts.add_row(name, value)
+        facts.add_row(name, escape(value))  # names of shards may look like markup
     console.print(facts)
     console.print(Columns([_clusters(summary), _times(summary)], padding=(0, 4)))
     console.print(_candidates(summary.comparison))
@@ -97,13 +192,76 @@ def print_summary(summary: Summary, stream: IO[str]) -> None:
     ):
         # Whole, however narrow the terminal: people copy these.
         print(f"{name:<12} {summary.output}/{path}", file=stream)
+    if summary.table:
+        print(f"{'table':<12} {summary.table}", file=stream)
+
+
+def print_night(night: NightSummary, stream: IO[str]) -> None:
+    """The closing tables of a night."""
+    console = Console(file=stream)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in _facts_of_night(night):
+        facts.add_row(name, escape(value))
+    console.print(facts)
+    sizes = list(zip(night.cluster_ids, night.cluster_rows, strict=True))
+    tables = [_sizes(sizes, night.rows_out), _seconds(night.stages)]
+    console.print(Columns(tables, padding=(0, 4)))
+    if night.verdict:
+        console.print(gate_table(night.verdict))
+    print(f"{'snapshot':<12} {night.output}/snapshots/{night.snapshot}.json", file=stream)
+    if night.table:
+        print(f"{'table':<12} {night.table}", file=stream)
+
+
+def _facts_of_night(night: NightSummary) -> list[tuple[str, str]]:
+    rows = f"{night.rows_in:,} in, {night.rows_out:,} out: "
+    rows += f"{night.rows_labelled:,} labelled, {night.rows_carried:,} carried over"
+    facts = [
+        ("run", night.run_id),
+        ("night", f"{night.ds}: {night.action}, because {night.why}"),
+        ("rows", rows),
+        ("champion", f"{night.champion}, entry {night.entry} of the registry"),
+    ]
+    if night.challenger:
+        words = [f"{getattr(night, n):,} {n}" for n in ("survived", "split", "merged", "born")]
+        words.append(f"{night.died:,} died")
+        words += [f"churn {night.churn:.2%}"] if night.churn is not None else []
+        facts.append(("clusters", ", ".join(words)))
+    if night.max_psi is not None:
+        facts.append(("drift", f"PSI at most {night.max_psi:.3f}, of {night.max_psi_feature}"))
+    if night.refused:
+        who = "the champion before serves" if night.challenger != night.champion else "it serves"
+        reason = night.verdict.reason if night.verdict else ""
+        facts.append(("gate", f"challenger refused, {who}. {reason}".strip()))
+    facts += [("left out", line) for line in left_out(night.quarantined)]
+    if scores := night.scores:
+        text = f"ACC {scores.acc:.4f}  NMI {scores.nmi:.4f}  ARI {scores.ari:.4f}"
+        facts.append(("against labels", f"{text}  on {scores.rows:,} rows"))
+    return facts
+
+
+def gate_table(verdict: Verdict) -> Table:
+    """Rules of the gate, their values and verdicts."""
+    table = Table(box=box.SIMPLE)
+    for name in ("rule", "value", "limit", "verdict", ""):
+        table.add_column(name, justify="right" if name in ("value", "limit") else "left")
+    for rule in verdict.rules:
+        value = "" if rule.value is None else f"{rule.value:.4g}"
+        limit = "off" if rule.limit is None else f"{rule.limit:.4g}"
+        said = "passed" if rule.passed else "[red]refused[/red]"
+        table.add_row(rule.name, value, limit, said, escape(rule.detail))
+    return table
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
-    dropped = f" ({summary.rows_dropped:,} dropped)" if summary.rows_dropped else ""
+    rows = f"{summary.rows_in:,} in, {summary.rows_out:,} out"
+    rows += f" ({summary.rows_dropped:,} dropped)" if summary.rows_dropped else ""
+    rows += f" ({summary.rows_quarantined:,} in bad shards)" if summary.rows_quarantined else ""
     facts = [
         ("run", summary.run_id),
-        ("rows", f"{summary.rows_in:,} in, {summary.rows_out:,} out{dropped}"),
+        ("rows", rows),
         ("input", f"{summary.shards:,} shards, {summary.features:,} features"),
         ("clusters", f"{summary.clusters:,}, mean confidence {summary.mean_confidence:.3f}"),
         (
@@ -119,11 +277,19 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     if summary.label_change is not None:
         refined += f", last label change {summary.label_change:.3%}"
     facts.append(("refine", refined))
+    facts += [("left out", line) for line in left_out(summary.quarantined)]
     facts += [("collapse", event) for event in summary.refine_events]
     if scores := summary.scores:
         text = f"ACC {scores.acc:.4f}  NMI {scores.nmi:.4f}  ARI {scores.ari:.4f}"
         facts.append(("against labels", f"{text}  on {scores.rows:,} rows"))
     return facts
+
+
+def left_out(shards: Sequence[QuarantinedShard]) -> list[str]:
+    """Bad shards that a run goes on without, one line each, and one for what is too many."""
+    lines = [f"{shard.name}: {shard.reason} ({shard.stage})" for shard in shards[:_LISTED_SHARDS]]
+    more = len(shards) - len(lines)
+    return [*lines, f"{more:,} more, in quarantined of metrics.json"] if more else lines
 
 
 _NAMES = {"kmeans": "k-means", "autoencoder": "autoencoder + k-means", "dec": "DEC"}
@@ -186,24 +352,37 @@ def verdict(comparison: Comparison, shipped: str) -> list[str]:
 
 
 def _clusters(summary: Summary) -> Table:
+    return _sizes(list(enumerate(summary.cluster_rows)), summary.rows_out)
+
+
+def _sizes(rows_of: Sequence[tuple[int, int]], all_rows: int) -> Table:
     table = Table(box=box.SIMPLE)
     for name in ("cluster_id", "rows", "share"):
         table.add_column(name, justify="right")
-    order = sorted(enumerate(summary.cluster_rows), key=lambda item: -item[1])
+    order = sorted(rows_of, key=lambda item: -item[1])
     for cluster, rows in order[:_LISTED_CLUSTERS]:
-        table.add_row(str(cluster), f"{rows:,}", f"{rows / max(1, summary.rows_out):.1%}")
+        table.add_row(str(cluster), f"{rows:,}", f"{rows / max(1, all_rows):.1%}")
     if rest := order[_LISTED_CLUSTERS:]:
         rows = sum(n for _, n in rest)
-        share = f"{rows / max(1, summary.rows_out):.1%}"
-        table.add_row(f"{len(rest):,} more", f"{rows:,}", share)
+        table.add_row(f"{len(rest):,} more", f"{rows:,}", f"{rows / max(1, all_rows):.1%}")
+    return table
+
+
+def _seconds(stages: Sequence[StageTime]) -> Table:
+    table = Table(box=box.SIMPLE, show_footer=True)
+    table.add_column("stage", footer="all")
+    table.add_column("seconds", justify="right", footer=f"{sum(s.seconds for s in stages):.1f}")
+    for stage in stages:
+        table.add_row(stage.stage, f"{stage.seconds:.1f}")
     return table
 
 
 def _times(summary: Summary) -> Table:
     table = Table(box=box.SIMPLE, show_footer=True)
     table.add_column("stage", footer="all")
-    total = sum(time.seconds for time in summary.stages)
+    total = sum(stage.seconds for stage in summary.stages)
     table.add_column("seconds", justify="right", footer=f"{total:.1f}")
-    for time in summary.stages:
-        table.add_row(time.stage, f"{time.seconds:.1f}")
+    table.add_column("planned", justify="right", style="dim")
+    for stage in summary.stages:
+        table.add_row(stage.stage, f"{stage.seconds:.1f}", planned_of(summary.estimate, stage))
     return table

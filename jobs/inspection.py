@@ -5,15 +5,26 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from pipeline.config import Config, load_config
+from jobs.bill import notes_on, notes_on_measuring, print_comparison, print_estimate
+from jobs.session import configured
+from pipeline.artifacts import Estimate, QuarantinedShard
+from pipeline.bill.comparison import compare, last_calibration, planned
+from pipeline.bill.estimate import estimate
+from pipeline.bill.measuring import Measured
+from pipeline.bill.measuring import measure as measure_here
+from pipeline.bill.rates import Cluster, InputFacts
+from pipeline.config import Config
+from pipeline.errors import BadShard
+from pipeline.lake.bad_shards import check_bound
 from pipeline.lake.pinning import (
     PinnedInput,
     check_enough_rows,
@@ -23,11 +34,12 @@ from pipeline.lake.pinning import (
 )
 from pipeline.lake.reading import Reader, pieces_of_shards
 from pipeline.lake.slices import by_slice
+from pipeline.lake.tables import check_table
+from pipeline.model.autoencoder import products_here
+from pipeline.schema import assignment_schema
 from pipeline.storage import Store
 
 _MIB = 2**20
-# Python, torch, pyarrow and Ray themselves, as measured in an idle worker.
-_WORKER_BASE_MIB = 450
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,11 @@ class Plan:
         fit_rows: Rows that training learns from.
         cached: Whether a worker's share of them fits execution.cache_mib; else passes stream.
         worker_mib: Estimated memory of a training worker.
+        quarantined: Bad shards that the run would leave out; ``shards`` are the others.
+        estimate: What it takes, at most.
+        as_last: The same with as many passes of refinement as the last published run made.
+        last_run: That run; None where there is none.
+        measured: Figures of ``--measure``; None without it.
     """
 
     config: dict[str, Any]
@@ -61,13 +78,43 @@ class Plan:
     fit_rows: int
     cached: bool
     worker_mib: int
+    quarantined: list[dict[str, Any]]
+    estimate: Estimate
+    as_last: Estimate | None
+    last_run: str | None
+    measured: Measured | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        estimates = {"estimate": self.estimate, "as_last": self.as_last}
+        shown = {name: value and _json_of(value) for name, value in estimates.items()}
+        if self.measured:
+            factors = {name: f.model_dump() for name, f in self.measured.factors.items()}
+            shown["measured"] = vars(self.measured) | {"factors": factors}
+        return vars(self) | shown
 
 
-def show_plan(config_path: str, overrides: Sequence[str], as_json: bool) -> None:
+@dataclass(frozen=True)
+class Nodes:
+    """The cluster that a plan is for; None leaves it to the settings, or is this machine."""
+
+    count: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+
+
+def show_plan(
+    config_path: str,
+    overrides: Sequence[str],
+    as_json: bool,
+    nodes: Nodes | None = None,
+    *,
+    measure: bool = False,
+) -> None:
     """Print the plan."""
-    plan = make_plan(load_config(config_path, overrides))
+    plan = make_plan(configured(config_path, overrides), nodes or Nodes(), measure=measure)
     if as_json:
-        print(json.dumps(asdict(plan), indent=2))
+        print(json.dumps(plan.to_json(), indent=2))
         return
     console = Console(soft_wrap=True)
     config = Config.model_validate(plan.config)
@@ -83,6 +130,7 @@ def show_plan(config_path: str, overrides: Sequence[str], as_json: bool) -> None
     why = f"{share_mib:,.0f} MiB a worker, execution.cache_mib is {config.execution.cache_mib:,}"
     for name, value in (
         ("shards", f"{plan.shards:,} with {plan.row_groups:,} row groups"),
+        *(("left out", f"{bad['name']}: {bad['reason']}") for bad in plan.quarantined),
         ("rows", f"{plan.rows:,}, {plan.fit_rows:,} of them to learn from"),
         ("bytes", f"{plan.bytes / _MIB:,.1f} MiB, {plan.wanted_bytes / _MIB:,.1f} MiB to read"),
         ("features", f"{width:,}: {columns}"),
@@ -90,39 +138,104 @@ def show_plan(config_path: str, overrides: Sequence[str], as_json: bool) -> None
         ("passes", f"{'from memory' if plan.cached else 'streamed'}: {why}"),
         ("memory", f"about {plan.worker_mib:,} MiB for each of {config.execution.workers} workers"),
     ):
-        table.add_row(name, value)
+        table.add_row(name, escape(value))  # names of shards may look like markup
     console.print(table)
+    notes = notes_on(plan.estimate, plan.as_last, plan.last_run)
+    if plan.measured:
+        notes += notes_on_measuring(plan.measured)
+    print_estimate(console, plan.estimate, notes)
 
 
-def make_plan(config: Config) -> Plan:
-    """Read the footers and work out what a run would do."""
+def show_comparison(config_path: str, overrides: Sequence[str], run_id: str, as_json: bool) -> None:
+    """Print what a run was thought to take, beside what it took."""
+    config = configured(config_path, overrides)
+    comparison = compare(Store(config.output), run_id)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "run_id": run_id,
+                    "planned": _json_of(comparison.planned),
+                    "took": [time.model_dump() for time in comparison.took],
+                    "refine_passes": comparison.refine_passes,
+                    "factors": {n: f.model_dump() for n, f in comparison.factors.items()},
+                    "stored": comparison.stored,
+                },
+                indent=2,
+            )
+        )
+        return
+    print_comparison(Console(soft_wrap=True), comparison)
+
+
+def _json_of(found: Estimate) -> dict[str, Any]:
+    """With the sums that are no fields."""
+    values = found.model_dump(mode="json")
+    for stage, whole in zip(values["stages"], found.stages, strict=True):
+        stage["seconds"] = whole.seconds
+    values["seconds"] = found.seconds
+    if found.money:
+        values["money"]["total"] = found.money.total
+    return values
+
+
+def make_plan(config: Config, nodes: Nodes | None = None, *, measure: bool = False) -> Plan:
+    """Read the footers and work out what a run would do, and what it takes."""
+    nodes = nodes or Nodes()
+    cluster = Cluster.of(
+        config.execution, nodes=nodes.count, cpus_per_node=nodes.cpus, gpus_per_node=nodes.gpus
+    )
+    cluster.check_fits(config.execution)
     pinned = _pinned(config, all_footers=False)
     rows = int(pinned.shards["rows"].to_numpy().sum())
     pieces = pieces_of_shards(pinned.shards, config.execution.target_slice_mib)
     width = sum(column.width for column in pinned.features)
-    row_bytes = width * np.dtype(pinned.dtype).itemsize
-    fit_rows = min(rows, config.source.fit_rows or rows)
-    share_bytes = fit_rows * row_bytes / config.execution.workers
-    cached = share_bytes <= config.execution.cache_mib * _MIB
-    layers = (width, *config.model.hidden, config.model.embedding)
-    weights = 2 * sum((a + 1) * b for a, b in itertools.pairwise(layers))
-    # Weights, their gradients and Adam's two moments, all float32.
-    worker_mib = _WORKER_BASE_MIB + (weights * 16 + (share_bytes if cached else 2**28)) / _MIB
-    return Plan(
-        config=config.model_dump(mode="json"),
-        shards=len(pinned.shards),
+    facts = InputFacts(
         rows=rows,
-        bytes=int(pinned.shards["bytes"].to_numpy().sum()),
         wanted_bytes=int(
             pinned.shards["row_group_bytes"].combine_chunks().flatten().to_numpy().sum()
         ),
+        shards=len(pinned.shards),
         row_groups=len(pieces),
         slices=len(by_slice(pieces)),
+        width=width,
+        row_bytes=width * np.dtype(pinned.dtype).itemsize,
+    )
+    fit_rows = min(rows, config.source.fit_rows or rows)
+    share_bytes = fit_rows * facts.row_bytes / config.execution.workers
+    last = last_calibration(Store(config.output))
+    products = products_here(config.model.precision)
+    measured = measure_here(config, pinned) if measure else None
+    found = planned(config, cluster, facts, products, last, measured)
+    typical = None
+    if last and last.refine_passes < config.refine.passes:
+        typical = estimate(
+            config,
+            facts,
+            cluster,
+            products=products,
+            factors=found.factors,
+            rates_from=found.rates,
+            refine_passes=last.refine_passes,
+        )
+    return Plan(
+        config=config.model_dump(mode="json"),
+        shards=facts.shards,
+        rows=rows,
+        bytes=int(pinned.shards["bytes"].to_numpy().sum()),
+        wanted_bytes=facts.wanted_bytes,
+        row_groups=facts.row_groups,
+        slices=facts.slices,
         features=[feature.model_dump() for feature in pinned.features],
-        row_bytes=row_bytes,
+        row_bytes=facts.row_bytes,
         fit_rows=fit_rows,
-        cached=cached,
-        worker_mib=round(worker_mib),
+        cached=share_bytes <= config.execution.cache_mib * _MIB,
+        worker_mib=max(s.memory_mib for s in found.stages if s.stage in ("pretrain", "refine")),
+        quarantined=[shard.model_dump() for shard in pinned.quarantined],
+        estimate=found,
+        as_last=typical,
+        last_run=last.run_id if last else None,
+        measured=measured,
     )
 
 
@@ -130,23 +243,30 @@ def check_input(
     config_path: str, overrides: Sequence[str], footers_only: bool, as_json: bool
 ) -> None:
     """Read everything that a run would read, and say that it is fine."""
-    config = load_config(config_path, overrides)
+    config = configured(config_path, overrides)
     pinned = _pinned(config, all_footers=True)
     rows = int(pinned.shards["rows"].to_numpy().sum())
-    usable = rows if footers_only else _usable_rows(config, pinned)
+    usable, bad = (rows, list(pinned.quarantined)) if footers_only else _usable_rows(config, pinned)
     check_enough_rows(config, usable)
-    result = {"shards": len(pinned.shards), "rows": rows, "values_checked": not footers_only}
+    result = {
+        "shards": len(pinned.shards),
+        "rows": rows,
+        "values_checked": not footers_only,
+        "quarantined": [shard.model_dump() for shard in bad],
+    }
     if not footers_only:
         result["rows_usable"] = usable
     if as_json:
         print(json.dumps(result))
         return
     checked = "schemas only" if footers_only else f"{usable:,} of them with all features"
+    for shard in bad:
+        print(f"a run would leave out {shard.name}: {shard.reason}")
     print(f"config and input are fine: {len(pinned.shards):,} shards, {rows:,} rows, {checked}")
 
 
-def _usable_rows(config: Config, pinned: PinnedInput) -> int:
-    """Rows that would be clustered, every value of them looked at."""
+def _usable_rows(config: Config, pinned: PinnedInput) -> tuple[int, list[QuarantinedShard]]:
+    """Rows that would be clustered, every value of them looked at, and all bad shards."""
     reader = Reader(
         features=pinned.features,
         dtype=pinned.dtype,
@@ -155,11 +275,26 @@ def _usable_rows(config: Config, pinned: PinnedInput) -> int:
         shard_keys=not config.source.keys,
     )
     pieces = pieces_of_shards(pinned.shards, config.execution.target_slice_mib)
-    return sum(len(b.x_BF) for part in by_slice(pieces) for b in reader.blocks(part))
+    usable, bad = 0, list(pinned.quarantined)
+    number = pieces["shard"].to_numpy()
+    edges = np.flatnonzero(np.diff(number, prepend=-1, append=-1))
+    for start, end in itertools.pairwise(edges):  # a shard at a time
+        try:
+            usable += sum(len(b.x_BF) for b in reader.blocks(pieces.slice(start, end - start)))
+        except BadShard as error:
+            if config.source.on_bad_shard == "error":
+                raise
+            facts = pinned.shards.select(["name", "url", "version", "bytes", "rows"])
+            (row,) = facts.slice(number[start], 1).to_pylist()
+            bad.append(QuarantinedShard(**row, stage="check", reason=error.reason))
+            check_bound(config, bad, len(pinned.shards) + len(pinned.quarantined))
+    return usable, bad
 
 
 def _pinned(config: Config, *, all_footers: bool) -> PinnedInput:
     known = None if all_footers else known_footers(config, Store(config.output))
     pinned = pin(config, list_shards(config), known=known)
     check_enough_rows(config, int(pinned.shards["rows"].to_numpy().sum()))
+    columns = assignment_schema(pinned.carried, config.source.keys)
+    check_table(config, Store(config.output), columns)
     return pinned

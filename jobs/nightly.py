@@ -12,9 +12,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(prog="python -m jobs.nightly", description=__doc__)
     command.add_argument("--config", required=True, help="a YAML file; see configs/nightly.yaml")
-    command.add_argument("--ds", required=True, help="logical date of the night, YYYY-MM-DD")
+    command.add_argument("--ds", help="logical date, YYYY-MM-DD; without: a table without nights")
     command.add_argument("--run-id", help="names the run; the same id again resumes it")
     command.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
+    command.add_argument(
+        "--by-schedule", action="store_true", help="as dec nightly does; without: as dec run"
+    )
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     return command
 
@@ -22,8 +25,16 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; returns the exit code, one for each kind of failure."""
     given = parser().parse_args(arguments)
+    if given.by_schedule and given.ds is None:
+        parser().error("--by-schedule needs --ds, the date of the night")
     return run_night(
-        given.config, ds=given.ds, run_id=given.run_id, overrides=given.set, as_json=given.json
+        given.config,
+        ds=given.ds,
+        run_id=given.run_id,
+        overrides=given.set,
+        nightly=given.by_schedule,
+        as_json=given.json,
+        in_log=True,
     )
 
 

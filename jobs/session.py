@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from pipeline.config import Config
+from pipeline import logs
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError
 
 
 @dataclass
@@ -23,19 +26,47 @@ class Screen:
         out: What was standard output.
         err: What was standard error.
         log: The file that Ray, its workers and every library write to now.
+        how: The format of lines.
     """
 
     out: IO[str] = field(default_factory=lambda: sys.stdout)
     err: IO[str] = field(default_factory=lambda: sys.stderr)
     log: str = ""
+    how: str = "plain"
+
+    def say(self, line: str) -> None:
+        """A line for whoever looks."""
+        if self.how == "json":
+            level = "ERROR" if line.startswith("error: ") else "INFO"
+            line = logs.json_line(line, level)
+        self.err.write(f"{line}\n")  # at once: other threads write too
+
+    def kept_log(self) -> bytes:
+        """What went to the log so far."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with open(self.log, "rb") as file:
+            content = file.read()
+        return logs.as_json_lines(content) if self.how == "json" else content
+
+
+def wanted_format() -> str:
+    """The format of log lines that the environment asks for; "plain" where it asks for nonsense."""
+    with contextlib.suppress(ValueError):
+        return logs.log_format()
+    return "plain"
 
 
 @contextlib.contextmanager
-def own_screen() -> Iterator[Screen]:
+def own_screen(how: str = "plain") -> Iterator[Screen]:
     """Keep the terminal for ourselves.
 
     Redirects the file descriptors themselves: Ray's C++ parts and its child processes write to
     them without asking Python.
+
+    Args:
+        how: The format of log lines. As "json", our own go to the screen too: all of what a
+            collector reads there is JSON, and none of it is missing.
     """
     handle, log = tempfile.mkstemp(prefix="dec-", suffix=".log")
     sys.stdout.flush()
@@ -44,16 +75,17 @@ def own_screen() -> Iterator[Screen]:
     for descriptor in (1, 2):
         os.dup2(handle, descriptor)
     os.close(handle)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-        force=True,
-    )
     out, err = (os.fdopen(os.dup(d), "w", buffering=1, encoding="utf-8") for d in saved)
+    handlers = [logs.handler(sys.stderr, how)]
+    if how == "json":  # for whoever collects what the job prints
+        handlers.append(logs.handler(err, how))
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # before anything imports Ray
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     try:
-        yield Screen(out, err, log)
+        yield Screen(out, err, log, how)
     finally:
+        for handler in handlers[1:]:
+            logging.getLogger().removeHandler(handler)
         sys.stdout.flush()
         sys.stderr.flush()
         out.close()
@@ -65,25 +97,87 @@ def own_screen() -> Iterator[Screen]:
             os.unlink(log)
 
 
-def start_ray(config: Config) -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine.
+def keep_to_this_machine() -> None:
+    """Let a Ray that this process starts listen to this machine alone, not to its network.
+
+    Ray runs the code of whoever reaches it. It knows this mode for laptops, and looks for it when
+    it is imported; a cluster that RAY_ADDRESS names is none of our making.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def configured(config_path: str, overrides: Sequence[str]) -> Config:
+    """Load a config, and talk to the object store as it says from now on."""
+    from pipeline.storage import s3
+
+    try:
+        logs.log_format()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    config = load_config(config_path, overrides)
+    s3.use(config.storage.model_dump())
+    return config
+
+
+def login() -> str:
+    """Who works here, for a log."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a user that no password file knows, as in containers
+        return "somebody without a login"
+
+
+def start_ray(config: Config, on_wait: Callable[[str], None]) -> None:
+    """Have a Ray that holds what the config asks for.
+
+    Args:
+        config: What it must hold, and where input and output are.
+        on_wait: Told in one line that nodes are awaited.
 
     Raises:
-        ConfigError: It can't hold the workers that the config asks for.
+        ConfigError: It can never hold what the config asks for, or its nodes do not share folders.
         TransientError: It can't be reached.
     """
     import ray
 
-    from pipeline.distributed.resources import share_out
+    from pipeline.distributed.resources import check_shared, share_out
     from pipeline.errors import TransientError
     from pipeline.storage import why
+
+    if not ray.is_initialized():
+        connect_ray()
+        path = config.source.path
+        try:
+            share_out(config.execution, on_wait)  # later it goes on with fewer, if nodes are lost
+            check_shared([config.output, *([path] if isinstance(path, str) else path)])
+        except ray.exceptions.RayError as error:
+            raise TransientError(
+                f"the cluster does not answer: {why(error)}; the same run id continues"
+            ) from error
+
+
+def connect_ray() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine.
+
+    Raises:
+        TransientError: It can't be reached.
+    """
+    import ray
+
+    from pipeline.errors import TransientError
+    from pipeline.storage import s3, why
 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         try:
             if address:
                 _require_listener(address)
-                ray.init(address=address, log_to_driver=True)
+                # Its nodes know nothing of this process's environment. Where the object store is,
+                # they are told; credentials they must have, for Ray shows this to everybody.
+                told = s3.settings_for_workers()
+                environment = {"env_vars": told} if told else None
+                ray.init(address=address, log_to_driver=True, runtime_env=environment)
             else:
                 ray.init(address="local", include_dashboard=False, log_to_driver=True)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
@@ -91,7 +185,6 @@ def start_ray(config: Config) -> None:
             raise TransientError(
                 f"{where} cannot be reached: {why(error)}; check that it runs, or unset RAY_ADDRESS"
             ) from error
-    share_out(config.execution)
 
 
 def _require_listener(address: str) -> None:

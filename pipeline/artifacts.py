@@ -9,10 +9,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+from pipeline.schema import NAME_PATTERN
+
+
+def _inside(path: str) -> str:
+    if not path.isprintable() or {"", ".", ".."} & set(path.replace("\\", "/").split("/")):
+        raise ValueError("must be a path below the output, without '.' or '..'")
+    return path
+
+
+# A name or a path that is read back is checked: what it names is opened, published or removed.
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME_PATTERN}$")]
+LakePath = Annotated[str, AfterValidator(_inside)]
 
 
 class Record(BaseModel):
@@ -24,7 +37,7 @@ class Record(BaseModel):
 class StoredFile(Record):
     """A file of the run: its path below the output, and its content's digest."""
 
-    path: str
+    path: LakePath
     sha256: str
     bytes: int
 
@@ -52,6 +65,28 @@ class FeatureColumn(Record):
     vector: bool
 
 
+class QuarantinedShard(Record):
+    """A bad shard that the run goes on without; see ``source.on_bad_shard``.
+
+    Attributes:
+        name: Below the source.
+        url: Where it lies.
+        version: As it was listed.
+        bytes: Its size, as it was listed.
+        rows: By its footer; None where that could not be read.
+        stage: That found it.
+        reason: What is wrong with it.
+    """
+
+    name: str
+    url: str
+    version: str
+    bytes: int
+    rows: int | None
+    stage: str
+    reason: str
+
+
 class Manifest(Artifact):
     """The pinned input.
 
@@ -70,6 +105,8 @@ class Manifest(Artifact):
         nulls: What a missing feature does; see ``source.nulls``.
         keys: Names of the key columns; empty: shard name and row number stand in.
         label: Name of the label column.
+        quarantined: Bad shards that nothing is read of. Those that pin found are in none of the
+            figures above; those that a later stage found are.
     """
 
     shards: StoredFile
@@ -86,6 +123,7 @@ class Manifest(Artifact):
     nulls: str
     keys: tuple[str, ...]
     label: str | None
+    quarantined: tuple[QuarantinedShard, ...] = ()
 
     @property
     def width(self) -> int:
@@ -136,12 +174,14 @@ class PretrainedAutoencoder(Artifact):
         losses: Mean squared error per scaled feature, one a pass.
         rows: Rows learnt from in the last pass.
         products: Precision of the workers' matrix products, "float32" or "bfloat16".
+        workers: That shared each pass; fewer after nodes were lost, more after some came.
     """
 
     weights: StoredFile
     losses: tuple[float, ...]
     rows: int
     products: str = "float32"
+    workers: tuple[int, ...] = ()
 
 
 class InitialCentroids(Artifact):
@@ -205,6 +245,7 @@ class RefinedModel(ClusteringModel):
         updates: History of the refinement.
         stopped_by: "tol", "passes", or "collapse" of every attempt to go on from the last update.
         rows: Rows of the training set.
+        workers: That came to each update; fewer after nodes were lost, more after some came.
     """
 
     kind: ModelKind = "dec"
@@ -212,12 +253,13 @@ class RefinedModel(ClusteringModel):
     updates: tuple[RefineRecord, ...]
     stopped_by: str
     rows: int
+    workers: tuple[int, ...] = ()
 
 
 class PartFile(Record):
     """One file of the assignments table."""
 
-    path: str
+    path: LakePath
     rows: int
     bytes: int
 
@@ -301,12 +343,22 @@ class Assignments(Artifact):
     Attributes:
         files: JSON file that lists the part files.
         file_count: How many.
-        rows_in: Rows of the input.
+        rows_in: Rows of the input, as far as footers could be read.
         rows_dropped: Rows left out by ``source.nulls: drop``.
-        rows: Rows written; rows_in = rows + rows_dropped.
+        rows: Rows written; rows_in = rows + rows_dropped + rows_quarantined.
         cluster_rows: Rows of each cluster id.
         mean_confidence: Mean of the ``confidence`` column.
         scores: Agreement with the label column, where there is one.
+        rows_quarantined: Rows of shards that were found bad after their footers had been read.
+        quarantined: All shards that were left out.
+        cluster_ids: Permanent ids, parallel to ``cluster_rows``; empty: ids are positions there.
+        outliers: Rows of cluster id -1, which are in none of ``cluster_rows``.
+        carried_files: Part files of earlier nights that are published again as they are.
+        carried_rows: Rows in them, which nothing was read for.
+        labelled_rows: Rows that this run labelled; rows = carried_rows + labelled_rows.
+        max_psi: Drift of the feature that drifts most from the champion's reference sample, see
+            ``pipeline.clustering.drift.psi``; None without a champion, and where no row is.
+        max_psi_feature: Which feature that is.
     """
 
     files: StoredFile
@@ -317,13 +369,175 @@ class Assignments(Artifact):
     cluster_rows: tuple[int, ...]
     mean_confidence: float
     scores: Scores | None
+    rows_quarantined: int = 0
+    quarantined: tuple[QuarantinedShard, ...] = ()
+    cluster_ids: tuple[int, ...] = ()
+    outliers: int = 0
+    carried_files: int = 0
+    carried_rows: int = 0
+    labelled_rows: int = 0
+    max_psi: float | None = None
+    max_psi_feature: str = ""
+
+
+# ----------------------------------------------------------------------------- the second night
+
+
+class Reference(Record):
+    """The frozen reference sample of a model that serves: rows that later models label as well.
+
+    Attributes:
+        sample: As the run that fitted the model drew it, keys and raw features.
+        features: The feature columns that it has, in their order.
+        bins: Parquet file with one row a feature: ``edges``, float64, the inner edges of at most
+            ten bins of about equal size, and ``rows``, int64, rows of the sample in each bin.
+    """
+
+    sample: Sample
+    features: tuple[FeatureColumn, ...]
+    bins: StoredFile
+
+
+class Champion(Artifact):
+    """The model in use: what labels rows until a challenger takes its place.
+
+    Attributes:
+        model: Scaler, encoder and centroids.
+        run_id: That fitted it.
+        ds: Of that run.
+        refit_ds: Of the last run that fitted from scratch; later ones refreshed what it made.
+        ids: Parquet file, one row a centroid in the order of the model's file: ``position`` and
+            ``cluster_id``, int32, and ``most_distance``, float32: farther rows are outliers by the
+            rule of ``assign.outliers``; infinite without one.
+        reference: Its frozen sample.
+        settings: Fingerprint of the settings that it was fitted with.
+    """
+
+    model: ClusteringModel
+    run_id: Name
+    ds: Name
+    refit_ds: Name
+    ids: StoredFile
+    reference: Reference
+    settings: str
+
+
+Action = Literal["refit", "refresh", "assign"]
+
+
+class NightDecision(Artifact):
+    """What a night does, and why.
+
+    Attributes:
+        action: "refit": everything anew; "refresh": from the champion's encoder and centroids;
+            "assign": the champion labels the rows.
+        why: In words, for the log.
+        entry: Number of the registry's entry that was the newest; 0 before the first.
+        champion: Of that entry; None before the first.
+        usable: Whether that champion can label tonight's rows: its files are there, and it was
+            fitted on the same features.
+    """
+
+    action: Action
+    why: str
+    entry: int
+    champion: Champion | None
+    usable: bool
+
+
+class Identity(Artifact):
+    """The permanent ids of a challenger's clusters, as they are once it is promoted.
+
+    Attributes:
+        challenger: With those ids.
+        clusters: Parquet file: the ``clusters`` table; see ``pipeline.lake.registry``.
+        transitions: Parquet file: the rows that it adds to ``cluster_transitions``.
+        survived: Clusters that keep their id.
+        split: Clusters that broke in several.
+        merged: Clusters that went up in another.
+        born: Ids that are new.
+        died: Ids that end, merged ones too.
+        churn: Share of the champion's reference sample whose id changes; None without champion.
+    """
+
+    challenger: Champion
+    clusters: StoredFile
+    transitions: StoredFile
+    survived: int
+    split: int
+    merged: int
+    born: int
+    died: int
+    churn: float | None
+
+
+class GateRule(Record):
+    """One rule of the gate.
+
+    Attributes:
+        name: Of the rule, as in the config's ``gate``.
+        value: What was measured; None where the rule does not apply.
+        limit: What the config allows; None: the rule is off.
+        passed: Whether it holds, or does not apply.
+        detail: In words: which feature, which cluster, why it does not apply.
+    """
+
+    name: str
+    value: float | None
+    limit: float | None
+    passed: bool
+    detail: str = ""
+
+
+class Verdict(Artifact):
+    """What the gate says of a challenger.
+
+    Attributes:
+        passed: Every rule holds.
+        rules: All of them, also those that are off or do not apply.
+        reason: Where the challenger could not even be fitted: what went wrong; else empty.
+    """
+
+    passed: bool
+    rules: tuple[GateRule, ...]
+    reason: str = ""
+
+
+class Serving(Artifact):
+    """What labels tonight's rows.
+
+    Attributes:
+        champion: The challenger, where it passed; else the one before.
+        entry: Number of its entry in the registry.
+        refused: The gate refused the run's own challenger. The champion before serves; the
+            challenger all the same where there is none that could label these rows.
+    """
+
+    champion: Champion
+    entry: int
+    refused: bool
+
+
+class WarmStart(Artifact):
+    """Where a refresh goes on from: what the champion is, in the words of the stages of a fit."""
+
+    sample: Sample
+    autoencoder: PretrainedAutoencoder
+    centroids: InitialCentroids
 
 
 class Snapshot(Artifact):
-    """A publish: ``snapshots/<number>.json`` now names this run's files for its ds."""
+    """A publish: ``snapshots/<number>.json`` now names this run's files for its ds.
+
+    Attributes:
+        number: Of the snapshot.
+        path: Of its file.
+        table: The Iceberg or Delta table that has them too.
+    """
 
     number: int
     path: str
+    table: str | None = None
 
 
 class StageTime(Record):
@@ -333,13 +547,116 @@ class StageTime(Record):
     seconds: float
 
 
+class StageEstimate(Record):
+    """What a stage takes, on paper; see ``pipeline.bill.estimate``.
+
+    Attributes:
+        stage: Its name; "run" for what belongs to none: Ray's start, the lease.
+        at_most: Whether it may stop sooner, as refinement does.
+        rows: Rows looked at, in all passes.
+        passes: Over the training rows, learning.
+        measuring_passes: The same without learning.
+        read_bytes: From the input.
+        written_bytes: To the output.
+        gets: Requests to an object store that cost as a GET does, HEAD too; 0 for local paths.
+        puts: Those that cost as a PUT does, LIST too.
+        fixed_seconds: Until it works, and whatever does not grow with rows.
+        work_seconds: The rest.
+        busy_core_hours: Of cores at work.
+        core_hours: Of the whole cluster meanwhile: what is paid.
+        gpu_hours: The same of its GPUs.
+        memory_mib: Of its largest process.
+    """
+
+    stage: str
+    at_most: bool = False
+    rows: int = 0
+    passes: int = 0
+    measuring_passes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    gets: int = 0
+    puts: int = 0
+    fixed_seconds: float = 0.0
+    work_seconds: float = 0.0
+    busy_core_hours: float = 0.0
+    core_hours: float = 0.0
+    gpu_hours: float = 0.0
+    memory_mib: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time."""
+        return self.fixed_seconds + self.work_seconds
+
+
+class StageFactor(Record):
+    """How a stage was found to differ from the default rates: took over planned."""
+
+    fixed: float = 1.0
+    work: float = 1.0
+
+
+class Money(Record):
+    """What it costs, by the config's ``prices``."""
+
+    currency: str
+    compute: float
+    requests: float
+    transfer: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.compute + self.requests + self.transfer
+
+
+class Estimate(Record):
+    """What a run takes, on paper.
+
+    Attributes:
+        stages: In their order.
+        nodes: Of the cluster that it is for.
+        cpus_per_node: Of each.
+        gpus_per_node: Of each.
+        workers: That train and assign.
+        threads: Of each.
+        products: Precision of the matrix products, "float32" or "bfloat16".
+        rates: Where the rates come from, in words.
+        on_gpus: Whether anything computes on one.
+        factors: On the default rates, by stage.
+        money: None where the config has no prices.
+    """
+
+    stages: tuple[StageEstimate, ...]
+    nodes: int
+    cpus_per_node: float
+    gpus_per_node: float
+    workers: int
+    threads: int
+    products: str
+    rates: str
+    on_gpus: bool = False
+    factors: dict[str, StageFactor] = {}
+    money: Money | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all."""
+        return sum(stage.seconds for stage in self.stages)
+
+
 class Summary(Artifact):
-    """The end of a run, also ``metrics.json``: everything the closing table shows."""
+    """The end of a run, also ``metrics.json``: everything the closing table shows.
+
+    ``estimate`` is what it was thought to take, before the work; None in runs of older versions.
+    """
 
     run_id: str
     ds: str
     model_id: str
     snapshot: int
+    table: str | None = None
     rows_in: int
     rows_out: int
     rows_dropped: int
@@ -364,3 +681,66 @@ class Summary(Artifact):
     output: str
     assignments: str
     model: str
+    rows_quarantined: int = 0
+    quarantined: tuple[QuarantinedShard, ...] = ()
+    estimate: Estimate | None = None
+
+
+class NightSummary(Artifact):
+    """The end of a night, also ``metrics.json``.
+
+    Attributes:
+        action: What the night did; see ``NightDecision``.
+        why: The reason.
+        refused: The gate refused the challenger.
+        champion: Model that labelled the rows.
+        challenger: Model that was fitted; None on a night that fitted none.
+        entry: The registry's entry that serves.
+        rows_labelled: Rows that were read and labelled.
+        rows_carried: Rows whose results of an earlier night were carried over.
+        cluster_ids: Permanent ids.
+        cluster_rows: Rows of each, in that order.
+        survived: See ``Identity``, like the four below; 0 on a night that fitted nothing.
+        churn: Share of the reference sample whose id changes by the challenger.
+        max_psi: Of the feature that moved most against the reference sample, from tonight's rows.
+        max_psi_feature: Its name.
+        verdict: The gate's.
+        comparison: With plain k-means, where a model was fitted.
+    """
+
+    run_id: str
+    ds: str
+    action: Action
+    why: str
+    refused: bool
+    champion: str
+    challenger: str | None
+    entry: int
+    snapshot: int
+    table: str | None
+    rows_in: int
+    rows_out: int
+    rows_dropped: int
+    rows_labelled: int
+    rows_carried: int
+    rows_quarantined: int
+    outliers: int
+    shards: int
+    features: int
+    cluster_ids: tuple[int, ...]
+    cluster_rows: tuple[int, ...]
+    mean_confidence: float
+    survived: int
+    split: int
+    merged: int
+    born: int
+    died: int
+    churn: float | None
+    max_psi: float | None
+    max_psi_feature: str
+    scores: Scores | None
+    verdict: Verdict | None
+    comparison: Comparison | None
+    quarantined: tuple[QuarantinedShard, ...]
+    stages: tuple[StageTime, ...]
+    output: str

@@ -1,7 +1,10 @@
 """The settings of a run: one YAML file, one section a stage, defaults in code.
 
-Everything here changes the result and is part of a stage's fingerprint, except ``output`` and
-``execution``, which say where and on how much hardware the same result is computed.
+Everything here changes the result and is part of a stage's fingerprint, except ``output``,
+``storage``, ``execution``, ``retention`` and ``prices``: where and on how much hardware the same
+result is computed, for how long it is kept, and what that costs. ``lake`` says in which format it
+is published: another one publishes the same result again. ``schedule``, ``matching``, ``gate`` and
+``assign`` are for nights: they decide what a night does, and never what a run id is.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.credentials import find_credential
 from pipeline.errors import ConfigError
 from pipeline.schema import RESERVED_COLUMNS, SHARD_KEY_COLUMNS
 
@@ -53,13 +57,27 @@ class Section(BaseModel):
 class Source(Section):
     """What to cluster."""
 
-    path: Locations = Field(description="A file, folder or glob, local or s3://, or a list.")
+    path: Locations = Field(
+        description="A file, folder or glob, local or s3://, or a list; {ds} stands for the "
+        "logical date."
+    )
     features: list[str] = Field(description="Vector columns or scalar columns; f_* is a glob.")
     keys: list[str] = Field(default=[], description="Columns carried into the assignments.")
     scaling: Literal["standard", "minmax", "unit_norm", "none"] = "standard"
     nulls: Literal["error", "mean", "drop"] = Field(
         default="error",
         description="What a null, NaN or infinite feature does: stop, take the mean, drop the row.",
+    )
+    on_bad_shard: Literal["error", "quarantine"] = Field(
+        default="error",
+        description="What a corrupt, truncated, vanished or replaced shard does: stop the run, or "
+        "be left out of it as a whole.",
+    )
+    max_bad_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of the shards that quarantine may leave out; more stop the run.",
     )
     fit_rows: PositiveInt | None = Field(
         default=None, description="Rows that training learns from, drawn by seed; null = all."
@@ -247,12 +265,225 @@ class Evaluate(Section):
     label: str | None = Field(default=None, description="Column with the true class.")
 
 
+# Of pyiceberg's properties, those that let somebody in: s3.access-key-id, credential, token, …
+_CREDENTIAL_PROPERTY = re.compile(
+    r"access-?key|secret|token$|passw|credential|signature|(^|\.)(key|oauth2)$", re.I
+)
+
+
+class Lake(Section):
+    """The format in which other engines find the published assignments.
+
+    The snapshot log is kept in every format; it decides what is published, and a table follows it.
+    """
+
+    format: Literal["parquet", "iceberg", "delta"] = Field(
+        default="parquet", description="parquet: files that the snapshot log names."
+    )
+    table: str = Field(
+        default="dec.assignments",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_][A-Za-z0-9_]*$",
+        description="Iceberg: namespace.name in the catalog.",
+    )
+    catalog: dict[str, str] = Field(
+        default={},
+        description="Iceberg: properties of the catalog, as pyiceberg has them, but credentials; "
+        "{} is a SQLite file below a local output.",
+    )
+
+    @field_validator("catalog")
+    @classmethod
+    def _no_credentials(cls, properties: dict[str, str]) -> dict[str, str]:
+        for name, value in properties.items():
+            if _CREDENTIAL_PROPERTY.search(name) or re.search(r"://[^/?#]*@", value):
+                # A plain error of pydantic would repeat the value.
+                raise ConfigError(
+                    f"lake.catalog.{name} holds a credential; take it out of the config and set "
+                    f"the variable PYICEBERG_CATALOG__DEC__{re.sub('[.]', '__', name).upper()}"
+                )
+        return properties
+
+
+class Refit(Section):
+    """When a new model is fitted from scratch."""
+
+    every_days: PositiveInt | None = Field(
+        default=7, description="Days from the champion's ds to tonight's; null = never by age."
+    )
+    on_drift: bool = Field(
+        default=True,
+        description="Also when a feature of last night's rows had a PSI over gate.max_psi.",
+    )
+
+
+class Refresh(Section):
+    """When the champion is trained on: its encoder, scaler and centroids, a few passes."""
+
+    every_days: PositiveInt | None = Field(
+        default=None, description="Days from the champion's ds to tonight's; null = never."
+    )
+    passes: PositiveInt = Field(default=3, description="Of refinement, at most.")
+
+
+class Schedule(Section):
+    """What `dec nightly` does on which night; on all others the champion labels the rows."""
+
+    refit: Refit = Refit()
+    refresh: Refresh = Refresh()
+    retry_days: PositiveInt = Field(
+        default=1, description="Days after a refused challenger until the next is fitted."
+    )
+
+
+class Outliers(Section):
+    """Which rows belong to no cluster."""
+
+    rule: Literal["distance"] = Field(
+        default="distance",
+        description="distance: farther from their centroid than most of the reference sample.",
+    )
+    quantile: float = Field(
+        default=0.999, gt=0.5, lt=1, description="Of the sample's distances in each cluster."
+    )
+
+
+class Assign(Section):
+    """How rows get their cluster in `dec nightly`."""
+
+    incremental: bool = Field(
+        default=True,
+        description="Results of shards that did not change since they were labelled by the same "
+        "model are carried into tonight's snapshot by reference; for lake.format: parquet.",
+    )
+    outliers: Outliers | None = Field(
+        default=None, description="Rows that get cluster id -1; null = none."
+    )
+
+
+class Matching(Section):
+    """When a cluster of a new model is one that we know, on the champion's reference sample."""
+
+    survives: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the old cluster's rows that the new one must hold, or of the new "
+        "one's that must come from the old; see decision 0023 for merges and splits.",
+    )
+    splits: float = Field(
+        default=0.2, gt=0, le=1, description="Share of an old cluster's rows that makes a part."
+    )
+    dies: float = Field(
+        default=0.25,
+        ge=0,
+        lt=1,
+        description="An old cluster with less than this share of its former rows is gone tonight, "
+        "and a new one that the reference sample explains so little of is born.",
+    )
+
+
+class Gate(Section):
+    """What a challenger must be to take the champion's place; null = the rule is off."""
+
+    max_quality_loss: float | None = Field(
+        default=0.05,
+        ge=0,
+        description="In silhouette against the champion, the mean over both embeddings; on the "
+        "champion's reference sample or on tonight's, whichever is the smaller loss.",
+    )
+    max_churn: float | None = Field(
+        default=0.5, ge=0, le=1, description="Share of the reference sample whose id changes."
+    )
+    max_cluster_share: float | None = Field(
+        default=0.9, gt=0, le=1, description="Of the rows, in the largest cluster."
+    )
+    max_empty_share: float | None = Field(
+        default=0.2, ge=0, le=1, description="Of the clusters, without any row of the sample."
+    )
+    max_psi: float | None = Field(
+        default=0.25,
+        ge=0,
+        description="Population stability index of the feature that moved most, against the "
+        "champion's reference sample.",
+    )
+    max_row_change: float | None = Field(
+        default=0.5, ge=0, description="Of the number of rows against last night's, either way."
+    )
+    max_bad_shards: float | None = Field(
+        default=0.05, ge=0, le=1, description="Share of the shards that are left out."
+    )
+    max_worse_than_kmeans: float | None = Field(
+        default=0.05, ge=0, description="In modularity, of what is shipped against plain k-means."
+    )
+
+
+class Storage(Section):
+    """Which object store s3:// means, and how to talk to it; null leaves it to the environment.
+
+    Credentials are no settings: they come from the environment, a profile or a role.
+    """
+
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/@\s]+/?$",
+        description="URL of a store that is not AWS; null: AWS_ENDPOINT_URL, or AWS.",
+    )
+    region: str | None = Field(default=None, pattern=r"^[a-z0-9-]+$", description="AWS_REGION.")
+    addressing: Literal["auto", "path", "virtual"] = Field(
+        default="auto",
+        description="path: host/bucket/key; virtual: bucket.host/key; auto: virtual for AWS.",
+    )
+    anonymous_buckets: list[str] = Field(
+        default=[], description="Buckets that are read without credentials."
+    )
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        default=None,
+        description="On the server's side, asked for with every write but Iceberg's metadata.",
+    )
+    kms_key: str | None = Field(default=None, description="Id or ARN of the key, for aws:kms.")
+
+    @model_validator(mode="after")
+    def _key_of_kms(self) -> Storage:
+        if self.kms_key and not (self.encryption or "").startswith("aws:kms"):
+            raise ValueError("storage.kms_key is for storage.encryption: aws:kms; set that too")
+        return self
+
+
 class Execution(Section):
     """On how much hardware, and in which portions; not what is learnt from which rows."""
 
-    workers: PositiveInt = Field(default=2, description="Training workers and assign actors.")
+    workers: PositiveInt = Field(default=2, description="Training workers.")
+    min_workers: PositiveInt | None = Field(
+        default=None,
+        description="Elastic: training begins and goes on with as few, and grows when nodes come; "
+        "null = begins with exactly `workers`, and goes on with what is left.",
+    )
     cpus_per_worker: PositiveFloat | None = Field(
         default=None, description="CPUs each reserves; null shares out what the cluster has."
+    )
+    gpus_per_worker: int = Field(
+        default=0, ge=0, le=1, description="GPUs each reserves: one, or none; never a share of one."
+    )
+    placement: Literal["pack", "spread"] = Field(
+        default="pack",
+        description="Of training workers: on few nodes, which add up faster, or on many.",
+    )
+    actors: PositiveInt | None = Field(
+        default=None, description="Actors that assign, at most; null = `workers`."
+    )
+    min_actors: PositiveInt | None = Field(
+        default=None,
+        description="Elastic: assigning begins with as few, and takes nodes that come; null = "
+        "exactly `actors`.",
+    )
+    cpus_per_actor: PositiveFloat | None = Field(
+        default=None, description="CPUs each reserves; null = `cpus_per_worker`."
+    )
+    gpus_per_actor: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="Share of a GPU that each reserves: 0.25 puts four on one.",
     )
     cache_mib: int = Field(
         default=2048,
@@ -265,7 +496,99 @@ class Execution(Section):
     checkpoint_seconds: PositiveInt = Field(
         default=300, description="A killed training loses at most this much, and a pass."
     )
-    retries: int = Field(default=2, ge=0, description="Times that a training starts over.")
+    grace_seconds: PositiveInt = Field(
+        default=25,  # Kubernetes kills after 30
+        description="On SIGTERM a training saves where it is, which may take this long; then the "
+        "run leaves anyway.",
+    )
+    retries: int = Field(
+        default=2,
+        ge=0,
+        description="Times that a stage goes on after losing workers, without getting further.",
+    )
+    node_wait_seconds: int = Field(
+        default=120,
+        ge=0,
+        description="Wait for the replacement of a lost node, before going on with fewer workers.",
+    )
+    scale_up_seconds: int = Field(
+        default=900,
+        ge=0,
+        description="Wait for nodes that an autoscaler has yet to add; a GPU's take minutes.",
+    )
+    lease_seconds: PositiveInt = Field(
+        default=60,
+        description="A run that shows no life for this long is taken for dead: another start of "
+        "its ds may go on.",
+    )
+
+
+class Retention(Section):
+    """What `dec gc` keeps."""
+
+    snapshots: PositiveInt = Field(default=30, description="Newest snapshots that are kept.")
+    days: int = Field(
+        default=30, ge=0, description="Snapshots that were the newest within this time stay too."
+    )
+    unpublished_days: PositiveInt = Field(
+        default=7, description="A run that died is removed when it wrote nothing for this long."
+    )
+    champions: PositiveInt = Field(
+        default=5, description="Newest champions that `dec rollback` can go back to."
+    )
+
+
+class Prices(Section):
+    """What things cost, for `dec plan`; null leaves them out of the bill."""
+
+    currency: str = Field(default="USD", description="Only shown.")
+    cpu_core_hour: float | None = Field(default=None, ge=0, description="A core for an hour.")
+    gpu_hour: float | None = Field(default=None, ge=0, description="A GPU for an hour.")
+    get_requests_per_1000: float | None = Field(
+        default=None, ge=0, description="GET and HEAD requests to the object store."
+    )
+    put_requests_per_1000: float | None = Field(
+        default=None, ge=0, description="PUT, POST and LIST requests to the object store."
+    )
+    read_gib: float | None = Field(
+        default=None, ge=0, description="Transfer from the object store, where that is not free."
+    )
+
+
+class Mlflow(Section):
+    """An MLflow tracking store; its credentials are in MLFLOW_TRACKING_USERNAME and so on."""
+
+    uri: str = Field(min_length=1, description="https://…, or a file: sqlite:////path/mlflow.db.")
+    experiment: str = Field(default="dec-pipeline", min_length=1)
+
+
+class Openlineage(Section):
+    """Where lineage goes, and under which name; a server's key is in OPENLINEAGE_API_KEY."""
+
+    to: str = Field(
+        min_length=1, description="URL of a server, or a file that grows by one line an event."
+    )
+    namespace: str = Field(default="dec-pipeline", min_length=1, description="Of the job.")
+    job: str = Field(default="dec", min_length=1, description="Its name, the same every night.")
+
+    @field_validator("to")
+    @classmethod
+    def _server_or_file(cls, to: str) -> str:
+        if "://" in to and not to.startswith(("http://", "https://")):
+            raise ValueError("must be the http(s):// URL of a server, or the path of a local file")
+        return to
+
+
+class Track(Section):
+    """Who else is told how a run goes; null: nobody. What fails there never ends a run."""
+
+    mlflow: Mlflow | None = None
+    tensorboard: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A folder, local or s3://, in which each run gets one of its own.",
+    )
+    openlineage: Openlineage | None = None
 
 
 class Config(Section):
@@ -280,7 +603,16 @@ class Config(Section):
     centroids: Centroids = Centroids()
     refine: Refine = Refine()
     evaluate: Evaluate = Evaluate()
+    schedule: Schedule = Schedule()
+    matching: Matching = Matching()
+    gate: Gate = Gate()
+    assign: Assign = Assign()
+    lake: Lake = Lake()
     execution: Execution = Execution()
+    retention: Retention = Retention()
+    storage: Storage = Storage()
+    prices: Prices = Prices()
+    track: Track = Track()
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
@@ -302,13 +634,45 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fewest_are_no_more_than_most(self) -> Config:
+        run = self.execution
+        for few, fewest, many, most in (
+            ("min_workers", run.min_workers, "workers", run.workers),
+            ("min_actors", run.min_actors, "actors", run.actors or run.workers),
+        ):
+            if fewest is not None and fewest > most:
+                raise ValueError(
+                    f"execution.{few}={fewest} must be <= execution.{many}, which is {most}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _catalog_on_s3(self) -> Config:
+        if self.lake.format == "iceberg" and not self.lake.catalog and "://" in self.output:
+            raise ValueError(
+                f"lake.catalog must be set for output={self.output}: a SQLite file cannot lie in "
+                "an object store. Give {type: rest, uri: https://…}, {type: glue}, or {type: sql, "
+                "uri: sqlite:////a/local/path.db} where one machine is all that publishes"
+            )
+        return self
+
     def result_settings(self) -> dict[str, Any]:
         """The settings that change the result, as JSON values.
 
         The size of slices is among them: it decides which rows share a part file.
         """
-        settings = self.model_dump(mode="json", exclude={"output", "execution"})
+        where = {"output", "lake", "execution", "retention", "storage", "prices", "track"}
+        of_nights = {"schedule", "matching", "gate", "assign"}
+        settings = self.model_dump(mode="json", exclude=where | of_nights)
         return settings | {"target_slice_mib": self.execution.target_slice_mib}
+
+    def fit_settings(self) -> dict[str, Any]:
+        """The settings that decide what is learnt from given rows, as JSON values."""
+        source = {"features", "scaling", "nulls", "fit_rows", "held_out", "image_shape"}
+        sections = {"clusters", "model", "augment", "pretrain", "centroids", "refine", "seed"}
+        settings = self.model_dump(mode="json", include=sections)
+        return settings | {"source": self.source.model_dump(mode="json", include=source)}
 
     def to_yaml(self) -> str:
         """The resolved config, every default filled in."""
@@ -336,6 +700,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"config {path} holds no settings; expected YAML such as 'clusters: 10'")
     for override in overrides:
         _apply(settings, override)
+    if found := find_credential(settings):
+        raise ConfigError(
+            f"{found}; a config never does. Take it out: credentials come from the environment "
+            "(AWS_ACCESS_KEY_ID and so on), a profile or a role"
+        )
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -346,8 +715,17 @@ def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: 2026-13-45 looks like a date
-        reason = re.sub(r"\s+", " ", str(error))
+        reason = re.sub(r"\s+", " ", _without_excerpt(error))
         raise ConfigError(f"{where} is not valid YAML: {reason}") from None
+
+
+def _without_excerpt(error: Exception) -> str:
+    """What is wrong with a YAML text, and where, but none of its lines: they may hold a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        problem = re.sub(r"'[^'<]{3,}'", "'…'", error.problem or "it")  # may be a name in the text
+        return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return str(error)
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:

@@ -17,10 +17,11 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
+from pipeline import logs
 from pipeline.artifacts import Artifact, Record, StageTime, StoredFile, fingerprint_of
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.progress import NoProgress, Progress
+from pipeline.progress import Progress, Watchers, figures
 from pipeline.storage import Store, sha256
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,20 @@ class Marker(Record):
     artifact: dict[str, Any]
 
 
+@dataclass
+class Stop:
+    """Whether this attempt is to end, and what the work under way does about it.
+
+    Attributes:
+        requested: Somebody wants it to leave something behind that goes on, and to end.
+        heeded: The work under way looks at ``requested`` every second or so; all other work has
+            nothing to lose and may be interrupted as it is.
+    """
+
+    requested: bool = False
+    heeded: bool = False
+
+
 @dataclass(frozen=True)
 class Context:
     """Where a run's files lie and who watches it.
@@ -49,14 +64,21 @@ class Context:
         lake: The output folder.
         progress: Told what happens.
         start_ray: Called before the first stage that works on Ray.
+        hold: Called before each stage that has work to do, and before what it did becomes visible;
+            raises where another attempt works on the same ds.
+        stop: Looked at by long work that has something to save.
+        nightly: The run is one night of many, in which what did not change is carried over.
         times: What each stage took when it ran, in order; grows as stages complete.
     """
 
     run_id: str
     ds: str
     lake: Store
-    progress: Progress = field(default_factory=NoProgress)
+    progress: Progress = field(default_factory=Watchers)
     start_ray: Callable[[], None] = lambda: None
+    hold: Callable[[], None] = lambda: None
+    stop: Stop = field(default_factory=Stop)
+    nightly: bool = False
     times: list[StageTime] = field(default_factory=list)
 
     @property
@@ -97,14 +119,14 @@ class Stage(Generic[P, A]):
         """What it leaves, by its return annotation."""
         return typing.cast(type[A], typing.get_type_hints(self.run)["return"])
 
-    def fingerprint(self, config: Config, inputs: tuple[Artifact, ...]) -> str:
+    def fingerprint(self, config: Config, inputs: tuple[Artifact | None, ...]) -> str:
         """Identifies the work: equal fingerprints mean that it need not be done again."""
         return fingerprint_of(
             {
                 "stage": self.name,
                 "version": self.version,
                 "settings": self.settings(config),
-                "inputs": [artifact.fingerprint for artifact in inputs],
+                "inputs": [artifact and artifact.fingerprint for artifact in inputs],
             }
         )
 
@@ -130,6 +152,7 @@ class Execution:
         only: Run this stage alone: those before it must be complete.
         on_first_work: Called once a first stage has something to mark as complete.
         latest: Artifact of the stage that completed last.
+        stage: Name of the stage that began last.
     """
 
     config: Config
@@ -137,6 +160,7 @@ class Execution:
     only: str | None = None
     on_first_work: Callable[[], None] = lambda: None
     latest: Artifact | None = None
+    stage: str = ""
     _working: bool = False
 
     def complete(self, stage: Stage[P, A], *inputs: P.args, **named: P.kwargs) -> A:
@@ -145,9 +169,11 @@ class Execution:
         Raises:
             InputError: ``only`` names a later stage and this one is not complete.
         """
-        artifacts = typing.cast(tuple[Artifact, ...], inputs)
+        self.stage = stage.name
+        artifacts = typing.cast(tuple[Artifact | None, ...], inputs)
         fingerprint = stage.fingerprint(self.config, artifacts)
         marker = self._marker(stage, fingerprint)
+        logs.enter_stage(stage.name)
         self.context.progress.stage_started(stage.name)
         if marker is None:
             if self.only not in (None, stage.name):
@@ -159,6 +185,7 @@ class Execution:
             reused = False
         else:
             artifact, reused = stage.artifact_type.model_validate(marker.artifact), True
+        self.context.progress.measured(stage.name, 0, figures(vars(artifact)))
         self.context.progress.stage_finished(stage.name, marker.seconds, reused=reused)
         self.context.times.append(StageTime(stage=stage.name, seconds=marker.seconds))
         self.latest = artifact
@@ -169,6 +196,7 @@ class Execution:
     def _work(
         self, stage: Stage[P, A], fingerprint: str, *inputs: P.args, **named: P.kwargs
     ) -> tuple[Marker, A]:
+        self.context.hold()
         log.info("run %s stage %s: started", self.context.run_id, stage.name)
         if stage.distributed:
             self.context.start_ray()

@@ -1,8 +1,12 @@
-"""How stages tell whoever watches what they are doing; the entry points decide how it looks."""
+"""How stages tell whoever watches what they are doing; the entry points decide who that is."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -14,18 +18,66 @@ class Progress(Protocol):
     def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
         """Work done so far in the current stage, in units such as "rows"; total if known."""
 
+    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Figures of a stage by name.
+
+        Of each record of a training (loss, kl, label_change, …), where ``step`` is its number and
+        grows, or repeats where a retry goes on; and once, with step 0, the totals at the stage's
+        end: the numbers in its artifact.
+        """
+
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
         """A stage is complete, now or (reused) in an earlier attempt at this run."""
 
 
-class NoProgress:
-    """Nobody watches."""
+class Watchers:
+    """Several that watch as one; none, and nobody does.
+
+    A run does not end because somebody who watches it fails: that one is told nothing more.
+    """
+
+    def __init__(self, *watchers: Progress) -> None:
+        self._watchers = list(watchers)
 
     def stage_started(self, stage: str) -> None:
-        """Ignored."""
+        """Told to each."""
+        self._tell("stage_started", stage)
 
     def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
-        """Ignored."""
+        """Told to each."""
+        self._tell("stage_advanced", done, total, unit, note)
+
+    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Told to each."""
+        self._tell("measured", stage, step, values)
 
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
-        """Ignored."""
+        """Told to each."""
+        self._tell("stage_finished", stage, seconds, reused=reused)
+
+    def _tell(self, what: str, *arguments: Any, **named: Any) -> None:
+        for watcher in list(self._watchers):
+            try:
+                getattr(watcher, what)(*arguments, **named)
+            except Exception:
+                name = type(watcher).__name__
+                log.warning("%s failed and watches no longer", name, exc_info=True)
+                self._watchers.remove(watcher)
+
+
+def figures(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a training's record or of an artifact by name, for ``Progress.measured``.
+
+    Of the rows of each cluster: how many clusters have any, and the largest one's share.
+    """
+    values = {
+        name: float(value)
+        for name, value in record.items()
+        if name != "number" and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    if cluster_rows := record.get("cluster_rows"):
+        values["clusters"] = float(sum(rows > 0 for rows in cluster_rows))
+        values["largest_share"] = max(cluster_rows) / max(1, sum(cluster_rows))
+    if "event" in record:
+        values["collapse_events"] = float(record["event"] is not None)
+    return values

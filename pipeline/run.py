@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from pipeline.artifacts import Summary
+import logging
+from dataclasses import dataclass
+
+from pipeline.artifacts import (
+    ClusteringModel,
+    Comparison,
+    Identity,
+    InitialCentroids,
+    Manifest,
+    NightDecision,
+    NightSummary,
+    PretrainedAutoencoder,
+    RefinedModel,
+    Sample,
+    Serving,
+    Summary,
+    Verdict,
+)
 from pipeline.engine import Execution
+from pipeline.errors import NumericalError, TransientError
 from pipeline.stages.assign import assign
+from pipeline.stages.decide import decide
 from pipeline.stages.evaluate import evaluate
+from pipeline.stages.gate import gate
+from pipeline.stages.identify import identify
 from pipeline.stages.init_centroids import init_centroids
+from pipeline.stages.night_summary import night_summary
 from pipeline.stages.pin import pin
 from pipeline.stages.pretrain import pretrain
+from pipeline.stages.promote import promote
 from pipeline.stages.publish import publish
 from pipeline.stages.refine import refine
 from pipeline.stages.sample import sample
 from pipeline.stages.select import select
 from pipeline.stages.summary import summary
+from pipeline.stages.warm_start import refreshed, warm_start
+
+log = logging.getLogger(__name__)
 
 STAGES = (
     pin,
@@ -35,13 +61,106 @@ def run(night: Execution) -> Summary:
     Each line completes a stage, or loads what it left when an earlier attempt completed it.
     """
     manifest = night.complete(pin)  # which shards, which version of them, which slices
+    fit = fit_anew(night, manifest)
+    assignments = night.complete(assign, manifest, fit.model)  # every row, once
+    snapshot = night.complete(publish, fit.model, assignments)  # visible to readers, all at once
+    return night.complete(summary, *fit.trained, fit.comparison, fit.model, assignments, snapshot)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model, and how it came about."""
+
+    trained: tuple[Manifest, Sample, PretrainedAutoencoder, InitialCentroids, RefinedModel]
+    comparison: Comparison
+    model: ClusteringModel
+
+
+def fit_anew(night: Execution, manifest: Manifest) -> Fit:
+    """Deep Embedded Clustering from random weights (Xie et al. 2016)."""
     reference = night.complete(sample, manifest)  # scaler statistics, the reference sample
     autoencoder = night.complete(pretrain, manifest, reference)  # learns to reconstruct the rows
     centroids = night.complete(init_centroids, manifest, reference, autoencoder)  # k-means
+    return _refined(night, manifest, reference, autoencoder, centroids)
+
+
+def fit_on(night: Execution, manifest: Manifest, decision: NightDecision) -> Fit:
+    """A few passes of refinement more, from the champion's encoder and centroids."""
+    night.config = refreshed(night.config)
+    reference = night.complete(sample, manifest)
+    warm = night.complete(warm_start, decision, reference)
+    return _refined(night, manifest, warm.sample, warm.autoencoder, warm.centroids)
+
+
+def _refined(
+    night: Execution,
+    manifest: Manifest,
+    reference: Sample,
+    autoencoder: PretrainedAutoencoder,
+    centroids: InitialCentroids,
+) -> Fit:
     dec = night.complete(refine, manifest, reference, autoencoder, centroids)  # DEC
-    fitted = (manifest, reference, autoencoder, centroids, dec)
-    comparison = night.complete(evaluate, *fitted)  # with k-means, by the same rule
-    model = night.complete(select, *fitted, comparison)  # DEC, or the winner
-    assignments = night.complete(assign, manifest, model)  # every row, once
-    snapshot = night.complete(publish, model, assignments)  # visible to readers, all at once
-    return night.complete(summary, *fitted, comparison, model, assignments, snapshot)
+    trained = (manifest, reference, autoencoder, centroids, dec)
+    comparison = night.complete(evaluate, *trained)  # with k-means, by the same rule
+    return Fit(trained, comparison, night.complete(select, *trained, comparison))
+
+
+def nightly(night: Execution) -> NightSummary:
+    """One night of many: most label what is new with the champion, some fit a challenger.
+
+    Cluster ids mean what they meant last night, and the table gets its partition also where the
+    challenger is refused.
+    """
+    manifest = night.complete(pin)  # what did not change keeps its slices
+    decision = night.complete(decide, manifest)  # refit, refresh or assign
+    challenge = _challenge(night, manifest, decision)
+    serving, champion = challenge.serving, challenge.serving.champion
+    assignments = night.complete(assign, manifest, champion.model, champion)
+    snapshot = night.complete(publish, champion.model, assignments, serving)
+    return night.complete(
+        night_summary,
+        manifest,
+        decision,
+        serving,
+        assignments,
+        snapshot,
+        challenge.comparison,
+        challenge.identity,
+        challenge.verdict,
+    )
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """Who serves, and what became of the challenger, where there was one."""
+
+    serving: Serving
+    comparison: Comparison | None = None
+    identity: Identity | None = None
+    verdict: Verdict | None = None
+
+
+def _challenge(night: Execution, manifest: Manifest, decision: NightDecision) -> Challenge:
+    champion = decision.champion
+    if decision.action == "assign":
+        assert champion is not None
+        return Challenge(Serving(champion=champion, entry=decision.entry, refused=False))
+    try:
+        if decision.action == "refit":
+            fit = fit_anew(night, manifest)
+        else:
+            fit = fit_on(night, manifest, decision)
+        reference = fit.trained[1]
+        identity = night.complete(identify, decision, manifest, reference, fit.model)  # lasting ids
+    except (NumericalError, TransientError) as error:
+        if champion is None or not decision.usable:
+            raise  # nothing else can label these rows
+        log.warning("the %s failed, and the champion serves: %s", decision.action, error)
+        verdict = Verdict(passed=False, rules=(), reason=str(error))
+        serving = Serving(champion=champion, entry=decision.entry, refused=True)
+        return Challenge(serving, verdict=verdict)
+    verdict = night.complete(
+        gate, decision, manifest, reference, fit.comparison, fit.model, identity
+    )
+    serving = night.complete(promote, decision, identity, verdict)  # or the champion stays
+    return Challenge(serving, fit.comparison, identity, verdict)

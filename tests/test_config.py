@@ -59,7 +59,18 @@ def test_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------- result settings
 
 
-@pytest.mark.parametrize("override", ["output=elsewhere", "execution.workers=7"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output=elsewhere",
+        "execution.workers=7",
+        "execution.gpus_per_worker=1",
+        "execution.gpus_per_actor=0.25",
+        "lake.format=delta",
+        "retention.days=1",
+        "track.tensorboard=a",
+    ],
+)
 def test_where_and_how_fast_do_not_change_the_result(tmp_path: Path, override: str) -> None:
     assert load(tmp_path, override).result_settings() == load(tmp_path).result_settings()
 
@@ -151,6 +162,9 @@ def test_all_errors_at_once_with_their_paths(tmp_path: Path) -> None:
         # One setting, one line, although a path may be a string or a list of them.
         ("source.path=5", "source.path=5 must be a valid"),
         ("source.path=[a, 5]", "source.path.1=5 must be a valid string"),
+        ("track.mlflow={}", "track.mlflow.uri is missing"),
+        ("track.mlflw=x", "did you mean track.mlflow?"),
+        ("track.openlineage.to=s3://b/k", "track.openlineage.to='s3://b/k' must be the http(s)://"),
     ],
 )
 def test_one_wrong_setting_is_one_line(tmp_path: Path, override: str, line: str) -> None:
@@ -162,6 +176,31 @@ def test_one_wrong_setting_is_one_line(tmp_path: Path, override: str, line: str)
 def test_reserved_key_names(tmp_path: Path, name: str) -> None:
     (line,) = errors(tmp_path, LEAST, f"source.keys=[id, {name}]")
     assert f"names {name}, which the assignments table defines itself" in line
+
+
+@pytest.mark.parametrize(
+    "catalog",
+    [
+        {"type": "rest", "token": "planted-secret"},
+        {"type": "rest", "credential": "id:planted-secret"},
+        {"type": "glue", "s3.secret-access-key": "planted-secret"},
+        {"type": "glue", "client.access-key-id": "planted-secret"},
+        {"type": "sql", "uri": "postgresql://me:planted-secret@host/db"},
+    ],
+    ids=str,
+)
+def test_catalog_with_a_credential(tmp_path: Path, catalog: dict[str, str]) -> None:
+    (line,) = errors(tmp_path, LEAST | {"lake": {"format": "iceberg", "catalog": catalog}})
+    assert "planted-secret" not in line
+    assert "credential" in line
+
+
+def test_catalog_of_an_output_on_s3(tmp_path: Path) -> None:
+    settings = LEAST | {"output": "s3://bucket/lake", "lake": {"format": "iceberg"}}
+    (line,) = errors(tmp_path, settings)
+    assert line.startswith("lake.catalog must be set for output=s3://bucket/lake: ")
+    settings["lake"]["catalog"] = {"type": "rest", "uri": "https://catalog/"}
+    assert load_config(write(tmp_path, settings)).lake.table == "dec.assignments"
 
 
 def test_sample_feeds_every_cluster(tmp_path: Path) -> None:
@@ -199,3 +238,107 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_config_is_frozen(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load(tmp_path).clusters = 5  # type: ignore[misc]
+
+
+# ------------------------------------------------------------------------------------- execution
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("execution.min_workers=3", "execution.min_workers=3 must be <= execution.workers, which"),
+        (
+            "execution.min_actors=3",
+            "execution.min_actors=3 must be <= execution.actors, which is 2",
+        ),
+        ("execution.gpus_per_worker=2", "execution.gpus_per_worker=2 must be less than or equal"),
+        ("execution.gpus_per_actor=1.5", "execution.gpus_per_actor=1.5 must be less than or equal"),
+        ("execution.placement=near", "execution.placement='near' must be 'pack' or 'spread'"),
+    ],
+)
+def test_wrong_execution(tmp_path: Path, override: str, message: str) -> None:
+    (line,) = errors(tmp_path, LEAST, override)
+    assert message in line
+
+
+# -------------------------------------------------------------------------------------- storage
+
+
+def test_storage_is_where_and_not_what(tmp_path: Path) -> None:
+    elsewhere = load(tmp_path, "storage.endpoint=http://s3:9000", "storage.encryption=AES256")
+    assert elsewhere.storage.endpoint == "http://s3:9000"
+    assert elsewhere.result_settings() == load(tmp_path).result_settings()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("storage.endpoint=s3.example.org", "storage.endpoint='s3.example.org' "),
+        ("storage.addressing=subdomain", "storage.addressing='subdomain' must be "),
+        ("storage.encryption=aes", "storage.encryption='aes' must be "),
+        ("storage.kms_key=a-key", "storage.kms_key is for storage.encryption: aws:kms"),
+        ("storage.bucket=b", "storage.bucket is not a setting; known here: endpoint, region"),
+    ],
+)
+def test_wrong_storage(tmp_path: Path, override: str, message: str) -> None:
+    (line,) = errors(tmp_path, LEAST, override)
+    assert message in line
+
+
+SECRET = "AKIAPLANTED0F1E2D3C4"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("storage.access_key", SECRET),
+        ("storage.AccessKeyId", SECRET),
+        ("storage.key", SECRET),
+        ("storage.aws_secret_access_key", SECRET),
+        ("storage.session_token", SECRET),
+        ("storage.options.password", SECRET),
+        ("storage.credentials", {"a": SECRET}),
+        ("storage.region", SECRET),  # an access key id, whatever its name
+        ("storage.endpoint", f"https://user:{SECRET}@s3.example.org"),
+        ("source.path", f"s3://key:{SECRET}@bucket/table"),
+        ("source.path", ["s3://bucket/a", f"s3://key:{SECRET}@bucket/b"]),
+        ("source.path", f"https://host/b/k.parquet?X-Amz-Signature={SECRET}"),
+        ("output", f"s3://{SECRET}:x@bucket/lake"),
+        ("track.mlflow.uri", f"postgresql://mlflow:{SECRET}@db/mlflow"),
+        ("track.openlineage.api_key", SECRET),
+    ],
+)
+@pytest.mark.parametrize("given", ["in the file", "as --set"])
+def test_config_with_a_credential_is_refused_without_repeating_it(
+    tmp_path: Path, name: str, value: Any, given: str
+) -> None:
+    settings: dict[str, Any] = {**LEAST, "source": {**LEAST["source"]}}
+    overrides = []
+    if given == "as --set":
+        overrides = [f"{name}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"]
+    else:
+        *sections, last = name.split(".")
+        inner = settings
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    (line,) = errors(tmp_path, settings, *overrides)
+    assert SECRET not in line
+    assert "credentials come from the environment" in line
+    assert line.startswith(name.rpartition(".")[0] or name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["storage: {secret_key: " + SECRET + "\nclusters: [", "a: b: " + SECRET, "a: *" + SECRET],
+)
+def test_broken_yaml_is_not_repeated(tmp_path: Path, text: str) -> None:
+    (line,) = errors(tmp_path, text)
+    assert "is not valid YAML" in line
+    assert "line" in line
+    assert SECRET not in line
+
+
+def test_names_that_only_look_like_credentials(tmp_path: Path) -> None:
+    settings = {**LEAST, "source": {"path": "s3://b/user@home/t", "features": ["token", "key"]}}
+    assert load_config(write(tmp_path, settings)).source.features == ["token", "key"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from jobs.console import verdict
+from jobs import console
+from jobs.console import StageLines, verdict
 from pipeline.artifacts import Candidate, Comparison, ModelKind, StoredFile
 
 
@@ -80,3 +82,23 @@ def test_generalisation() -> None:
         "DEC's KL on the rows that it learnt from is 0.93 times that on 12 sampled rows that it "
         "did not see."
     )
+
+
+def test_lines_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    lines = StageLines(said.append)
+    lines.stage_started("pin")
+    lines.stage_advanced(1, 4, "shards")  # not so soon
+    lines.stage_finished("pin", 0.25, reused=False)
+    monkeypatch.setattr(console, "_LINE_SECONDS", 0)
+    lines.stage_started("pretrain")
+    lines.stage_advanced(1200, 5000, "rows", "pass 3")
+    lines.stage_finished("pretrain", 0.0, reused=True)
+    texts = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in said]
+    assert re.fullmatch(r"pretrain        1,200 of 5,000 rows · [\d,]+/s · pass 3", texts.pop(3))
+    assert texts == [
+        "pin             started",
+        "pin             done in 0.2 s",
+        "pretrain        started",
+        "pretrain        already complete",
+    ]

@@ -1,5 +1,6 @@
 """The engine: a stage runs once, and again exactly when something that matters has changed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ class Watcher:
 
     def __init__(self) -> None:
         self.finished: list[tuple[str, bool]] = []
+        self.totals: list[tuple[str, int, dict[str, float]]] = []
 
     def stage_started(self, stage: str) -> None:
         pass
 
     def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
         pass
+
+    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self.totals.append((stage, step, dict(values)))
 
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
         self.finished.append((stage, reused))
@@ -87,6 +92,7 @@ def test_stages_run_once(night: Night) -> None:
     assert night.run() == 2
     assert night.ran == ["take", "double"]
     assert night.watcher.finished == [("take", False), ("double", False)]
+    assert night.watcher.totals == [("take", 0, {"value": 1.0}), ("double", 0, {"value": 2.0})]
     assert night.run() == 2
     assert night.ran == []
     assert night.watcher.finished == [("take", True), ("double", True)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.errors import StorageFull
 from pipeline.storage import Store, absolute, check_writable, find_parquet, sha256, version_of, why
 
 
@@ -48,7 +49,7 @@ def test_write_that_fails_leaves_what_was_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageFull, match=r"f cannot be written: its disk is full.* needs 3 bytes"):
         store.write_bytes("f", b"new")
     assert everything(tmp_path) == ["f"]
     assert store.read_bytes("f") == b"old"

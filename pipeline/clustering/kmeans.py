@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, NumericalError
 
+# Multiplications that all restarts together may take: about five minutes on two cores.
+WORK = 10**13
 _LEAST_ITERATIONS = 10
 
 
@@ -46,6 +48,18 @@ def nearest_centroid(
     return labels
 
 
+def affordable(
+    multiplications: int, *, restarts: int, iterations: int, work: int = WORK
+) -> tuple[int, int]:
+    """Restarts and iterations that are made when an iteration takes so many multiplications.
+
+    Fewer restarts, and at last fewer iterations, though not below 10, where all together would
+    take more than ``work``.
+    """
+    most = work // multiplications  # iterations of all runs together
+    return max(1, min(restarts, most // iterations)), min(iterations, max(_LEAST_ITERATIONS, most))
+
+
 def kmeans(
     points: NDArray[np.float32],
     clusters: int,
@@ -53,7 +67,7 @@ def kmeans(
     restarts: int,
     iterations: int,
     seed: int,
-    work: int = 10**13,
+    work: int = WORK,
 ) -> KMeansResult:
     """Lloyd's algorithm, restarted from different points; the lowest objective wins.
 
@@ -64,8 +78,7 @@ def kmeans(
         iterations: Lloyd iterations a run.
         seed: Same seed, same points: same result on the same number of threads.
         work: Multiplications that all runs together may take, or hundreds of thousands of clusters
-            would take days: there are fewer runs where that many would need more, and at last
-            fewer iterations, though not below 10. 10^13 are about five minutes on two cores.
+            would take days; see ``affordable``.
 
     Raises:
         InputError: There are fewer points than clusters.
@@ -81,9 +94,9 @@ def kmeans(
             "init_centroids: embeddings are not finite; lower pretrain.learning_rate"
         )
     points = np.ascontiguousarray(points, dtype=np.float32)
-    affordable = work // (points.size * clusters)  # iterations of all runs together
-    restarts = max(1, min(restarts, affordable // iterations))
-    iterations = min(iterations, max(_LEAST_ITERATIONS, affordable))
+    restarts, iterations = affordable(
+        points.size * clusters, restarts=restarts, iterations=iterations, work=work
+    )
     best: KMeansResult | None = None
     objectives: list[float] = []
     for restart in range(restarts):

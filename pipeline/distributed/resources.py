@@ -2,67 +2,441 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import ray
+from ray._private import state
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Execution
-from pipeline.errors import ConfigError
+from pipeline.distributed.autoscaler import Autoscaler
+from pipeline.errors import ConfigError, NodesLost
+
+log = logging.getLogger(__name__)
 
 # Half a CPU is enough of a claim to keep Ray's scheduler from placing other work on it, and two
 # workers on a laptop's two CPUs leave one for the tasks that draw the sample.
 _LEAST_CPUS_PER_WORKER = 0.5
 # What is left must run at least one task of Ray Data, which waits for ever otherwise.
 _LEAST_CPUS_FOR_TASKS = 0.5
+# Between two looks at the cluster: a question to its head, and nodes do not come back in less.
+_LOOK_SECONDS = 2.0
+# Longer than the head of a cluster needs to notice that a node is gone (5 checks, 3 s apart).
+_SILENCE_SECONDS = 30.0
+# 1 / 0.1 is 10, whatever a processor says; Ray itself counts in ten-thousandths.
+_ROUNDING = 1e-6
 
-READER_CPUS = 0.25
-"""CPUs that a reading task claims: it mostly waits for storage."""
+
+class Node(NamedTuple):
+    """What a node offers to Ray's scheduler."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+class Claim(NamedTuple):
+    """What a process claims from Ray's scheduler, all of it on one node.
+
+    ``gpus`` is whole, or a share of a single GPU.
+    """
+
+    cpus: float
+    gpus: float = 0.0
+
+    def places_on(self, node: Node) -> int:
+        """Processes that fit on a node."""
+        places = int(node.cpus / self.cpus + _ROUNDING)
+        if self.gpus:
+            # A share is never made up of what is left of two GPUs.
+            each, gpus = (int(1 / self.gpus + _ROUNDING), 1) if self.gpus < 1 else (1, self.gpus)
+            places = min(places, int(node.gpus / gpus + _ROUNDING) * each)
+        return places
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """As Ray's schedulers want it."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+    def __str__(self) -> str:
+        """In words."""
+        return _amount(self.cpus, "CPU") + (
+            f" and {_amount(self.gpus, 'GPU')}" if self.gpus else ""
+        )
+
+
+def _amount(number: float, unit: str) -> str:
+    return f"{number:g} {unit}" + "s" * (number != 1)
+
+
+READER = Claim(cpus=0.5)
+"""Of a reading task: it waits for storage half of its time, and each of the processes that run at
+once takes seconds of a whole CPU to start."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Processes of one kind that are at work together.
+
+    Attributes:
+        kind: "worker" or "actor", as settings of ``execution`` are called.
+        claim: Of each.
+        fewest: The least that work together.
+        most: That work together.
+        begin: The least that a run begins with.
+        threads: That each computes with; None shares out what the nodes have that hold them.
+    """
+
+    kind: str
+    claim: Claim
+    fewest: int
+    most: int
+    begin: int
+    threads: float | None = None
+
+    def bundles(self, processes: int) -> list[dict[str, float]]:
+        """What an autoscaler is to make room for: so many of them, and a task of Ray Data."""
+        return [self.claim.resources] * processes + [READER.resources]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """How the cluster's CPUs are shared out.
+    """What a crew has.
 
     Attributes:
-        workers: Training workers, and actors of the assign stage.
-        cpus_per_worker: What each claims from Ray's scheduler.
-        threads: Threads that each computes with: workers × threads = CPUs.
+        workers: Processes.
+        claim: What each claims from Ray's scheduler.
+        threads: Threads that each computes with: workers × threads = CPUs of nodes that hold them.
     """
 
     workers: int
-    cpus_per_worker: float
+    claim: Claim
     threads: int
 
-    @property
-    def per_worker(self) -> dict[str, float]:
-        """As Ray's schedulers want it."""
-        return {"CPU": self.cpus_per_worker}
+
+def training_crew(settings: Execution) -> Crew:
+    """The workers that train."""
+    claim = Claim(settings.cpus_per_worker or _LEAST_CPUS_PER_WORKER, settings.gpus_per_worker)
+    fewest, most = settings.min_workers, settings.workers
+    threads = settings.cpus_per_worker
+    return Crew("worker", claim, fewest or 1, most, begin=fewest or most, threads=threads)
 
 
-def share_out(settings: Execution) -> Resources:
-    """Share the cluster's CPUs between the workers, and leave some to Ray Data.
+def assign_crew(settings: Execution) -> Crew:
+    """The actors that assign."""
+    threads = settings.cpus_per_actor or settings.cpus_per_worker
+    claim = Claim(threads or _LEAST_CPUS_PER_WORKER, settings.gpus_per_actor)
+    fewest, most = settings.min_actors, settings.actors or settings.workers
+    return Crew("actor", claim, fewest or 1, most, begin=fewest or most, threads=threads)
+
+
+def task_crew(settings: Execution) -> Crew:
+    """The one task that clusters, or measures, a sample: on a node for data, where there are any.
+
+    It uses no GPU, and as many CPUs as a worker has, or as such a node has.
+    """
+    nodes = cluster_nodes()
+    sizes = [node.cpus for node in nodes if node.cpus and not node.gpus]
+    largest = max(sizes or [node.cpus for node in nodes], default=0.0)
+    cpus = min(settings.cpus_per_worker or _LEAST_CPUS_PER_WORKER, largest or math.inf)
+    shared = sum(node.cpus for node in nodes) / settings.workers
+    threads = cpus if settings.cpus_per_worker else min(largest, shared)
+    return Crew("task", Claim(cpus), fewest=1, most=1, begin=1, threads=threads)
+
+
+def share_out(settings: Execution, on_wait: Callable[[str], None] = log.info) -> Resources:
+    """Check that the cluster can hold what the run asks for, all of it, before any work.
+
+    Where nodes are missing that an autoscaler may add, it is asked for them and has
+    ``scale_up_seconds``.
+
+    Args:
+        settings: What it asks for.
+        on_wait: Told in one line that, and for what, it waits.
+
+    Returns:
+        What training begins with.
 
     Raises:
-        ConfigError: The cluster can't hold that many workers, which would wait for ever.
+        ConfigError: The cluster can never hold it: it would wait for ever.
+        NodesLost: An autoscaler did not add the nodes in time.
     """
-    nodes = [
-        node["Resources"].get("CPU", 0.0)
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"]
-    ]
-    cpus, workers = sum(nodes), settings.workers
-    claim = settings.cpus_per_worker or _LEAST_CPUS_PER_WORKER
-    needed = workers * claim + _LEAST_CPUS_FOR_TASKS
-    places = sum(int(node // claim) for node in nodes)  # a worker cannot span two nodes
-    if needed > cpus or workers > places:
-        fit = min(places, int((cpus - _LEAST_CPUS_FOR_TASKS) / claim))
-        advice = f"Set execution.workers to {fit} or add nodes"
-        if fit < 1:
-            advice = "Lower execution.cpus_per_worker or add nodes"
-        raise ConfigError(
-            f"execution.workers={workers} needs {needed:g} CPUs ({claim:g} each and "
-            f"{_LEAST_CPUS_FOR_TASKS:g} for Ray Data); the cluster has {cpus:g} on "
-            f"{len(nodes)} nodes. {advice}"
+    training = training_crew(settings)
+    for crew in (training, assign_crew(settings)):
+        _scale_up(settings, crew, on_wait)
+    nodes = cluster_nodes()
+    return _shared(training, nodes, min(training.most, fitting(nodes, training.claim)))
+
+
+def shortage(nodes: Sequence[Node], crew: Crew) -> str | None:
+    """Which setting these nodes cannot satisfy, what they have, and what to set; None: they can.
+
+    Args:
+        nodes: Of the whole cluster, its head included.
+        crew: ``begin`` of them must fit, and a task of Ray Data beside them.
+    """
+    fit, claim = fitting(nodes, crew.claim), crew.claim
+    if fit >= crew.begin:
+        return None
+    kind, many = crew.kind, f"{crew.kind}s"
+    asked = f"execution.{many}={crew.most}"
+    if crew.begin < crew.most:
+        asked = f"execution.min_{many}={crew.begin}"
+    has = f"the cluster has {_in_words(nodes)}"
+    if claim.gpus and not any(node.gpus for node in nodes):
+        return (
+            f"execution.gpus_per_{kind}={claim.gpus:g} needs nodes with GPUs; {has}. "
+            f"Set execution.gpus_per_{kind} to 0 or add nodes with GPUs"
         )
-    threads = max(1, int(settings.cpus_per_worker or cpus / workers))
-    return Resources(workers, claim, threads)
+    needs = Claim(crew.begin * claim.cpus + _LEAST_CPUS_FOR_TASKS, crew.begin * claim.gpus)
+    advice = f"Set execution.{many} to {fit} or add nodes"
+    if crew.begin < crew.most:
+        advice = f"Set execution.min_{many} to {fit} or add nodes"
+    if fit < 1:
+        advice = f"Lower execution.cpus_per_{kind} or add nodes"
+        if not any(node.cpus for node in nodes):
+            advice = "Add nodes"
+    return (
+        f"{asked} needs {needs} ({claim} on one node for each, and "
+        f"{_LEAST_CPUS_FOR_TASKS:g} for Ray Data); {has}: room for {fit}. {advice}"
+    )
+
+
+def _scale_up(settings: Execution, crew: Crew, on_wait: Callable[[str], None]) -> None:
+    """Have an autoscaler add the nodes that are missing to begin with, if it can."""
+    if not shortage(cluster_nodes(), crew):
+        return
+    deadline = time.monotonic() + settings.scale_up_seconds
+    with Autoscaler(crew.bundles(crew.begin)) as autoscaler:
+        told = False
+        while short := shortage(cluster_nodes(), crew):
+            if not autoscaler.may_add():
+                raise ConfigError(short)
+            if time.monotonic() >= deadline:
+                raise NodesLost(
+                    f"{short}: the autoscaler has not, within execution.scale_up_seconds="
+                    f"{settings.scale_up_seconds}"
+                )
+            if not told:
+                seconds = settings.scale_up_seconds
+                on_wait(f"waits up to {seconds} s for the autoscaler to add nodes: {short}")
+                told = True
+            autoscaler.renew()
+            time.sleep(_LOOK_SECONDS)
+
+
+def _wait_for_room(settings: Execution, crew: Crew, *, lost: bool) -> None:
+    """Wait for nodes that come back, or that an autoscaler adds, as long as that is worth it."""
+    begun = time.monotonic()
+    wanted = crew.most if lost else crew.begin
+    if fitting(cluster_nodes(), crew.claim) >= wanted:
+        return
+
+    def patience_s(fit: int) -> float:
+        enough = fit >= crew.fewest
+        if autoscaler.may_add() and not (enough and lost):
+            return settings.scale_up_seconds
+        # With enough of them it goes on, but not at once where some were lost a moment ago.
+        return settings.node_wait_seconds if lost or not enough else 0
+
+    with Autoscaler(crew.bundles(wanted)) as autoscaler:
+        while (fit := fitting(cluster_nodes(), crew.claim)) < wanted:
+            if time.monotonic() - begun >= patience_s(fit):
+                return
+            autoscaler.renew()
+            time.sleep(_LOOK_SECONDS)
+
+
+def share_out_what_is_left(settings: Execution, crew: Crew, *, wait: bool = False) -> Resources:
+    """The same later in a run, when nodes may have been lost: for as many of a crew as fit.
+
+    Args:
+        settings: ``node_wait_seconds`` is how long a replacement may take.
+        crew: ``most`` of it at most.
+        wait: Whether some were just lost: then nodes must answer to count, and the replacement
+            of one gets time to arrive. For the only room that there is, it always does.
+
+    Raises:
+        NodesLost: There is room for too few.
+    """
+    if wait:
+        _forget_silent_nodes()
+    _wait_for_room(settings, crew, lost=wait)
+    nodes = cluster_nodes()
+    fit = min(crew.most, fitting(nodes, crew.claim))
+    if fit < crew.fewest:
+        raise no_room(settings, crew)
+    if fit < crew.most:
+        log.warning(
+            "%d of execution.%ss=%d fit on the %d nodes that there are",
+            fit,
+            crew.kind,
+            crew.most,
+            sum(crew.claim.places_on(node) > 0 for node in nodes),
+        )
+    return _shared(crew, nodes, fit)
+
+
+def _forget_silent_nodes() -> None:
+    """Wait until every node that counts as alive answers.
+
+    The head of the cluster notices a quarter of a minute late that a node is gone. Workers that are
+    placed there meanwhile never start, and Ray Train waits a minute for them.
+    """
+    deadline = time.monotonic() + _SILENCE_SECONDS
+
+    def answer() -> bool:
+        return True
+
+    def ask(node: str) -> Any:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0)(answer)
+        return task.options(scheduling_strategy=there).remote()
+
+    asked = {node["NodeID"]: ask(node["NodeID"]) for node in _alive()}
+    while asked and time.monotonic() < deadline:
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=1)
+        alive = {node["NodeID"] for node in _alive()}
+        for node, answered in list(asked.items()):
+            if node not in alive:
+                del asked[node]
+            elif ray.wait([answered], timeout=0)[0]:
+                try:
+                    ray.get(asked.pop(node))
+                except ray.exceptions.RayError:
+                    time.sleep(1)
+                    asked[node] = ask(node)
+
+
+def check_shared(locations: Sequence[str]) -> None:
+    """Check that every node sees the local folders among these: it may not be one machine.
+
+    Args:
+        locations: Files, folders or globs; others are left out, s3:// among them.
+
+    Raises:
+        ConfigError: A node does not.
+    """
+    folders = [_folder(location) for location in locations if "://" not in location]
+    here = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in _alive() if node["NodeID"] != here]
+    if not folders or not others:
+        return
+
+    def missing() -> list[str]:
+        return [folder for folder in folders if not os.path.isdir(folder)]
+
+    def ask(node: str) -> Any:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        return ray.remote(num_cpus=0)(missing).options(scheduling_strategy=there).remote()
+
+    asked = [ask(node) for node in others]
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_SILENCE_SECONDS)
+    for answer in answered:  # a node that is silent, or gone by now, is told apart elsewhere
+        try:
+            gone = ray.get(answer)
+        except ray.exceptions.RayError:
+            continue
+        if gone:
+            raise ConfigError(
+                f"{gone[0]} is not there on every node of the cluster; give s3://…, or a folder "
+                "that all nodes share"
+            )
+
+
+def _folder(location: str) -> str:
+    """The innermost folder of a local location that is there; parts of a glob are none."""
+    folder = os.path.abspath(location)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def no_room(settings: Execution, crew: Crew) -> NodesLost:
+    """Too few nodes are left."""
+    return NodesLost(
+        f"the cluster has room for less than {crew.fewest} {crew.kind} of {crew.claim}, after "
+        f"execution.node_wait_seconds={settings.node_wait_seconds}; run the same run id again when "
+        "there are nodes: it goes on where this one stopped"
+    )
+
+
+class Outage:
+    """Watches whether the cluster still holds what runs on it.
+
+    Args:
+        settings: ``node_wait_seconds`` is how long a replacement may take.
+        claim: Of each process.
+        processes: That must fit.
+    """
+
+    def __init__(self, settings: Execution, claim: Claim, processes: int) -> None:
+        self._settings, self._claim, self._processes = settings, claim, processes
+        self._looked_at = self._since = -float("inf")
+        self._missing = False
+
+    def lasts(self) -> bool:
+        """Whether something is missing that was awaited long enough."""
+        waited_s = time.monotonic() - self._since
+        return self._short() and waited_s >= self._settings.node_wait_seconds
+
+    def _short(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked_at >= _LOOK_SECONDS:
+            missing = fitting(cluster_nodes(), self._claim) < self._processes
+            if missing and not self._missing:
+                self._since = now
+            self._looked_at, self._missing = now, missing
+        return self._missing
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes that are alive."""
+    return [_node(node["Resources"]) for node in _alive()]
+
+
+def free_nodes() -> list[Node]:
+    """What nobody has claimed of the nodes that are alive."""
+    offers = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    return [_node(offer) for offer in offers.values()]
+
+
+def _node(offer: dict[str, float]) -> Node:
+    return Node(offer.get("CPU", 0.0), offer.get("GPU", 0.0))
+
+
+def _alive() -> list[dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
+
+
+def fitting(nodes: Sequence[Node], claim: Claim) -> int:
+    """Processes that fit: none spans two nodes, and a task of Ray Data must fit as well."""
+    places = sum(claim.places_on(node) for node in nodes)
+    beside = (sum(node.cpus for node in nodes) - _LEAST_CPUS_FOR_TASKS) / claim.cpus
+    return max(0, min(places, math.floor(beside + _ROUNDING)))
+
+
+def _shared(crew: Crew, nodes: Sequence[Node], processes: int) -> Resources:
+    threads = crew.threads
+    if threads is None:
+        theirs = [node.cpus for node in nodes if crew.claim.places_on(node)]
+        threads = min(max(theirs), sum(theirs) / processes)
+    return Resources(processes, crew.claim, max(1, int(threads)))
+
+
+def _in_words(nodes: Sequence[Node]) -> str:
+    """What nodes have together, and how many there are of each size, largest first."""
+    sizes = Counter(node for node in nodes if node.cpus or node.gpus)
+    if not sizes:
+        return "no CPUs"
+    total = Node(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
+    largest_first = sorted(sizes.items(), reverse=True)
+    each = ", ".join(f"{count} with {Claim(*node)}" for node, count in largest_first)
+    return f"{Claim(*total)} ({each})"

@@ -1,61 +1,61 @@
 """Training on many workers by Ray Train, with checkpoints that any later cluster can resume.
 
-Checkpoints are our own files in the run's folder (safetensors and JSON, never a pickle), written
-by rank 0 and replaced in one step. A retried job may land on another cluster, so nothing that
-Ray Train keeps for itself is relied upon.
+A retried job may land on another cluster, so nothing that Ray Train keeps for itself is relied
+upon.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
-import threading
+import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from safetensors.torch import load, save
+import torch.distributed as dist
+from ray.train.torch.config import _TorchBackend
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
+from pipeline import logs
 from pipeline.config import Config
+from pipeline.distributed.board import Board, RankZero, ReportingRows, Trainee, Watch
+from pipeline.distributed.checkpoints import Checkpoint
 from pipeline.distributed.failures import pipeline_error
-from pipeline.distributed.resources import Resources, share_out
-from pipeline.engine import Context
-from pipeline.errors import TransientError
+from pipeline.distributed.growth import Growth
+from pipeline.distributed.resources import (
+    Resources,
+    cluster_nodes,
+    share_out_what_is_left,
+    training_crew,
+)
+from pipeline.distributed.retries import with_retries
+from pipeline.distributed.workers import enter
+from pipeline.engine import Context, Stop
+from pipeline.errors import Interrupted, TransientError
 from pipeline.lake.feed import WorkerRows
 from pipeline.lake.reading import Reader
 from pipeline.lake.slices import held_out_share, training_share
-from pipeline.model.training import TrainingRows
+from pipeline.model.devices import claimed_device
 from pipeline.model.workers import rank_and_size
-from pipeline.storage import Store, arrow_filesystem
+from pipeline.progress import figures
 
 log = logging.getLogger(__name__)
 
-_REPORT_SECONDS = 0.5  # often enough for a progress bar, far too rarely to cost anything
-
-
-class Trainee(Protocol):
-    """What is trained: ``Pretraining`` or ``Refinement``."""
-
-    passes_done: int
-
-    def run(self, rows: TrainingRows) -> Iterator[Any]:
-        """Train, yielding a record (a dataclass with a ``number``) at each point of rest."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed training needs."""
-        ...
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue where ``state`` was taken."""
-        ...
+# Ray Train's own: they would know nothing of our checkpoints or of nodes that are gone for good.
+_NO_RETRIES: dict[str, Any] = {
+    "max_failures": 0,
+    "controller_failure_limit": 0,
+    "max_preemption_failures": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,8 @@ class TrainingJob:
     """What every worker is told.
 
     Attributes:
-        build: Makes the trainee from the run's files, the same on every worker.
-        lake: The output folder.
-        folder: Where checkpoints go, below it.
-        job_id: Identifies the work; a checkpoint of other work is not resumed.
+        build: Makes the trainee from the run's files on a device, the same on every worker.
+        checkpoint: Of this work.
         reader: Reads the training rows.
         pieces: All pieces; each worker takes its share.
         fit_rows: Rows to learn from; None for all.
@@ -75,13 +73,11 @@ class TrainingJob:
         seed: Decides shares and order.
         cache_bytes: Rows that a worker may keep in memory.
         checkpoint_seconds: Time between checkpoints.
-        resources: Threads and claims.
+        board: Where progress is shown.
     """
 
-    build: Callable[[], Trainee]
-    lake: Store
-    folder: str
-    job_id: str
+    build: Callable[[torch.device], Trainee]
+    checkpoint: Checkpoint
     reader: Reader
     pieces: pa.Table
     fit_rows: int | None
@@ -90,7 +86,6 @@ class TrainingJob:
     seed: int
     cache_bytes: int
     checkpoint_seconds: float
-    resources: Resources
     board: Any
 
 
@@ -106,37 +101,42 @@ def train(
     config: Config,
     context: Context,
     *,
-    folder: str,
+    stage: str,
     job_id: str,
-    build: Callable[[], Trainee],
+    build: Callable[[torch.device], Trainee],
     reader: Reader,
     pieces: pa.Table,
     planned_rows: Callable[[int], int],
 ) -> Trained:
-    """Train on ``execution.workers`` workers, starting over from the last checkpoint on failure.
+    """Train on ``execution.workers`` workers, from the last checkpoint again when some are lost.
+
+    Where nodes are lost for good, fewer workers go on: they learn from the same global batches.
+    Where nodes come, and it pays, more of them do.
+    Asked to stop (``context.stop``), rank 0 saves the last point of rest within a second or two.
 
     Args:
         config: The settings.
         context: The run.
-        folder: Where checkpoints go, below the output.
+        stage: Whose folder checkpoints go to, and whom progress is of.
         job_id: Identifies the work; see ``TrainingJob``.
-        build: Makes the trainee; runs on every worker.
+        build: Makes the trainee on a device; runs on every worker.
         reader: Reads the training rows.
         pieces: All pieces of the input.
         planned_rows: Rows that will be learnt from at most, from the rows of one pass.
 
     Raises:
-        PipelineError: What stopped it.
+        Interrupted: It was asked to stop; a checkpoint is there.
+        PipelineError: What else stopped it.
     """
     total = int(pieces["rows"].to_numpy().sum())
     held_out = held_out_share(config.source.held_out, total)
     total = min(total, config.source.fit_rows or total)
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    # Where the driver is: a node that is lost does not take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     job = TrainingJob(
         build=build,
-        lake=context.lake,
-        folder=folder,
-        job_id=job_id,
+        checkpoint=Checkpoint(context.lake, context.stage_path(stage), job_id),
         reader=reader,
         pieces=pieces,
         fit_rows=config.source.fit_rows,
@@ -145,15 +145,48 @@ def train(
         seed=config.seed,
         cache_bytes=config.execution.cache_mib * 2**20,
         checkpoint_seconds=config.execution.checkpoint_seconds,
-        resources=share_out(config.execution),
         board=board,
     )
-    with _Watch(board, planned_rows(total), context):
-        _fit(job, retries=config.execution.retries)
-    state, meta = _load_checkpoint(job)
-    if not meta.get("complete"):
-        raise TransientError(f"{folder}: the training ended without its result; run it again")
-    return Trained(state, meta["history"])
+    planned, crew = planned_rows(total), training_crew(config.execution)
+    attempts = itertools.count()
+
+    def attempt() -> None:
+        lost = next(attempts) > 0
+        while True:  # once, and once more for every growth
+            _leave_if_asked(job, context.stop)
+            resources = share_out_what_is_left(config.execution, crew, wait=lost)
+            try:
+                with Growth(crew, resources.workers, planned) as watch.growth:
+                    _fit(job, resources, config.execution.placement)
+                break
+            except Exception as error:
+                if not isinstance(pipeline_error(error), Interrupted):
+                    raise
+            finally:
+                board.reset.remote()
+            lost = False
+        _leave_if_asked(job, context.stop)
+
+    with Watch(board, stage, planned, context) as watch:
+        with_retries(
+            config.execution,
+            f"training for {job.checkpoint.folder}",
+            attempt,
+            memory=f"lower execution.cache_mib={config.execution.cache_mib} or give workers more",
+            progress=job.checkpoint.records,
+        )
+    state, meta = job.checkpoint.load()
+    if meta is None or not meta.complete:
+        raise TransientError(
+            f"{job.checkpoint.folder}: the training ended without its result; run it again"
+        )
+    watch.tell({record["number"]: figures(record) for record in meta.history})
+    return Trained(state, list(meta.history))
+
+
+def _leave_if_asked(job: TrainingJob, stop: Stop) -> None:
+    if stop.requested:
+        raise Interrupted(f"{job.checkpoint.folder}: asked to stop")
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
@@ -163,40 +196,82 @@ class _Trainer(ray.train.torch.TorchTrainer):
         """Ray's would end the process with status 0 and stay in place after the training."""
 
 
-def _fit(job: TrainingJob, retries: int) -> None:
-    filesystem, path = arrow_filesystem(job.lake.locate(f"{job.folder}/ray_train"))
-    resources = job.resources
+class _Backend(_TorchBackend):
+    """Sums over NCCL where every worker has a card, and over gloo otherwise.
+
+    Ray would go by the claim alone, and a node may offer GPUs that torch cannot use.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Choose when the workers are there: the driver's own node tells nothing."""
+        claimed = worker_group.get_resources_per_worker().get("GPU", 0)
+        cards = bool(claimed) and all(worker_group.execute(torch.cuda.is_available))
+        super().on_start(worker_group, replace(backend_config, backend=_BACKENDS[cards]))
+
+
+_BACKENDS = {True: "nccl", False: "gloo"}
+
+
+class _TorchConfig(ray.train.torch.TorchConfig):
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
+
+
+def _fit(job: TrainingJob, resources: Resources, placement: str) -> None:
+    """One attempt, from the last checkpoint to the end or to the first worker that is lost."""
+    gpus = resources.claim.gpus
     # A single worker beside the driver needs no process of its own, which takes 13 s to start.
-    in_place = resources.workers == 1 and len(ray.nodes()) == 1  # type: ignore[no-untyped-call]
-    trainer = _Trainer(
+    in_place = resources.workers == 1 and len(cluster_nodes()) == 1 and not gpus
+    _Trainer(
         _work,
-        train_loop_config={"job": job},
+        train_loop_config={
+            "job": job,
+            "threads": resources.threads,
+            "gpus": gpus,
+            "place": logs.here(),
+        },
+        torch_config=_TorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=0 if in_place else resources.workers,
-            resources_per_worker=None if in_place else resources.per_worker,
+            use_gpu=bool(gpus),
+            resources_per_worker=None if in_place else resources.claim.resources,
+            placement_strategy=placement.upper(),
         ),
         run_config=ray.train.RunConfig(
-            name=f"{job.job_id[:12]}-{time.time_ns():x}",  # never Ray Train's own resume
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=0),
+            name=f"{job.checkpoint.job_id[:12]}-{time.time_ns():x}",  # never Ray Train's own resume
+            # Nobody reads what Ray Train writes, and a filesystem would carry credentials to it.
+            storage_path=os.path.join(tempfile.gettempdir(), f"dec-ray-train-{os.getuid()}"),
+            failure_config=ray.train.FailureConfig(**_NO_RETRIES),
         ),
-    )
-    for attempt in range(retries + 1):
-        try:
-            trainer.fit()
-            return
-        except Exception as error:
-            failure = pipeline_error(error)
-            if not failure.retryable or attempt == retries:
-                raise failure from error
-            log.warning("training starts over from its last checkpoint: %s", failure)
+    ).fit()
+
+
+def _device(gpus: float) -> torch.device:
+    """Where this worker computes, and says so.
+
+    Ray has made its card the current one; sums over gloo are of what lies in memory.
+    """
+    rank, size = rank_and_size()
+    over = dist.get_backend() if dist.is_initialized() else ""
+    device = claimed_device(gpus if over == "nccl" else 0)
+    node = ray.get_runtime_context().get_node_id()
+    log.info("worker %d of %d on node %s computes on %s", rank, size, node, device)
+    if rank == 0 and gpus and device.type == "cpu":
+        log.warning(
+            "workers claim a GPU each, but torch %s finds no CUDA with every one of them: they "
+            "compute on processors; install a build of torch for the driver of these nodes",
+            torch.__version__,
+        )
+    return device
 
 
 def _work(loop_config: dict[str, Any]) -> None:
     """What each worker does."""
+    enter(loop_config["place"])
     job: TrainingJob = loop_config["job"]
-    torch.set_num_threads(job.resources.threads)
+    threads: int = loop_config["threads"]
+    torch.set_num_threads(threads)
     rank, size = rank_and_size()
     share = training_share(job.pieces, rank, size, fit_rows=job.fit_rows, seed=job.seed)
     rows = WorkerRows(
@@ -204,123 +279,36 @@ def _work(loop_config: dict[str, Any]) -> None:
         share,
         total_rows=job.total_rows,
         cache_bytes=job.cache_bytes,
-        parallel_reads=max(1, job.resources.threads),
+        parallel_reads=threads,
         seed=job.seed + rank,
         held_out_share=job.held_out,
         held_out_seed=job.seed,
     )
-    trainee = job.build()
-    state, meta = _load_checkpoint(job)
+    trainee = job.build(_device(loop_config["gpus"]))
+    state, meta = job.checkpoint.load()
     history: dict[int, dict[str, Any]] = {}
-    if state:
+    if meta is not None:
         trainee.restore(state)
-        history = {record["number"]: record for record in meta["history"]}
-    watched = _ReportingRows(rows, job.board if rank == 0 else None, size, trainee.passes_done)
-    saved_at = time.monotonic()
+        history = {record["number"]: record for record in meta.history}
+        if rank == 0:
+            log.info("goes on after pass %d with %d workers", trainee.passes_done, size)
+    # Only rank 0 reports and writes: its clock alone counts, and the others need not know.
+    first = None
+    if rank == 0:
+        first = RankZero(job.board, job.checkpoint, job.checkpoint_seconds, trainee, history)
+    watched = ReportingRows(rows, first, size, trainee.passes_done)
     for record in trainee.run(watched):
         # A resumed training begins by yielding once more what it had yielded last.
-        history.setdefault(record.number, asdict(record))
-        if rank == 0 and getattr(record, "event", None):
-            log.warning("update %d: %s", record.number, record.event)
-        watched.note = _note(record)
-        # Only rank 0 writes, so only its clock counts and the others need not know.
-        if rank == 0 and time.monotonic() - saved_at >= job.checkpoint_seconds:
-            _save_checkpoint(job, trainee, history, complete=False)
-            saved_at = time.monotonic()
-    if rank == 0:
-        _save_checkpoint(job, trainee, history, complete=True)
+        history.setdefault(record.number, asdict(record) | {"workers": size})
+        if first:
+            if event := getattr(record, "event", None):
+                log.warning("update %d: %s", record.number, event)
+            first.rest(record.number, _note(record))
+    if first:
+        job.checkpoint.save(trainee.state(), history, complete=True)
 
 
 def _note(record: Any) -> str:
     names = {"loss": "loss {:.4f}", "kl": "KL {:.4f}", "label_change": "label change {:.2%}"}
     values = ((text, getattr(record, name, None)) for name, text in names.items())
     return " · ".join(text.format(value) for text, value in values if value is not None)
-
-
-# -------------------------------------------------------------------------------- checkpoints
-
-
-def _save_checkpoint(
-    job: TrainingJob, trainee: Trainee, history: dict[int, dict[str, Any]], *, complete: bool
-) -> None:
-    # One file, replaced in one step: weights and history can never be of different passes.
-    meta = {
-        "job_id": job.job_id,
-        "history": [history[number] for number in sorted(history)],
-        "complete": complete,
-    }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trainee.state().items()}
-    job.lake.write_bytes(
-        f"{job.folder}/checkpoint.safetensors", save(state, metadata={"meta": json.dumps(meta)})
-    )
-
-
-def _load_checkpoint(job: TrainingJob) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State and meta data of the last checkpoint of this very work; empty when there is none."""
-    try:
-        content = job.lake.read_bytes(f"{job.folder}/checkpoint.safetensors")
-    except FileNotFoundError:
-        return {}, {}
-    header_bytes = int.from_bytes(content[:8], "little")  # safetensors: length, JSON header, data
-    meta = json.loads(json.loads(content[8 : 8 + header_bytes])["__metadata__"]["meta"])
-    return (load(content), meta) if meta["job_id"] == job.job_id else ({}, {})
-
-
-# ----------------------------------------------------------------------------------- progress
-
-
-class _Board:
-    """Where rank 0 leaves its progress, for the driver to look at."""
-
-    def __init__(self) -> None:
-        self._rows, self._note = 0, ""
-
-    def put(self, rows: int, note: str) -> None:
-        self._rows, self._note = rows, note
-
-    def get(self) -> tuple[int, str]:
-        return self._rows, self._note
-
-
-class _ReportingRows:
-    """Training rows that tell the board how many of them went by."""
-
-    def __init__(self, rows: WorkerRows, board: Any, workers: int, passes_done: int) -> None:
-        self.total_rows, self.features = rows.total_rows, rows.features
-        self.note = ""
-        self._rows, self._board, self._workers = rows, board, workers
-        self._seen = passes_done * rows.total_rows
-        self._told_at = 0.0
-
-    def batches(self, pass_number: int, batch_rows: int, *, shuffled: bool) -> Iterator[Tensor]:
-        for batch in self._rows.batches(pass_number, batch_rows, shuffled=shuffled):
-            yield batch
-            self._seen += len(batch) * self._workers * shuffled
-            if self._board is not None and time.monotonic() - self._told_at > _REPORT_SECONDS:
-                self._board.put.remote(self._seen, self.note)
-                self._told_at = time.monotonic()
-
-
-class _Watch:
-    """Show the board's content while the block runs."""
-
-    def __init__(self, board: Any, planned_rows: int, context: Context) -> None:
-        self._board, self._planned, self._progress = board, planned_rows, context.progress
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join(timeout=5)
-        ray.kill(self._board)
-
-    def _show(self) -> None:
-        while not self._done.wait(_REPORT_SECONDS):
-            try:
-                rows, note = ray.get(self._board.get.remote(), timeout=5)
-            except (ray.exceptions.RayError, TimeoutError):
-                continue
-            self._progress.stage_advanced(min(rows, self._planned), self._planned, "rows", note)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
+import yaml
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -21,10 +22,11 @@ from pipeline.artifacts import (
 )
 from pipeline.config import Config
 from pipeline.engine import Context
+from pipeline.errors import InputError
 from pipeline.model.autoencoder import Autoencoder, freeze
 from pipeline.model.refinement import ClusterModel
 from pipeline.model.scaling import Scaler
-from pipeline.storage import Store, parquet_bytes, sha256
+from pipeline.storage import Store, parquet_bytes, sha256, why
 
 _SCALING_KEY = b"scaling"
 
@@ -63,16 +65,20 @@ def load_centroids(lake: Store, file: StoredFile) -> Tensor:
     return torch.from_numpy(flat.reshape(len(column), -1).copy())
 
 
-def scaler_bytes(scaler: Scaler, features: tuple[FeatureColumn, ...]) -> bytes:
-    """A scaler as a Parquet file: one row a feature."""
-    names = [
+def feature_names(features: tuple[FeatureColumn, ...]) -> list[str]:
+    """What each feature of a row is called: its column, and where that is a vector its place."""
+    return [
         f"{column.name}[{i}]" if column.vector else column.name
         for column in features
         for i in range(column.width)
     ]
+
+
+def scaler_bytes(scaler: Scaler, features: tuple[FeatureColumn, ...]) -> bytes:
+    """A scaler as a Parquet file: one row a feature."""
     table = pa.table(
         {
-            "feature": names,
+            "feature": feature_names(features),
             "mean": scaler.mean_F.numpy(),
             "offset": scaler.offset_F.numpy(),
             "factor": scaler.factor_F.numpy(),
@@ -147,6 +153,11 @@ def store_model_card(
     )
     layers = "-".join(map(str, (manifest.width, *config.model.hidden, config.model.embedding)))
     encoder = f"Encoder {layers}" if files.weights else "No encoder: centroids are scaled features"
+    if bad := manifest.quarantined:
+        facts += (
+            f"- {len(bad)} bad shards were left out: {', '.join(f'`{s.name}`' for s in bad[:5])}"
+        )
+        facts += ", and others.\n" if len(bad) > 5 else ".\n"
     weights = "`weights.safetensors` (encoder and decoder), " if files.weights else ""
     text = f"""# Model {files.model_id}
 
@@ -163,6 +174,27 @@ Files: {weights}`centroids.parquet` (cluster_id, centroid),
     context.lake.write_bytes(f"models/{files.model_id}/model_card.md", text.encode())
 
 
+def settings_path(model: ClusteringModel) -> str:
+    """Where the settings of the run that fitted a model lie, below the output."""
+    return f"models/{model.model_id}/config.yaml"
+
+
+def settings_of(lake: Store, model: ClusteringModel) -> Config:
+    """The settings of the run that fitted a model.
+
+    Raises:
+        InputError: They are not there, or of a version that this one does not read.
+    """
+    path = settings_path(model)
+    try:
+        return Config.model_validate(yaml.safe_load(lake.read_bytes(path)))
+    except (FileNotFoundError, ValueError, yaml.YAMLError) as error:  # of pydantic, too
+        raise InputError(
+            f"{lake.locate(path)} does not hold the settings of model {model.model_id}: "
+            f"{why(error)}; a model cannot be loaded without them"
+        ) from None
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model that is ready to assign rows."""
@@ -171,11 +203,26 @@ class LoadedModel:
     clusters: ClusterModel
 
 
-def load_model(lake: Store, model: ClusteringModel, config: Config, width: int) -> LoadedModel:
-    """A model of any kind from its files; ``width`` is F, the features of a row."""
+def load_model(
+    lake: Store,
+    model: ClusteringModel,
+    config: Config,
+    width: int,
+    device: torch.device | None = None,
+) -> LoadedModel:
+    """A model of any kind from its files, for inference.
+
+    Args:
+        lake: The output folder.
+        model: Which one.
+        config: Its settings.
+        width: F, the features of a row.
+        device: Where it is to compute; None for the processor.
+    """
     encoder: nn.Module = nn.Sequential()  # leaves scaled features as they are
     if model.weights is not None:
         encoder = load_autoencoder(lake, model.weights, config, width).encoder
     clusters = ClusterModel(encoder, load_centroids(lake, model.centroids), config.refine.alpha)
-    freeze(clusters)
-    return LoadedModel(load_scaler(lake, model.scaler), clusters)
+    clusters, scaler = clusters.to(device), load_scaler(lake, model.scaler).to(device)
+    freeze(clusters)  # in the precision that is fast there
+    return LoadedModel(scaler, clusters)

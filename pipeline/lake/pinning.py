@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 import functools
@@ -16,9 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import FeatureColumn, decode_schema, encode_schema, fingerprint_of
+from pipeline.artifacts import (
+    FeatureColumn,
+    QuarantinedShard,
+    decode_schema,
+    encode_schema,
+    fingerprint_of,
+)
 from pipeline.config import Config
-from pipeline.errors import ConfigError, InputError, PipelineError, TransientError
+from pipeline.errors import BadShard, ConfigError, InputError, PipelineError
+from pipeline.lake.bad_shards import ShardVersion, check_bound, diagnosed
 from pipeline.lake.columns import is_vector, memory_dtype, number_type, storage_type
 from pipeline.lake.example import write_digits_once
 from pipeline.lake.hive import hive_types_of, with_hive_columns
@@ -55,12 +63,14 @@ class PinnedInput:
         features: The feature columns, globs resolved, in the order of the config.
         dtype: numpy name of the type that holds a raw row.
         carried: Names and types of the key columns and the label.
+        quarantined: Shards whose footers cannot be read; not among ``shards``.
     """
 
     shards: pa.Table
     features: tuple[FeatureColumn, ...]
     dtype: str
     carried: pa.Schema
+    quarantined: tuple[QuarantinedShard, ...] = ()
 
 
 def list_shards(config: Config) -> list[FoundFile]:
@@ -123,11 +133,13 @@ def pin(
         on_footer: Told how many shards were looked at so far.
 
     Raises:
-        InputError: A shard is corrupt, a column is missing or of the wrong kind, widths differ.
+        InputError: A column is missing or of the wrong kind, widths differ, or more shards are
+            bad than ``source.on_bad_shard`` and ``source.max_bad_share`` let a run leave out.
     """
     hive_types = hive_types_of(file.url for file in files)
     columns: dict[str, list[object]] = {name: [] for name in SHARD_SCHEMA.names}
     threads = ThreadPoolExecutor(_FOOTER_THREADS)
+    bad: list[QuarantinedShard] = []
     try:
         wanted = _wanted(config, files, hive_types, known, threads)
         if wanted is None:
@@ -141,7 +153,12 @@ def pin(
                 footers.of(f) or threads.submit(_shard_facts, f, wanted, hive_types) for f in some
             ]
             for number, (file, found) in enumerate(zip(some, asked, strict=True), start + 1):
-                facts = found.result() if isinstance(found, Future) else found
+                try:
+                    facts = found.result() if isinstance(found, Future) else found
+                except BadShard as error:
+                    bad.append(_set_aside(config, file, error))
+                    check_bound(config, bad, len(files))
+                    continue
                 place = table.add(file, facts)
                 values = (file.url, file.name, file.bytes, file.version, sum(facts.rows))
                 more = (facts.rows, facts.bytes, facts.widths, place)
@@ -150,15 +167,25 @@ def pin(
                 on_footer(number)
     finally:
         threads.shutdown(cancel_futures=True)  # after an error, nobody waits for the other footers
-    return table.pinned(pa.table(columns, schema=SHARD_SCHEMA))
+    if bad:
+        list_shards(config)  # raises where all of the storage went, not some shards of it
+    pinned = table.pinned(pa.table(columns, schema=SHARD_SCHEMA))
+    return dataclasses.replace(pinned, quarantined=tuple(bad))
+
+
+def _set_aside(config: Config, file: FoundFile, bad: BadShard) -> QuarantinedShard:
+    if config.source.on_bad_shard == "error":
+        raise bad
+    facts = {"name": file.name, "url": file.url, "version": file.version, "bytes": file.bytes}
+    return QuarantinedShard(**facts, rows=None, stage="pin", reason=bad.reason)
 
 
 def known_footers(config: Config, lake: Store) -> pa.Table | None:
     """What the last night over the same source read of its footers; None where it left nothing."""
     try:
         return lake.read_table(footers_path(config))
-    except (OSError, pa.ArrowException):
-        return None  # absent, or damaged: then all are read
+    except (OSError, pa.ArrowException, PipelineError):
+        return None  # absent, damaged or not for us to read: then all footers are read
 
 
 def footers_path(config: Config) -> str:
@@ -181,13 +208,20 @@ def _wanted(
         empty = set(zip(*without.to_pydict().values(), strict=True))
     candidates = [file for file in files if (file.url, file.version) not in empty]
     start, some = 0, 1  # nearly always the first has rows; else more and more at a time
+    bad: list[QuarantinedShard] = []
     while start < len(candidates):
         asked = candidates[start : start + some]
-        for file, footer in zip(asked, threads.map(_footer, asked), strict=True):
+        for file, found in [(file, threads.submit(_footer, file)) for file in asked]:
+            try:
+                footer = found.result()
+            except BadShard as error:
+                bad.append(_set_aside(config, file, error))
+                continue
             if sum(footer.rows):
                 schema = with_hive_columns(footer.schema, file.url, hive_types)
                 return _resolve(config, schema, file.name)
         start, some = start + some, min(2 * some, _SHARDS_AHEAD)
+    check_bound(config, bad, len(files))
     return None
 
 
@@ -408,24 +442,11 @@ def _footer(file: FoundFile) -> _Footer:
             parquet = pq.ParquetFile(source)
             return _Footer(parquet.schema_arrow, parquet.metadata)
     except (OSError, pa.ArrowException) as error:
-        raise unreadable_shard(file.name, error) from None
+        raise diagnosed(_version(file), error, lambda f: pq.ParquetFile(f).schema_arrow) from None
 
 
-def unreadable_shard(shard: str, error: Exception) -> PipelineError:
-    """What a corrupt, truncated, vanished or forbidden shard leads to, or a storage that fails."""
-    reason = why(error)
-    # Arrow raises a plain OSError for everything that S3 answers; these may answer differently
-    # next time.
-    passing = ("SLOW_DOWN", "THROTTL", "NETWORK_CONNECTION", "INTERNAL_FAILURE", "TIMEOUT", "curl")
-    if isinstance(error, (TimeoutError, ConnectionError)) or (
-        isinstance(error, OSError) and any(word in reason for word in passing)
-    ):
-        return TransientError(
-            f"shard {shard} cannot be read now: {reason}; the same run id continues"
-        )
-    return InputError(
-        f"shard {shard} cannot be read: {reason}; restore it, or take it out of source.path"
-    )
+def _version(file: FoundFile) -> ShardVersion:
+    return ShardVersion(file.url, file.name, file.version)
 
 
 def _width(footer: _Footer, name: str, file: FoundFile) -> int | None:
@@ -445,14 +466,24 @@ def _width(footer: _Footer, name: str, file: FoundFile) -> int | None:
         width, rest = divmod(chunk.num_values, footer.rows[group])
         if counted and not chunk.statistics.null_count and not rest:
             return int(width)
-        with open_input(file.url) as source:
-            column = pq.ParquetFile(source).read_row_group(group, columns=[name])[name]
+        column = _one_column(file, group, name)
         widths = pc.unique(pc.list_value_length(_plain(column))).drop_null().to_pylist()
         if len(widths) > 1:
             raise ragged_error(file.name, name, min(widths), max(widths))
         if widths:
             return int(widths[0])
     return None
+
+
+def _one_column(file: FoundFile, group: int, name: str) -> pa.ChunkedArray:
+    def read(source: pa.NativeFile) -> pa.ChunkedArray:
+        return pq.ParquetFile(source).read_row_group(group, columns=[name])[name]
+
+    try:
+        with open_input(file.url) as source:
+            return read(source)
+    except (OSError, pa.ArrowException) as error:
+        raise diagnosed(_version(file), error, read) from None
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

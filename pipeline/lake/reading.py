@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +13,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artifacts import FeatureColumn, Manifest
+from pipeline.artifacts import FeatureColumn, Manifest, StoredFile, encode_schema
 from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.counts import count
+from pipeline.errors import InputError, says_out_of_memory
+from pipeline.lake.bad_shards import ShardVersion, changed, diagnosed, storage_error
 from pipeline.lake.columns import RaggedVectors, feature_matrix, missing_values_error
 from pipeline.lake.hive import hive_column, hive_values
-from pipeline.lake.pinning import ragged_error, unreadable_shard
+from pipeline.lake.pinning import PinnedInput, ragged_error
 from pipeline.lake.slices import cut_slices
 from pipeline.schema import SHARD_KEY_FIELDS
 from pipeline.storage import S3_SCHEME, Store, open_input, version_of
 
 # Memory of a block of raw rows: enough to hide the cost of a call, little beside a worker's.
-_BLOCK_BYTES = 8 * 2**20
+_BLOCK_BYTES = 2 * 2**20
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ class Reader:
             pieces: See ``pipeline.lake.slices``, with the shard's url, name and version.
 
         Raises:
-            InputError: A shard is corrupt or changed since it was pinned, vectors are ragged, or
-                a feature is missing under ``nulls="error"``.
+            BadShard: A shard is corrupt or gone, or changed since it was pinned.
+            InputError: Vectors are ragged, or a feature is missing under ``nulls="error"``.
         """
         start = 0
         shards = pieces["shard"].to_numpy()
@@ -95,43 +98,75 @@ class Reader:
             start = int(edge)
 
     def _shard(self, pieces: list[dict[str, Any]]) -> Iterator[RowBlock]:
-        url, name = pieces[0]["url"], pieces[0]["name"]
+        shard = ShardVersion(*(pieces[0][name] for name in ("url", "name", "version")))
         try:
-            if version_of(url) != pieces[0]["version"]:
-                raise InputError(
-                    f"shard {name} changed since this run pinned it; a run reads one version of "
-                    "its input. Start a new run id to use the new one"
-                )
-            with open_input(url) as source:
-                # One request for all columns of a row group; what is mapped into memory needs none.
-                parquet = pq.ParquetFile(source, pre_buffer=url.startswith(S3_SCHEME))
-                for piece in pieces:
-                    yield from self._piece(parquet, url, name, piece)
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable_shard(name, error) from None
+            for parquet, piece, position, batch in self._pinned_batches(shard, pieces):
+                first, rows = piece["row_start"], piece["rows"]
+                begin, end = max(first - position, 0), min(first + rows - position, len(batch))
+                if begin < end:
+                    part = self._with_hive(pa.table(batch.slice(begin, end - begin)), shard.url)
+                    row_number = piece["first_row"] + position + begin
+                    place = (shard.name, shard.url, part, piece["shard"], row_number)
+                    yield from self._block(parquet, *place)
+        except MemoryError:
+            raise
+        except (OSError, pa.ArrowException) as error:  # values that fit no type, for example
+            if says_out_of_memory(error):
+                raise  # that is no fault of the shard
+            raise storage_error(shard.name, error) from None
 
-    def _piece(
-        self, parquet: pq.ParquetFile, url: str, name: str, piece: dict[str, Any]
-    ) -> Iterator[RowBlock]:
-        group, first, rows = piece["row_group"], piece["row_start"], piece["rows"]
+    def _pinned_batches(
+        self, shard: ShardVersion, pieces: list[dict[str, Any]]
+    ) -> Iterator[tuple[pq.ParquetFile, dict[str, Any], int, pa.RecordBatch]]:
+        """What ``_batches`` yields, of the version that was pinned."""
+
+        def read_again(source: pa.NativeFile) -> None:
+            for _ in self._batches(source, pieces, pre_buffer=False):
+                pass
+
+        try:
+            if version_of(shard.url) != shard.version:
+                raise changed(shard)
+            with open_input(shard.url) as source:
+                # One request for all columns of a row group; what is mapped into memory needs none.
+                yield from self._batches(source, pieces, shard.url.startswith(S3_SCHEME))
+            # Of what was read meanwhile nobody knows which version it was. One that is gone by now
+            # was read while it was there.
+            with contextlib.suppress(FileNotFoundError):
+                if version_of(shard.url) != shard.version:
+                    raise changed(shard)
+        except (OSError, pa.ArrowException) as error:
+            if says_out_of_memory(error):
+                raise  # that is no fault of the shard
+            raise diagnosed(shard, error, read_again) from None
+
+    def _batches(
+        self, source: pa.NativeFile, pieces: list[dict[str, Any]], pre_buffer: bool
+    ) -> Iterator[tuple[pq.ParquetFile, dict[str, Any], int, pa.RecordBatch]]:
+        """Batches up to the end of each piece, with their first row's place in the row group."""
+        # Without checksums, which Spark writes, damage in uncompressed pages is not to be seen.
+        parquet = pq.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True)
         in_file = parquet.schema_arrow.names
         names = dict.fromkeys((*(column.name for column in self.features), *self.carried.names))
         block_rows = max(1024, _BLOCK_BYTES // (self.width * np.dtype(self.dtype).itemsize))
-        position = 0
-        for batch in parquet.iter_batches(
-            batch_size=block_rows,
-            row_groups=[group],
-            columns=[n for n in names if n in in_file],
-            use_threads=False,  # whoever reads has threads that read other pieces meanwhile
-        ):
-            begin, end = max(first - position, 0), min(first + rows - position, len(batch))
-            if begin < end:
-                part = self._with_hive(pa.table(batch.slice(begin, end - begin)), url)
-                row_number = piece["first_row"] + position + begin
-                yield from self._block(parquet, name, url, part, piece["shard"], row_number)
-            position += len(batch)
-            if position >= first + rows:
-                return
+        wanted = [column for column, name in enumerate(_roots(parquet)) if name in names]
+        for piece in pieces:
+            position, end = 0, piece["row_start"] + piece["rows"]
+            group = parquet.metadata.row_group(piece["row_group"])
+            count("bytes_read", sum(group.column(c).total_compressed_size for c in wanted))
+            for batch in parquet.iter_batches(
+                batch_size=block_rows,
+                row_groups=[piece["row_group"]],
+                columns=[n for n in names if n in in_file],
+                use_threads=False,  # whoever reads has threads that read other pieces meanwhile
+            ):
+                yield parquet, piece, position, batch
+                position += len(batch)
+                count("rows_read", len(batch))
+                if position >= end:
+                    break
+            if position < end:
+                raise pa.ArrowInvalid(f"row group {piece['row_group']} ends after {position} rows")
 
     def _with_hive(self, table: pa.Table, url: str) -> pa.Table:
         if not all(name in table.column_names for name in self._names()):
@@ -206,10 +241,39 @@ class Reader:
         return missing_values_error(shard, names, bad_rows, total)
 
 
+def manifest_of(config: Config, pinned: PinnedInput, shards: StoredFile) -> Manifest:
+    """What stages are told of a pinned input; ``shards`` is where its table of shards is kept."""
+    table = pinned.shards
+    pieces = cut_slices(table, config.execution.target_slice_mib * 2**20)
+    return Manifest(
+        shards=shards,
+        rows=int(table["rows"].to_numpy().sum()),
+        bytes=int(table["bytes"].to_numpy().sum()),
+        wanted_bytes=int(table["row_group_bytes"].combine_chunks().flatten().to_numpy().sum()),
+        shard_count=len(table),
+        row_groups=len(pieces),
+        slice_count=len(pc.unique(pieces["slice"])),
+        target_slice_mib=config.execution.target_slice_mib,
+        features=pinned.features,
+        dtype=pinned.dtype,
+        carried=encode_schema(pinned.carried),
+        nulls=config.source.nulls,
+        keys=tuple(config.source.keys),
+        label=config.evaluate.label,
+        quarantined=pinned.quarantined,
+    )
+
+
 def pieces_of(manifest: Manifest, lake: Store) -> pa.Table:
-    """All pieces of a pinned input, in slices, ready for ``Reader.blocks``."""
+    """All pieces of a pinned input, in slices, ready for ``Reader.blocks``.
+
+    Those of quarantined shards are left out after the cut, so that all other slices stay as they
+    are; a slice of which nothing is left is none.
+    """
     shards = lake.read_table(manifest.shards.path)
-    return pieces_of_shards(shards, manifest.target_slice_mib)
+    pieces = pieces_of_shards(shards, manifest.target_slice_mib)
+    left_out = pa.array([shard.url for shard in manifest.quarantined], pa.string())
+    return pieces.filter(pc.invert(pc.is_in(pieces["url"], left_out))) if len(left_out) else pieces
 
 
 def pieces_of_shards(shards: pa.Table, target_slice_mib: int) -> pa.Table:
@@ -218,6 +282,12 @@ def pieces_of_shards(shards: pa.Table, target_slice_mib: int) -> pa.Table:
     for column in ("url", "name", "version"):
         pieces = pieces.append_column(column, pc.take(shards[column], pieces["shard"]))
     return pieces
+
+
+def _roots(parquet: pq.ParquetFile) -> list[str]:
+    """The column that each of Parquet's, which may be a part of one, belongs to."""
+    schema = parquet.metadata.schema
+    return [schema.column(c).path.partition(".")[0] for c in range(len(schema))]
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -2,6 +2,9 @@
 
 A *piece* is some rows of one row group, a row of a table with these columns: slice, shard,
 row_group, row_start (in its row group), rows, first_row (of its row group, in its shard).
+
+``dec run`` cuts each input anew; a night keeps the slices of the night before, as far as shards are
+the same (``pipeline.lake.kept_slices``).
 """
 
 from __future__ import annotations
@@ -17,13 +20,19 @@ from numpy.typing import NDArray
 # Row groups that the sample is drawn from at most: each costs a read of its own, and this many
 # spread over the table represent it even when shards are sorted.
 MAX_SAMPLED_ROW_GROUPS = 512
+# Pieces in a slice at most, however few bytes they are: tiny shards cost a request each, and a
+# hundred thousand of them in one slice would be opened one by one by one actor.
+MOST_PIECES = 1024
+# Column of a night's table of shards: the slice of each row group, also of empty ones.
+# Which number it is says nothing but which row groups share a slice.
+SLICES = pa.field("row_group_slices", pa.list_(pa.int32()))
 
 
 def cut_slices(shards: pa.Table, target_bytes: int) -> pa.Table:
     """Cut the input into units of work: row groups of one large shard, or several small shards.
 
     Args:
-        shards: The manifest's table of shards.
+        shards: The manifest's table of shards; with a column ``SLICES`` they are cut already.
         target_bytes: Size of the wanted columns in one slice, about.
 
     Returns:
@@ -31,7 +40,6 @@ def cut_slices(shards: pa.Table, target_bytes: int) -> pa.Table:
     """
     counts = pc.list_value_length(shards["row_group_rows"]).to_numpy()
     rows = shards["row_group_rows"].combine_chunks().flatten().to_numpy()
-    size = shards["row_group_bytes"].combine_chunks().flatten().to_numpy()
     shard = np.repeat(np.arange(len(counts)), counts)
     starts = np.cumsum(counts) - counts
     row_group = np.arange(len(rows)) - np.repeat(starts, counts)
@@ -39,6 +47,30 @@ def cut_slices(shards: pa.Table, target_bytes: int) -> pa.Table:
     first_row = before - (
         np.repeat(before[np.minimum(starts, max(len(rows) - 1, 0))], counts) if len(rows) else 0
     )
+    if SLICES.name in shards.column_names:
+        number = shards[SLICES.name].combine_chunks().flatten().to_numpy()
+    else:
+        number = slices_of_row_groups(shards, target_bytes)
+    pieces = pa.table(
+        {
+            "shard": shard.astype(np.int32),
+            "row_group": row_group.astype(np.int32),
+            "row_start": np.zeros(len(rows), np.int64),
+            "rows": rows.astype(np.int64),
+            "first_row": first_row.astype(np.int64),
+            "slice": number.astype(np.int32),
+        }
+    ).filter(pa.array(rows > 0))
+    # Renumber without gaps: a slice of empty row groups is none.
+    _, numbers = np.unique(pieces["slice"].to_numpy(), return_inverse=True)
+    return pieces.set_column(5, "slice", pa.array(numbers.astype(np.int32)))
+
+
+def slices_of_row_groups(shards: pa.Table, target_bytes: int) -> NDArray[np.int64]:
+    """The slice of each row group, empty ones too, shape (row groups,); ascending."""
+    counts = pc.list_value_length(shards["row_group_bytes"]).to_numpy()
+    size = shards["row_group_bytes"].combine_chunks().flatten().to_numpy()
+    shard = np.repeat(np.arange(len(counts)), counts)
     shard_bytes = np.bincount(shard, weights=size, minlength=len(counts))
     # A shard of at least a slice is cut by itself; smaller ones in a row are packed together.
     large = shard_bytes >= target_bytes
@@ -47,26 +79,19 @@ def cut_slices(shards: pa.Table, target_bytes: int) -> pa.Table:
     family_first = np.searchsorted(piece_family, piece_family)  # index of the family's first piece
     bytes_before = np.cumsum(size) - size
     within = (bytes_before - bytes_before[family_first]) // target_bytes if len(size) else size
-    change = np.ones(len(rows), dtype=bool)
-    change[1:] = (np.diff(piece_family) != 0) | (np.diff(within) != 0)
-    pieces = pa.table(
-        {
-            "shard": shard.astype(np.int32),
-            "row_group": row_group.astype(np.int32),
-            "row_start": np.zeros(len(rows), np.int64),
-            "rows": rows.astype(np.int64),
-            "first_row": first_row.astype(np.int64),
-            "slice": (np.cumsum(change) - 1).astype(np.int32),
-        }
-    ).filter(pa.array(rows > 0))
-    # Renumber without gaps: a slice of empty row groups is none.
-    _, numbers = np.unique(pieces["slice"].to_numpy(), return_inverse=True)
-    return pieces.set_column(5, "slice", pa.array(numbers.astype(np.int32)))
+    turn = (np.arange(len(size)) - family_first) // MOST_PIECES
+    change = np.ones(len(size), dtype=bool)
+    change[1:] = (np.diff(piece_family) != 0) | (np.diff(within) != 0) | (np.diff(turn) != 0)
+    slices: NDArray[np.int64] = np.cumsum(change) - 1
+    return slices
 
 
 def by_slice(pieces: pa.Table) -> list[pa.Table]:
-    """The pieces of each slice, without copying."""
+    """The pieces of each slice, in the order of the shards."""
     numbers = pieces["slice"].to_numpy()
+    if (np.diff(numbers) < 0).any():  # shards that came late lie between others of a slice
+        pieces = pieces.take(pa.array(np.argsort(numbers, kind="stable")))
+        numbers = pieces["slice"].to_numpy()
     edges = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))
     return [pieces.slice(a, b - a) for a, b in itertools.pairwise(edges)]
 

@@ -7,26 +7,40 @@ Readers take the newest number; ``current.json`` is a copy of it for people and 
 from __future__ import annotations
 
 import datetime
-import re
-from typing import Any
+import logging
+from collections.abc import Callable
 
-from pydantic import ValidationError
+from pydantic import PositiveInt
 
-from pipeline.artifacts import PartFile, Record
-from pipeline.errors import CommitConflict, CommitStateUnknown, InputError
-from pipeline.storage import Store, why
+from pipeline.artifacts import LakePath, Name, PartFile, Record
+from pipeline.errors import CommitConflict, InputError, PipelineError
+from pipeline.lake.commit_log import CommitLog
+from pipeline.storage import FoundFile, Store, why
 
-_FOLDER = "snapshots"
+log = logging.getLogger(__name__)
+
+FOLDER = "snapshots"
 _ATTEMPTS = 20  # each lost race means that another run published; more than this is a livelock
 
 
 class Partition(Record):
-    """What serves one ds."""
+    """What serves one ds.
 
-    run_id: str
-    model_id: str
+    Attributes:
+        run_id: The run that wrote it.
+        model_id: The model that assigned its rows.
+        rows: How many.
+        files: JSON file that lists its part files.
+        quarantined_shards: Bad shards of the input that it holds no row of.
+        refused: The gate refused the model that was fitted for it; the one before labelled it.
+    """
+
+    run_id: Name
+    model_id: Name
     rows: int
-    files: str
+    files: LakePath
+    quarantined_shards: int = 0
+    refused: bool = False
 
 
 class SnapshotFile(Record):
@@ -37,16 +51,23 @@ class SnapshotFile(Record):
         commit_id: Identifies the publish, so that one whose answer was lost is recognised.
         run_id: The run that published.
         ds: The partition that it published.
-        committed_at: UTC.
+        committed_at: UTC, by the clock of whoever published; the numbers decide what is newer.
         partitions: All live partitions of the assignments table, by ds.
     """
 
-    snapshot: int
+    snapshot: PositiveInt
     commit_id: str
-    run_id: str
-    ds: str
+    run_id: Name
+    ds: Name
     committed_at: str
-    partitions: dict[str, Partition]
+    partitions: dict[Name, Partition]
+
+
+class PublishAttempt(Record):
+    """Content of a run's ``stages/publish/attempt.json``, written before the commit is tried."""
+
+    snapshot: PositiveInt
+    commit_id: str
 
 
 class FileList(Record):
@@ -56,34 +77,54 @@ class FileList(Record):
     files: tuple[PartFile, ...]
 
 
+_LOG = CommitLog(FOLDER, SnapshotFile, lambda snapshot: snapshot.snapshot, "a snapshot")
+
+
+def snapshot_files(lake: Store) -> dict[int, FoundFile]:
+    """The files of all snapshots that are kept, by number, ascending."""
+    return _LOG.files(lake)
+
+
 def latest_snapshot(lake: Store) -> SnapshotFile | None:
     """The newest snapshot; None before the first publish."""
-    numbers = [
-        int(match[1])
-        for file in lake.list(_FOLDER)
-        if (match := re.fullmatch(r"(\d+)\.json", file.name))
-    ]
-    return _read(lake, max(numbers)) if numbers else None
+    numbers = snapshot_files(lake)
+    return read_snapshot(lake, max(numbers)) if numbers else None
 
 
-def publish(lake: Store, ds: str, partition: Partition, commit_id: str) -> SnapshotFile:
+def publish(
+    lake: Store,
+    ds: str,
+    partition: Partition,
+    commit_id: str,
+    *,
+    hold: Callable[[], None] = lambda: None,
+) -> SnapshotFile:
     """Let the newest snapshot name this partition for its ds.
 
-    Publishing the same commit again finds it in the log and changes nothing.
+    Publishing the same commit again finds it in the log and changes nothing, also where an earlier
+    attempt never heard that it had succeeded.
+
+    Args:
+        lake: The output folder.
+        ds: The partition to replace.
+        partition: By what.
+        commit_id: The same for every attempt at this publish, and for no other.
+        hold: Called right before the commit; raises if it must not happen.
 
     Raises:
         CommitConflict: Another run published the same ds meanwhile.
+        CommitError: The storage refuses, and nothing was published.
         CommitStateUnknown: The storage failed, and whether the commit landed cannot be told.
     """
-    began_with = latest_snapshot(lake)
-    served_before = began_with.partitions.get(ds) if began_with else None
+    before = published_by(lake, partition.run_id)
+    if before and before.commit_id == commit_id:
+        _update_current(lake)
+        return before
+    latest = latest_snapshot(lake)
+    served_before = latest.partitions.get(ds) if latest else None
     for _ in range(_ATTEMPTS):
-        latest = latest_snapshot(lake)
         partitions = dict(latest.partitions) if latest else {}
         now = partitions.get(ds)
-        if latest and (mine := _find(lake, latest, ds, commit_id)):
-            _update_current(lake)
-            return mine
         if now != served_before:
             raise CommitConflict(
                 f"ds {ds}: run {now.run_id if now else 'none'} published while run "
@@ -97,18 +138,82 @@ def publish(lake: Store, ds: str, partition: Partition, commit_id: str) -> Snaps
             committed_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             partitions={**partitions, ds: partition},
         )
-        try:
-            created = lake.create_json(_path(snapshot.snapshot), snapshot.model_dump(mode="json"))
-        except OSError as error:
-            raise CommitStateUnknown(
-                f"{lake.locate(_path(snapshot.snapshot))}: {why(error)}; whether run "
-                f"{partition.run_id} is published is not known and nothing was deleted. "
-                "Run the same run id again: it looks first"
-            ) from error
-        if created:
+        attempt = PublishAttempt(snapshot=snapshot.snapshot, commit_id=commit_id)
+        lake.write_json(_attempt_path(partition.run_id), attempt.model_dump(mode="json"))
+        hold()
+        there = _put(lake, snapshot, f"run {partition.run_id}", "the same run id")
+        if there.commit_id == commit_id:
             _update_current(lake)
-            return snapshot
+            return there
+        latest = latest_snapshot(lake)
     raise CommitConflict(f"ds {ds}: lost {_ATTEMPTS} races for the next snapshot; run it again")
+
+
+def amend(
+    lake: Store,
+    commit_id: str,
+    change: Callable[[Partition], Partition],
+    *,
+    hold: Callable[[], None] = lambda: None,
+) -> SnapshotFile | None:
+    """Let the newest snapshot name what ``change`` makes of its partitions, all in one commit.
+
+    Doing it again changes nothing, because then nothing is left to change. The new snapshot says
+    that the run published that did so last: it is still that run's work.
+
+    Args:
+        lake: The output folder.
+        commit_id: The same for every attempt at this change, and for no other.
+        change: A partition → what takes its place; the same one where nothing does.
+        hold: Called right before the commit; raises if it must not happen.
+
+    Returns:
+        The snapshot that has the change; None before the first publish.
+
+    Raises:
+        CommitConflict: Every number that was tried went to somebody else.
+        CommitError: The storage refuses, and nothing was published.
+        CommitStateUnknown: The storage failed, and whether the commit landed cannot be told.
+    """
+    for _ in range(_ATTEMPTS):
+        latest = latest_snapshot(lake)
+        if latest is None:
+            return None
+        partitions = {ds: change(partition) for ds, partition in latest.partitions.items()}
+        if partitions == latest.partitions:
+            _update_current(lake)
+            return latest
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        changed = {
+            "snapshot": latest.snapshot + 1,
+            "commit_id": commit_id,
+            "committed_at": now,
+            "partitions": partitions,
+        }
+        hold()
+        there = _put(lake, latest.model_copy(update=changed), commit_id, "the same")
+        if there.commit_id == commit_id:
+            _update_current(lake)
+            return there
+    raise CommitConflict(f"{commit_id}: lost {_ATTEMPTS} races for the next snapshot; run it again")
+
+
+def _put(lake: Store, snapshot: SnapshotFile, who: str, again: str) -> SnapshotFile:
+    return _LOG.put(lake, snapshot, who=who, landed=f"{who} is published", again=again)
+
+
+def published_by(lake: Store, run_id: str) -> SnapshotFile | None:
+    """What a run published last, also where it never heard of it.
+
+    Goes by the number that it tried: later snapshots may have replaced it, and ten thousand of
+    them are not to be read one by one.
+    """
+    try:
+        attempt = PublishAttempt.model_validate(lake.read_json(_attempt_path(run_id)))
+        found = read_snapshot(lake, attempt.snapshot)
+    except (FileNotFoundError, ValueError):
+        return None  # none was made, or the snapshot is gone by retention
+    return found if found.commit_id == attempt.commit_id else None
 
 
 def assignment_files(lake: Store, ds: str | None = None) -> list[str]:
@@ -122,36 +227,47 @@ def assignment_files(lake: Store, ds: str | None = None) -> list[str]:
         known = f"it has {', '.join(sorted(latest.partitions))}" if latest else "it has none"
         raise InputError(f"{lake.url} has no published assignments for ds {ds}; {known}")
     chosen = [p for name, p in sorted(latest.partitions.items()) if ds in (None, name)]
-    lists = (FileList.model_validate(lake.read_json(partition.files)) for partition in chosen)
+    lists = (read_file_list(lake, partition.files) for partition in chosen)
     return [lake.locate(file.path) for files in lists for file in files.files]
 
 
-def _find(lake: Store, latest: SnapshotFile, ds: str, commit_id: str) -> SnapshotFile | None:
-    """The snapshot of this commit, if nothing else was published for its ds since."""
-    snapshot = latest
-    while snapshot.commit_id != commit_id:
-        if snapshot.ds == ds or snapshot.snapshot == 1:
-            return None
-        snapshot = _read(lake, snapshot.snapshot - 1)
-    return snapshot
+def read_file_list(lake: Store, path: str) -> FileList:
+    """The part files that a run lists.
+
+    Raises:
+        FileNotFoundError: There is no such list.
+        InputError: It cannot be understood.
+    """
+    try:
+        return FileList.model_validate(lake.read_json(path))
+    except ValueError as error:  # of JSON and of pydantic
+        raise InputError(
+            f"{lake.locate(path)} is not a list of part files that this version reads: {why(error)}"
+        ) from None
 
 
 def _update_current(lake: Store) -> None:
-    """Copy the newest snapshot, which by now may be a later one than ours."""
-    latest = latest_snapshot(lake)
-    assert latest is not None  # ours is there
-    content: dict[str, Any] = latest.model_dump(mode="json")
-    lake.write_json("current.json", content)
-
-
-def _path(number: int) -> str:
-    return f"{_FOLDER}/{number}.json"
-
-
-def _read(lake: Store, number: int) -> SnapshotFile:
+    """Copy the newest snapshot, whoever published it, to ``current.json``."""
+    written = 0
     try:
-        return SnapshotFile.model_validate(lake.read_json(_path(number)))
-    except (ValueError, ValidationError) as error:
-        raise InputError(
-            f"{lake.locate(_path(number))} is not a snapshot that this version reads: {why(error)}"
-        ) from None
+        # Whoever writes last has looked after it wrote: so that the copy does not stay old where
+        # two publish at the same time.
+        while (latest := latest_snapshot(lake)) and latest.snapshot > written:
+            lake.write_json("current.json", latest.model_dump(mode="json"))
+            written = latest.snapshot
+    except (OSError, PipelineError) as error:  # it is published, whatever becomes of the copy
+        log.warning("current.json is not that of the newest snapshot: %s", why(error))
+
+
+def _attempt_path(run_id: str) -> str:
+    return f"runs/{run_id}/stages/publish/attempt.json"
+
+
+def read_snapshot(lake: Store, number: int) -> SnapshotFile:
+    """The snapshot of this number.
+
+    Raises:
+        FileNotFoundError: There is none.
+        InputError: It cannot be understood.
+    """
+    return _LOG.read(lake, number)

@@ -21,6 +21,14 @@ def fastest_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def products_here(precision: Precision) -> Literal["float32", "bfloat16"]:
+    """Precision of the matrix products of a network on this machine's processor."""
+    if precision == "auto":
+        fast = fastest_precision(torch.device("cpu")) == torch.bfloat16
+        return "bfloat16" if fast else "float32"
+    return precision
+
+
 class Perceptron(nn.Sequential):
     """Linear layers with ReLU between them; the last one is linear, as in the paper.
 

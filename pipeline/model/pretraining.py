@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.model.augmentation import Augmentation, hide, randomness
 from pipeline.model.autoencoder import Autoencoder, products_of
-from pipeline.model.devices import device_of, to_device
+from pipeline.model.devices import device_of, learnt_at_a_time, to_device
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import (
     TrainingRows,
@@ -83,6 +83,7 @@ class Pretraining:
         self.settings = settings
         self.augmentation = augmentation
         self.passes_done = 0
+        self._portion_rows = learnt_at_a_time(autoencoder)
         self.optimizer = optimizer_of(list(autoencoder.parameters()), settings)
 
     def run(self, rows: TrainingRows) -> Iterator[PretrainPass]:
@@ -102,27 +103,37 @@ class Pretraining:
         """One pass; returns its loss and the rows that were learnt from, over all workers."""
         settings = self.settings
         batch_rows = update_rows(settings, rows.total_rows)
-        noise = noise_of(settings, rows.features, self.autoencoder.embedding)
         parameters = list(self.autoencoder.parameters())
         rank = rank_and_size()[0]
         loss_total, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        for step, raw_BF in enumerate(in_step(rows, self.passes_done, batch_rows)):
+        for step, batch_BF in enumerate(in_step(rows, self.passes_done, batch_rows)):
             done = self.passes_done + min(1.0, seen / max(1, rows.total_rows))
             set_learning_rate(self.optimizer, learning_rate_at(settings, done / settings.passes))
             random = randomness(self.seed, self.passes_done, step, rank)
-            x_BF = to_device(raw_BF, self.device)
-            if self.augmentation:
-                x_BF = self.augmentation(x_BF, random)
-            x_BF = self.scaler(x_BF)
-            reconstructed_BF = self.autoencoder(hide(x_BF, noise, random))
-            error = (reconstructed_BF - x_BF).square().sum() / rows.features
             loss, global_rows, _ = global_update(
-                self.optimizer, parameters, error, len(x_BF), max_norm=settings.max_gradient_norm
+                self.optimizer,
+                parameters,
+                self._losses(batch_BF, random),
+                len(batch_BF),
+                max_norm=settings.max_gradient_norm,
             )
             if not global_rows:
                 break
             loss_total, seen = loss_total.add_(loss), seen + global_rows
         return loss_total.item() / max(1, seen), seen
+
+    def _losses(self, batch_BF: Tensor, random: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Squared error a feature, summed over the rows of each portion of a batch."""
+        features = batch_BF.shape[1]
+        noise = noise_of(self.settings, features, self.autoencoder.embedding)
+        for some_BF in batch_BF.split(self._portion_rows):  # type: ignore[no-untyped-call]
+            x_BF = to_device(some_BF, self.device)
+            if self.augmentation:
+                x_BF = self.augmentation(x_BF, random)
+            x_BF = self.scaler(x_BF)
+            reconstructed_BF = self.autoencoder(hide(x_BF, noise, random))
+            error = (reconstructed_BF - x_BF).square().sum() / features
+            yield error, error
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs."""

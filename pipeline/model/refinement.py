@@ -29,7 +29,7 @@ from pipeline.model.dec import (
     soft_assignment,
     squared_distances,
 )
-from pipeline.model.devices import device_of, embeddings, to_device
+from pipeline.model.devices import device_of, embeddings, learnt_at_a_time, to_device
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import (
     TrainingRows,
@@ -185,6 +185,8 @@ class Refinement:
         self.reference = reference
         self.seed = seed
         self.optimizer = optimizer_of(list(self.live.parameters()), settings)
+        clusters = len(model.centroids_KD)
+        self._portion_rows = rows_at_a_time(clusters, learnt_at_a_time(self.live))
         self.updates_done = 0
         self.passes_done = 0
         self.steps_done, self.rows_done = 0, 0  # of the pass that is under way
@@ -294,24 +296,22 @@ class Refinement:
         while seen < interval and self.passes_done < settings.passes:
             if self._batches is None:
                 self._batches = self._resumed_pass(rows)
-            raw_BF = to_device(next(self._batches), self.device)
+            batch_BF = next(self._batches)
             random = randomness(self.seed, self.passes_done, self.steps_done, rank, self.recoveries)
-            kl, error, target_q_BK = self._losses(raw_BF, frequency_K, random)
+            batch_K = torch.zeros_like(frequency_K)
             self._set_learning_rate(rows)
             loss_sum, global_rows, kl_sum = global_update(
                 self.optimizer,
                 parameters,
-                kl + settings.reconstruction_weight * error,
-                len(raw_BF),
+                self._losses(batch_BF, frequency_K, batch_K, random),
+                len(batch_BF),
                 max_norm=settings.max_gradient_norm,
-                also=kl,
             )
             totals.add_(torch.stack([kl_sum, loss_sum]))
             if self.steps_done % _LOOK_EVERY == 0 and not torch.isfinite(totals).all():
                 return False
             if settings.target == "live":
-                batch_K = sum_over_workers(target_q_BK.sum(dim=0, dtype=torch.float64))
-                frequency_K = frequency_K * (1 - global_rows / window) + batch_K
+                frequency_K = frequency_K * (1 - global_rows / window) + sum_over_workers(batch_K)
             self.steps_done, self.rows_done = self.steps_done + 1, self.rows_done + global_rows
             seen += global_rows
             # An empty batch ends a pass that source.nulls made shorter than its rows.
@@ -325,31 +325,38 @@ class Refinement:
         return math.isfinite(self.loss) or not seen
 
     def _losses(
-        self, raw_BF: Tensor, frequency_K: Tensor, random: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What is minimised for a batch.
+        self, batch_BF: Tensor, frequency_K: Tensor, batch_K: Tensor, random: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is minimised, and KL(P‖Q) alone, both summed over the rows of each portion.
 
-        Returns:
-            KL(P‖Q) and the decoder's squared error a feature, both summed over the rows, and the
-            soft assignments that were sharpened into P.
+        Args:
+            batch_BF: Raw rows of a batch, shape (batch, features).
+            frequency_K: See ``target_distribution``.
+            batch_K: Grows by the soft assignments that were sharpened into P, summed over rows.
+            random: Decides augmentation and noise.
         """
-        clean_BF = x_BF = self.scaler(raw_BF)
-        if self.augmentation:
-            x_BF = self.scaler(self.augmentation(raw_BF, random))
-        given_BF = hide(x_BF, self.settings.noise, random)
-        z_BD = self.model.encoder(given_BF)
-        target_q_BK = None
-        if self.settings.target == "frozen" or given_BF is not clean_BF:
-            with torch.no_grad():
-                target = self.model if self.settings.target == "live" else self.frozen
-                target_q_BK = target(clean_BF)
-        kl, target_q_BK = clustering_loss(
-            z_BD, self.model.centroids_KD, frequency_K, self.model.alpha, target_q_BK
-        )
-        if "decoder" not in self.live:
-            return kl, torch.zeros_like(kl), target_q_BK
-        error = (self.live["decoder"](z_BD) - x_BF).square().sum() / x_BF.shape[1]
-        return kl, error, target_q_BK
+        weight = self.settings.reconstruction_weight
+        for some_BF in batch_BF.split(self._portion_rows):  # type: ignore[no-untyped-call]
+            raw_BF = to_device(some_BF, self.device)
+            clean_BF = x_BF = self.scaler(raw_BF)
+            if self.augmentation:
+                x_BF = self.scaler(self.augmentation(raw_BF, random))
+            given_BF = hide(x_BF, self.settings.noise, random)
+            z_BD = self.model.encoder(given_BF)
+            target_q_BK = None
+            if self.settings.target == "frozen" or given_BF is not clean_BF:
+                with torch.no_grad():
+                    target = self.model if self.settings.target == "live" else self.frozen
+                    target_q_BK = target(clean_BF)
+            kl, target_q_BK = clustering_loss(
+                z_BD, self.model.centroids_KD, frequency_K, self.model.alpha, target_q_BK
+            )
+            batch_K += target_q_BK.sum(dim=0, dtype=torch.float64)
+            loss = kl
+            if "decoder" in self.live:
+                error_BF = self.live["decoder"](z_BD) - x_BF
+                loss = kl + weight * error_BF.square().sum() / x_BF.shape[1]
+            yield loss, kl
 
     def _resumed_pass(self, rows: TrainingRows) -> Iterator[Tensor]:
         """The pass that is under way, from where it stands."""

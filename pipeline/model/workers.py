@@ -7,7 +7,7 @@ per-worker means, as in torch's DistributedDataParallel, weighs a row more where
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -36,44 +36,46 @@ def share_of(total: int, rank: int, size: int) -> int:
 def global_update(
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[nn.Parameter],
-    loss_sum: Tensor,
+    losses: Iterable[tuple[Tensor, Tensor]],
     rows: int,
     *,
     max_norm: float | None = None,
-    also: Tensor | None = None,
 ) -> tuple[Tensor, int, Tensor]:
     """Step the optimizer along the mean loss of the global batch.
 
     Args:
         optimizer: Over exactly these parameters.
         parameters: In the same order on every worker.
-        loss_sum: Loss summed over this worker's rows, a scalar with a graph; of no rows too.
-        rows: This worker's rows.
+        losses: Of one portion of this worker's rows after the other, at least one, of no rows too:
+            the loss summed over the portion, a scalar with a graph, and another scalar to be
+            summed along, for the record. Each graph is gone before the next portion is asked for.
+        rows: This worker's rows, of all portions together.
         max_norm: Longest gradient of the mean loss; longer ones are scaled down to it.
-        also: Another scalar of this worker's rows, to be summed along, for the record.
 
     Returns:
-        The loss summed over the global batch, its rows, and the sum of ``also``, the sums where
-        the model is: whoever looks at them waits for a GPU. With 0 rows everywhere the pass is
-        over on all workers at once, and nothing was updated.
+        The loss summed over the global batch, its rows, and the sum of the other scalar, the sums
+        where the model is: whoever looks at them waits for a GPU. With 0 rows everywhere the pass
+        is over on all workers at once, and nothing was updated.
     """
     optimizer.zero_grad()
     alone = rank_and_size()[1] == 1
-    # Dividing the loss costs nothing; dividing the gradients is a sweep over all weights.
-    (loss_sum / max(1, rows) if alone else loss_sum).backward()  # type: ignore[no-untyped-call]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    loss, also_sum = loss_sum.detach(), (loss_sum if also is None else also).detach()
+    sums: list[Tensor] = []
+    for loss, also in losses:
+        # Dividing the loss costs nothing; dividing the gradients is a sweep over all weights.
+        (loss / max(1, rows) if alone else loss).backward()  # type: ignore[no-untyped-call]
+        sums.append(torch.stack([loss.detach(), also.detach()]))
+    both = torch.stack(sums).sum(dim=0)
     if not alone:
-        scalars = (loss, loss.new_tensor(float(rows)), also_sum)
-        totals = torch.stack([scalar.float() for scalar in scalars])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        totals = torch.cat([both, both.new_tensor([float(rows)])]).float()
         flat = torch.cat([totals, *(g.flatten() for g in gradients)])
         sum_over_workers(flat)
         totals, *summed = flat.split([3, *(g.numel() for g in gradients)])  # type: ignore[no-untyped-call]
-        loss, also_sum, rows = totals[0], totals[2], int(totals[1])
+        both, rows = totals[:2], int(totals[2])
         for gradient, total in zip(gradients, summed, strict=True):
             torch.div(total.view_as(gradient), max(1, rows), out=gradient)
     if rows:
         if max_norm is not None:
             nn.utils.clip_grad_norm_(parameters, max_norm)
         optimizer.step()
-    return loss, rows, also_sum
+    return both[0], rows, both[1]

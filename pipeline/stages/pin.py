@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from typing import Any
 
-from pipeline.artifacts import Manifest, encode_schema
+import pyarrow as pa
+
+from pipeline.artifacts import Manifest
 from pipeline.config import Config
 from pipeline.engine import Context, stage
+from pipeline.errors import PipelineError
+from pipeline.lake.kept_slices import keep_slices
 from pipeline.lake.pinning import check_enough_rows, footers_path, known_footers, list_shards
 from pipeline.lake.pinning import pin as pin_input
-from pipeline.lake.reading import pieces_of_shards
+from pipeline.lake.reading import manifest_of
+from pipeline.lake.snapshots import latest_snapshot
+from pipeline.lake.tables import check_table
+from pipeline.schema import assignment_schema
 from pipeline.storage import parquet_bytes
 
 
 def _settings(config: Config) -> Any:
     return {
         "source": config.source.model_dump(
-            mode="json", exclude={"scaling", "fit_rows", "held_out"}
+            mode="json",
+            # A run that a bad shard ended goes on without it as it was pinned.
+            exclude={"scaling", "fit_rows", "held_out", "on_bad_shard", "max_bad_share"},
         ),
         "label": config.evaluate.label,
         "target_slice_mib": config.execution.target_slice_mib,
@@ -34,27 +45,33 @@ def pin(config: Config, context: Context) -> Manifest:
         known=known_footers(config, context.lake),
         on_footer=lambda n: context.progress.stage_advanced(n, len(files), "shards"),
     )
-    shards = pinned.shards
-    rows = int(shards["rows"].to_numpy().sum())
-    check_enough_rows(config, rows)
-    pieces = pieces_of_shards(shards, config.execution.target_slice_mib)
-    content = parquet_bytes(shards)
+    # Known here, and not when all the work is done.
+    check_table(config, context.lake, assignment_schema(pinned.carried, config.source.keys))
+    check_enough_rows(config, int(pinned.shards["rows"].to_numpy().sum()))
+    if context.nightly:
+        target_bytes = config.execution.target_slice_mib * 2**20
+        shards = keep_slices(pinned.shards, _earlier_nights(config, context), target_bytes)
+        pinned = dataclasses.replace(pinned, shards=shards)
+    content = parquet_bytes(pinned.shards)
     context.lake.write_bytes(footers_path(config), content)  # for the next night
-    manifest = Manifest(
-        shards=context.store(context.stage_path("pin", "shards.parquet"), content),
-        rows=rows,
-        bytes=int(shards["bytes"].to_numpy().sum()),
-        wanted_bytes=int(shards["row_group_bytes"].combine_chunks().flatten().to_numpy().sum()),
-        shard_count=len(shards),
-        row_groups=len(pieces),
-        slice_count=len(set(pieces["slice"].to_pylist())),
-        target_slice_mib=config.execution.target_slice_mib,
-        features=pinned.features,
-        dtype=pinned.dtype,
-        carried=encode_schema(pinned.carried),
-        nulls=config.source.nulls,
-        keys=tuple(config.source.keys),
-        label=config.evaluate.label,
-    )
+    stored = context.store(context.stage_path("pin", "shards.parquet"), content)
+    manifest = manifest_of(config, pinned, stored)
     context.lake.write_json(f"{context.run_path}/manifest.json", manifest.model_dump(mode="json"))
     return manifest
+
+
+def _earlier_nights(config: Config, context: Context) -> list[pa.Table]:
+    """The shards of nights whose parts are published: the last, the newest, and this ds before."""
+    latest = latest_snapshot(context.lake)
+    nights = []
+    if latest is not None:
+        served = latest.partitions
+        runs = [latest.run_id, served[max(served)].run_id]
+        runs += [served[context.ds].run_id] if context.ds in served else []
+        for run_id in dict.fromkeys(runs):
+            night = dataclasses.replace(context, run_id=run_id)
+            # Gone or damaged: one of the reasons to label anew.
+            with contextlib.suppress(OSError, pa.ArrowException, PipelineError):
+                nights.append(context.lake.read_table(night.stage_path("pin", "shards.parquet")))
+    known = known_footers(config, context.lake) if not nights else None
+    return nights if known is None else [known]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
+
 from pipeline.artifacts import Manifest, PretrainedAutoencoder, Sample, StoredFile
 from pipeline.config import Config
 from pipeline.distributed.training import train
 from pipeline.engine import Context, stage
 from pipeline.lake.models import load_scaler, weights_bytes
+from pipeline.lake.quarantine import without_bad_shards
 from pipeline.lake.reading import Reader, pieces_of
 from pipeline.model.augmentation import augmentation_of
 from pipeline.model.autoencoder import Autoencoder
@@ -29,13 +32,19 @@ def _settings(config: Config) -> Any:
     }
 
 
-def _build(config: Config, lake: Store, scaler: StoredFile, width: int) -> Pretraining:
+def _build(
+    config: Config,
+    lake: Store,
+    scaler: StoredFile,
+    width: int,
+    device: torch.device | None = None,
+) -> Pretraining:
     model = config.model
     autoencoder = Autoencoder(
         width, model.hidden, model.embedding, config.seed, precision=model.precision
     )
     return Pretraining(
-        autoencoder,
+        autoencoder.to(device),
         load_scaler(lake, scaler),
         config.pretrain,
         config.seed,
@@ -44,6 +53,7 @@ def _build(config: Config, lake: Store, scaler: StoredFile, width: int) -> Pretr
 
 
 @stage("pretrain", version=3, settings=_settings, distributed=True)
+@without_bad_shards
 def pretrain(
     config: Config, context: Context, manifest: Manifest, sample: Sample
 ) -> PretrainedAutoencoder:
@@ -51,7 +61,7 @@ def pretrain(
     trained = train(
         config,
         context,
-        folder=context.stage_path("pretrain"),
+        stage="pretrain",
         job_id=pretrain.fingerprint(config, (manifest, sample)),
         build=partial(_build, config, context.lake, sample.scaler, manifest.width),
         reader=Reader.of(config, manifest, carry=False),
@@ -66,4 +76,5 @@ def pretrain(
         losses=tuple(record["loss"] for record in trained.history),
         rows=trained.history[-1]["rows"],
         products=trained.history[-1].get("products", "float32"),
+        workers=tuple(record["workers"] for record in trained.history),
     )

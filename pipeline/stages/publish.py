@@ -2,30 +2,100 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from pipeline.artifacts import Assignments, ClusteringModel, Snapshot
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import Assignments, ClusteringModel, Serving, Snapshot
 from pipeline.config import Config
 from pipeline.engine import Context, stage
-from pipeline.lake.snapshots import Partition
+from pipeline.errors import TransientError
+from pipeline.lake.parts import wrong_parts
+from pipeline.lake.receipts import withdrawn_parts
+from pipeline.lake.snapshots import Partition, latest_snapshot, read_file_list
 from pipeline.lake.snapshots import publish as publish_partition
+from pipeline.lake.tables import TableCommit, open_table
+from pipeline.lake.tables.columns import check_columns
+from pipeline.storage import Store, open_input
+
+log = logging.getLogger(__name__)
 
 
-def _settings(_: Config) -> Any:
-    return {}
+def _settings(config: Config) -> Any:
+    """Where it is published: somewhere else, it has to be done again."""
+    lake = config.lake
+    chosen = {"parquet": [], "delta": ["format"], "iceberg": ["format", "table", "catalog"]}
+    return lake.model_dump(mode="json", include=set(chosen[lake.format]))
 
 
 @stage("publish", version=1, settings=_settings, distributed=False)
 def publish(
-    config: Config, context: Context, model: ClusteringModel, assignments: Assignments
+    config: Config,
+    context: Context,
+    model: ClusteringModel,
+    assignments: Assignments,
+    serving: Serving | None = None,
 ) -> Snapshot:
-    """Add a snapshot to the commit log."""
+    """Add a snapshot to the commit log, once all files that it shall name are there.
+
+    A table, where there is one, follows the log.
+
+    Raises:
+        TransientError: Files are missing. Assign is not complete then, whatever its marker says.
+    """
+    lake, ds = context.lake, context.ds
+    listing = read_file_list(lake, assignments.files.path)
+    withdrawn = withdrawn_parts(lake)  # by `dec forget`, since assign found them
+    wrong = [lake.locate(file.path) for file in listing.files if file.path in withdrawn]
+    if wrong := wrong or wrong_parts(lake, listing.files):
+        # A marker that says nothing counts as none; not every role may delete.
+        lake.write_bytes(context.stage_path("assign", "done.json"), b"")
+        raise TransientError(
+            f"{len(wrong):,} of {len(listing.files):,} part files are gone or not what assign "
+            f"wrote, such as {wrong[0]}; nothing is published. The same run id writes them again"
+        )
     partition = Partition(
         run_id=context.run_id,
         model_id=model.model_id,
         rows=assignments.rows,
         files=assignments.files.path,
+        quarantined_shards=len(assignments.quarantined),
+        refused=serving is not None and serving.refused,
     )
     commit_id = f"{context.run_id}-{assignments.fingerprint[:16]}"
-    snapshot = publish_partition(context.lake, context.ds, partition, commit_id)
-    return Snapshot(number=snapshot.snapshot, path=f"snapshots/{snapshot.snapshot}.json")
+    table = open_table(config, lake)
+    if table:
+        commit = _table_commit(lake, ds, partition, commit_id)
+        check_columns(config.lake.format, commit.columns)
+        table.prepare(commit)
+    snapshot = publish_partition(lake, ds, partition, commit_id, hold=context.hold)
+    if table and not table.follow(commit, lambda: _serves(lake, ds, partition)):
+        log.warning("%s: ds %s is another run's by now, and is left to it", table.location, ds)
+    return Snapshot(
+        number=snapshot.snapshot,
+        path=f"snapshots/{snapshot.snapshot}.json",
+        table=table.location if table else None,
+    )
+
+
+def _table_commit(lake: Store, ds: str, partition: Partition, commit_id: str) -> TableCommit:
+    files = read_file_list(lake, partition.files).files
+    with open_input(lake.locate(files[0].path)) as source:
+        columns = pq.read_schema(source)
+    return TableCommit(
+        ds=ds,
+        run_id=partition.run_id,
+        model_id=partition.model_id,
+        commit_id=commit_id,
+        rows=partition.rows,
+        # pyiceberg passes over files without rows; the log keeps them.
+        files=tuple(file for file in files if file.rows),
+        columns=columns.remove_metadata(),
+    )
+
+
+def _serves(lake: Store, ds: str, partition: Partition) -> bool:
+    """Whether the log says that this is what the ds consists of."""
+    latest = latest_snapshot(lake)
+    return latest is not None and latest.partitions.get(ds) == partition

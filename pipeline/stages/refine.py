@@ -27,6 +27,7 @@ from pipeline.lake.models import (
     store_model_card,
     weights_bytes,
 )
+from pipeline.lake.quarantine import without_bad_shards
 from pipeline.lake.reading import Reader, pieces_of
 from pipeline.lake.samples import sampled_features
 from pipeline.model.augmentation import augmentation_of
@@ -53,12 +54,13 @@ def _build(
     sample: Sample,
     autoencoder: PretrainedAutoencoder,
     centroids: InitialCentroids,
+    device: torch.device | None = None,
 ) -> Refinement:
-    loaded = load_autoencoder(lake, autoencoder.weights, config, width)
+    loaded = load_autoencoder(lake, autoencoder.weights, config, width).to(device)
     factor = _embedding_factor(config, centroids)
     loaded.rescale_embedding(factor)
     centroids_KD = load_centroids(lake, centroids.centroids) * factor
-    model = ClusterModel(loaded.encoder, centroids_KD, config.refine.alpha)
+    model = ClusterModel(loaded.encoder, centroids_KD, config.refine.alpha).to(device)
     return Refinement(
         model,
         load_scaler(lake, sample.scaler),
@@ -76,6 +78,7 @@ def _embedding_factor(config: Config, centroids: InitialCentroids) -> float:
 
 
 @stage("refine", version=3, settings=_settings, distributed=True)
+@without_bad_shards
 def refine(
     config: Config,
     context: Context,
@@ -90,7 +93,7 @@ def refine(
     trained = train(
         config,
         context,
-        folder=context.stage_path("refine"),
+        stage="refine",
         job_id=refine.fingerprint(config, (manifest, sample, pretrained, centroids)),
         build=build,
         reader=Reader.of(config, manifest, carry=False),
@@ -122,6 +125,7 @@ def refine(
         updates=updates,
         stopped_by=trained.history[-1]["finished"],
         rows=sum(updates[-1].cluster_rows),
+        workers=tuple(record["workers"] for record in trained.history),
     )
     store_model_card(config, context, manifest, files, _facts(pretrained, model))
     return model
@@ -131,9 +135,14 @@ def _facts(pretrained: PretrainedAutoencoder, model: RefinedModel) -> str:
     last = model.updates[-1]
     change = "none measured" if last.label_change is None else f"{last.label_change:.3%}"
     events = "".join(f"- Update {u.number}: {u.event}.\n" for u in model.updates if u.event)
+    start = "It goes on from the model that served before."
+    if pretrained.losses:
+        start = (
+            f"Reconstruction loss after {len(pretrained.losses)} passes:\n"
+            f"  {pretrained.losses[-1]:.5f} per scaled feature."
+        )
     return f"""
-- Learnt from {model.rows:,} rows. Reconstruction loss after {len(pretrained.losses)} passes:
-  {pretrained.losses[-1]:.5f} per scaled feature.
+- Learnt from {model.rows:,} rows. {start}
 - Refined for {last.number} updates, stopped by {model.stopped_by}; last label change: {change}.
 {events}- Smallest cluster {min(last.cluster_rows):,} rows, largest {max(last.cluster_rows):,}.
 """

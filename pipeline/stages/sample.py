@@ -8,11 +8,13 @@ import pyarrow as pa
 
 from pipeline.artifacts import Manifest, Sample, StoredFile
 from pipeline.config import Config
-from pipeline.distributed.resources import READER_CPUS
+from pipeline.distributed.resources import READER
+from pipeline.distributed.retries import with_retries
 from pipeline.distributed.tasks import map_slices
 from pipeline.engine import Context, stage
 from pipeline.errors import InputError
 from pipeline.lake.models import scaler_bytes
+from pipeline.lake.quarantine import without_bad_shards
 from pipeline.lake.reading import Reader, pieces_of
 from pipeline.lake.samples import SamplePart, write_sample_part
 from pipeline.lake.slices import by_slice, held_out_share, sample_share
@@ -29,25 +31,31 @@ def _settings(config: Config) -> Any:
 
 
 @stage("sample", version=2, settings=_settings, distributed=True)
+@without_bad_shards
 def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
     """Read the chosen row groups on many workers; each writes its part of the sample itself."""
-    chosen = sample_share(
-        pieces_of(manifest, context.lake), config.centroids.sample_rows, config.seed
-    )
+    pieces = pieces_of(manifest, context.lake)
+    chosen = sample_share(pieces, config.centroids.sample_rows, config.seed)
     reader = Reader.of(config, manifest, carry=True)
     folder = context.lake.child(context.stage_path("sample", "reference"))
-    seed, unseen = config.seed, held_out_share(config.source.held_out, manifest.rows)
+    rows = int(pieces["rows"].to_numpy().sum())
+    seed, unseen = config.seed, held_out_share(config.source.held_out, rows)
 
     def read(pieces: pa.Table) -> pa.Table:
         return write_sample_part(reader, pieces, folder, seed, unseen)
 
-    parts: list[SamplePart] = []
     total = int(chosen["rows"].to_numpy().sum())
-    for result in map_slices(by_slice(chosen), read, cpus=READER_CPUS):
-        parts += [SamplePart(**row) for row in result.to_pylist()]
-        done = sum(part.scanned for part in parts)
-        context.progress.stage_advanced(done, total, "rows")
-    parts.sort(key=lambda part: part.name)
+
+    def draw() -> list[SamplePart]:
+        parts: list[SamplePart] = []
+        for result in map_slices(config.execution, by_slice(chosen), read, claim=READER):
+            parts += [SamplePart(**row) for row in result.to_pylist()]
+            done = sum(part.scanned for part in parts)
+            context.progress.stage_advanced(done, total, "rows")
+        return sorted(parts, key=lambda part: part.name)
+
+    memory = "lower centroids.sample_rows or give nodes more memory"
+    parts = with_retries(config.execution, "sample", draw, memory=memory)
     moments = _merged(parts)
     if not moments.count_F.all():
         raise InputError(

@@ -132,7 +132,7 @@ class Bench:
                 yield self.rate(
                     f"{name}, batch of {rows:,}{variant}",
                     lambda given=given, optimizer=optimizer, learnt=learnt: global_update(  # type: ignore[misc]
-                        optimizer, learnt, given(), rows
+                        optimizer, learnt, [(given(),) * 2], rows
                     ),
                     rows,
                     flops,

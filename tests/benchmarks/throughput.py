@@ -53,6 +53,7 @@ from pipeline.model.autoencoder import Autoencoder, fastest_precision
 from pipeline.model.pretraining import Pretraining
 from pipeline.model.refinement import ClusterModel, Refinement, RefineUpdate, embedding_factor
 from pipeline.model.scaling import Scaler
+from pipeline.stages.assign import slices_at_a_time
 from pipeline.stages.pin import pin
 from pipeline.storage import Store
 from tests.benchmarks.quality import ROOT, machine
@@ -309,7 +310,20 @@ def _weights(module: nn.Module) -> int:
 def _share_of_peak(what: str, flops: float, *, least: float) -> Line:
     """Against the machine's largest square product in the same precision."""
     dtype = torch.bfloat16 if BF16 else torch.float32
-    side = 4096
+    peak = square_product(dtype)
+    return line(
+        f"{what}, arithmetic",
+        f"4096² matrix product, {str(dtype).removeprefix('torch.')}",
+        flops / 1e9,
+        peak / 1e9,
+        least=least,
+        unit="GFLOP/s",
+        reach=f"≥ {least:.0%}",
+    )
+
+
+def square_product(dtype: torch.dtype, side: int = 4096) -> float:
+    """FLOP/s of a square matrix product on all threads, median of five."""
     a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
     a @ b
     seconds = []
@@ -317,16 +331,7 @@ def _share_of_peak(what: str, flops: float, *, least: float) -> Line:
         start = time.perf_counter()
         a @ b
         seconds.append(time.perf_counter() - start)
-    peak = 2 * side**3 / statistics.median(seconds)
-    return line(
-        f"{what}, arithmetic",
-        f"{side}² matrix product, {str(dtype).removeprefix('torch.')}",
-        flops / 1e9,
-        peak / 1e9,
-        least=least,
-        unit="GFLOP/s",
-        reach=f"≥ {least:.0%}",
-    )
+    return 2 * side**3 / statistics.median(seconds)
 
 
 def _clustpy() -> bool:
@@ -386,7 +391,7 @@ def _assigning(bench: Bench, *, features: int, dtype: str) -> list[Line]:
         job = AssignJob(config, manifest, shipped, lake, folder, "run", "2026-01-31", threads)
         assigner = Assigner(job)
         start = time.perf_counter()
-        with ThreadPoolExecutor(threads + 1) as calls:  # as an actor does
+        with ThreadPoolExecutor(slices_at_a_time(config, threads)) as calls:  # as an actor does
             written = list(calls.map(assigner, slices))
         rate = rows / (time.perf_counter() - start)
         torch.set_num_threads(threads)  # each call took one; whoever comes next gets them all
@@ -572,16 +577,49 @@ def workers(bench: Bench) -> list[Line]:
         }
         assigning = (many - few) / (larger["assign"] - base["assign"])
         rates[count] = {**learning, "assign": assigning}
+    one, two = (_strangers(tables[few], bench.work, count, few) for count in (1, 2))
+    ceiling = ("pretrain, 2 processes that exchange nothing", "1 of them, one thread each")
     return [
-        line(
-            f"{stage}, 2 workers" + ("" if stage == "assign" else ", batches of 4,096"),
-            "1 worker, one thread each",
-            rates[2][stage],
-            rates[1][stage],
-            least=1.8,
-        )
-        for stage in ("pretrain", "refine", "assign")
+        Line(*ceiling, f"{two:,.0f} rows/s", f"{one:,.0f} rows/s", two / one, "the ceiling", None),
+        *(
+            line(
+                f"{stage}, 2 workers" + ("" if stage == "assign" else ", batches of 4,096"),
+                "1 worker, one thread each",
+                rates[2][stage],
+                rates[1][stage],
+                least=1.8,
+            )
+            for stage in ("pretrain", "refine", "assign")
+        ),
     ]
+
+
+def _strangers(table: Path, work: Path, count: int, rows: int) -> float:
+    """Rows/s of so many processes together, each of which pretrains a model of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    results, together = spawn.Queue(), spawn.Barrier(count)
+    config = config_for(table, work / "out")
+    processes = [
+        spawn.Process(target=_alone, args=(config, work / f"alone-{n}", rows, together, results))
+        for n in range(count)
+    ]
+    for process in processes:
+        process.start()
+    rates = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(rates)
+
+
+def _alone(config: Config, work: Path, rows: int, together: Any, results: Any) -> None:
+    torch.set_num_threads(1)
+    settings = Pretrain(passes=10**6, batch_rows=2048, min_updates=0)
+    random = torch.rand(1_000, FEATURES) * 255
+    night = Pretraining(autoencoder(), standard(random), settings)
+    rate = pass_rate(night.run(rows_of(config, work)), rows)
+    rate()
+    together.wait()
+    results.put(statistics.median(rate() for _ in range(3)))
 
 
 def memory(bench: Bench) -> list[Line]:
@@ -620,6 +658,7 @@ def streaming(bench: Bench) -> list[Line]:
     table = write_table(bench.work / "stream", rows, 64, dtype="float32", shards=32)
 
     def theirs() -> float:
+        pa.set_cpu_count(1)  # or the scanner decodes with more, whatever use_threads says
         start = time.perf_counter()
         seen = 0
         for batch in ds.dataset(table).to_batches(columns=["x"], use_threads=False):
@@ -750,9 +789,11 @@ def to_assignments(bench: Bench) -> list[Line]:
     from clustpy.deep import DEC
 
     path = _config_file(bench, file, "mnist", evaluate={"label": "label"})
-    night = dec_run(
-        path, bench.work, "pretrain.passes=15", "refine.passes=10", "execution.workers=1"
-    )
+
+    def ours(pretrain: int, refine: int) -> Night:
+        passes = (f"pretrain.passes={pretrain}", f"refine.passes={refine}")
+        return dec_run(path, bench.work, *passes, "execution.workers=1")
+
     start = time.perf_counter()
     table = pq.read_table(file)
     flat = table["x"].combine_chunks().flatten().to_numpy()
@@ -772,17 +813,26 @@ def to_assignments(bench: Bench) -> list[Line]:
     theirs = time.perf_counter() - start
     classes = table["label"].to_numpy().astype(np.int64)
     acc = agreement(contingency_of(peer.dec_labels_.astype(np.int64), classes)).acc
-    return [
-        Line(
-            what,
+
+    def compared(pretrain: int, refine: int) -> tuple[Line, bool]:
+        """A row, and whether the clusters are as good as the peer's."""
+        night = ours(pretrain, refine)
+        as_good = night.acc is not None and night.acc >= acc
+        row = Line(
+            f"MNIST, Parquet to assignments, {pretrain} + {refine} passes",
             "ClustPy DEC, 15 + 10 epochs",
             f"{night.seconds:,.0f} s, ACC {night.acc:.3f}",
             f"{theirs:,.0f} s, ACC {acc:.3f}",
             theirs / night.seconds,
             "≥ 3×",
-            theirs >= 3 * night.seconds,
+            as_good and theirs >= 3 * night.seconds,
         )
-    ]
+        return row, as_good
+
+    # The least of these budgets that is as good as the peer; then the peer's own.
+    tried = (compared(passes, passes) for passes in (6, 8, 10))
+    least = next((row for row, as_good in tried if as_good), None)
+    return [*([least] if least else []), compared(15, 10)[0]]
 
 
 MEASURES: dict[str, Callable[[Bench], list[Line]]] = {
@@ -825,8 +875,18 @@ def render(measured: dict[str, Any]) -> str:
 def _where() -> str:
     names = ("clustpy", "pyspark")
     peers = ", ".join(n for n in names if importlib.util.find_spec(n)) or "none"
-    precision = "bfloat16" if BF16 else "float32"
-    return f"{machine()}; torch {torch.__version__}; our products in {precision}; peers: {peers}."
+    threads = torch.get_num_threads()
+    whole = {dtype: square_product(dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16)}
+    torch.set_num_threads(1)
+    single = square_product(torch.float32) / 1e9
+    torch.set_num_threads(threads)
+    floats, halves = whole.values()
+    ours = "bfloat16" if BF16 else "float32"
+    return (
+        f"{machine()}; torch {torch.__version__}; our products in {ours}; peers: {peers}. "
+        f"4096² product: {floats:,.0f} GFLOP/s in float32, {halves:,.0f} in bfloat16 "
+        f"({halves / floats:.1f}×); {threads} threads against one: {floats / single:.1f}×."
+    )
 
 
 def main() -> None:
@@ -839,6 +899,7 @@ def main() -> None:
     os.environ.pop("RAY_ADDRESS", None)  # every run starts a Ray of its own
     kept = Path(__file__).with_name("throughput.json")
     measured = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    where = _where()
     for name in options.only:
         with tempfile.TemporaryDirectory(prefix=f"dec-{name}-") as work:
             try:
@@ -849,7 +910,7 @@ def main() -> None:
             ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
             print(f"{row.measure} against {row.against}: {row.ours} / {row.theirs} = {ratio}")
             sys.stdout.flush()
-        measured[name] = {"where": _where(), "lines": [asdict(row) for row in found]}
+        measured[name] = {"where": where, "lines": [asdict(row) for row in found]}
         kept.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n", "utf-8")
         kept.with_name("THROUGHPUT.md").write_text(render(measured), "utf-8")
     print(render(measured))

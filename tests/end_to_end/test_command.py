@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import Dec, published
 
-COMMANDS = ("run", "plan", "check", "stage", "example")
+COMMANDS = ("run", "plan", "check", "stage", "gc", "example")
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
@@ -33,6 +33,16 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys; from typer.testing import CliRunner; from jobs.cli import app; "
         "CliRunner().invoke(app, ['--help']); "
         "print([m for m in ('ray', 'torch', 'pyarrow', 'faiss', 'sklearn') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_a_run_imports_ray_when_it_is_configured() -> None:
+    """Ray looks once, when it is imported, whether it is to keep to this machine."""
+    code = (
+        "import sys, jobs.nightly; "
+        "print([m for m in ('ray', 'torch', 'faiss') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
@@ -66,7 +76,13 @@ def test_plan(dec: Dec, settings: dict[str, Any]) -> None:
 
 def test_check_looks_at_every_value(dec: Dec, settings: dict[str, Any], table_folder: Path) -> None:
     fine = dec("check", "--json", settings=settings)
-    assert fine.json == {"shards": 4, "rows": 600, "values_checked": True, "rows_usable": 600}
+    assert fine.json == {
+        "shards": 4,
+        "rows": 600,
+        "values_checked": True,
+        "quarantined": [],
+        "rows_usable": 600,
+    }
     path = table_folder / "shard-3.parquet"
     table = pq.read_table(path)
     x = table["x"].to_pylist()

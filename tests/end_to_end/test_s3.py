@@ -1,60 +1,29 @@
-"""s3:// in, s3:// out, against a real endpoint over HTTP.
-
-moto's server unless DEC_TEST_S3_ENDPOINT names another; credentials as AWS_* variables.
-"""
+"""s3:// in, s3:// out, against a real endpoint over HTTP (tests/object_store.py)."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
-from conftest import Dec, blobs
+from conftest import Dec, blobs, config_of
+from object_store import BUCKET
 
 from pipeline import storage
+from pipeline.artifacts import FeatureColumn
+from pipeline.config import Retention
+from pipeline.errors import CommitConflict, InputError, LeaseHeld
+from pipeline.lake import garbage, lease
+from pipeline.lake.pinning import list_shards, pin
+from pipeline.lake.reading import Reader, pieces_of_shards
+from pipeline.lake.snapshots import Partition, publish
 from pipeline.storage import Store, find_parquet
-
-BUCKET = "dec-pipeline-test"
-SECRET = "planted-secret-0f1e2d"  # moto takes any
-
-
-@pytest.fixture(scope="module")
-def s3_env() -> Iterator[dict[str, str]]:
-    """Environment of a process that uses the endpoint; an empty bucket is there."""
-    import s3fs
-
-    server = None
-    endpoint = os.environ.get("DEC_TEST_S3_ENDPOINT")
-    if not endpoint:
-        from moto.server import ThreadedMotoServer
-
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        server.start()
-        endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    env = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": os.environ.get("AWS_ACCESS_KEY_ID", "test"),
-        "AWS_SECRET_ACCESS_KEY": os.environ.get("AWS_SECRET_ACCESS_KEY", SECRET),
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in env.items():
-            patch.setenv(name, value)
-        storage.s3.cache_clear()
-        storage._arrow_s3.cache_clear()
-        bucket = s3fs.S3FileSystem()
-        if not bucket.exists(BUCKET):
-            bucket.mkdir(BUCKET)
-        yield env
-        bucket.rm(BUCKET, recursive=True)
-    storage.s3.cache_clear()
-    storage._arrow_s3.cache_clear()
-    if server:
-        server.stop()
 
 
 @pytest.fixture
@@ -79,6 +48,25 @@ def test_store(s3_env: dict[str, str]) -> None:
     assert store.create_json("once.json", {"n": 1})
     assert not store.create_json("once.json", {"n": 2})
     assert store.read_json("once.json") == {"n": 1}
+
+
+def test_a_reader_sees_one_content_while_it_is_replaced(s3_env: dict[str, str]) -> None:
+    store = Store(f"s3://{BUCKET}/replaced")
+    contents = [b"short", b"long" * 100]
+    store.write_bytes("f", contents[0])
+    stop = threading.Event()
+
+    def replace() -> None:
+        while not stop.is_set():
+            for content in contents:
+                store.write_bytes("f", content)
+
+    with ThreadPoolExecutor(1) as threads:
+        replacing = threads.submit(replace)
+        seen = {store.read_bytes("f") for _ in range(200)}
+        stop.set()
+        replacing.result()
+    assert seen == set(contents)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +111,33 @@ def test_the_whole_pipeline(
     assert sorted(ids) == list(range(600))
     run = result.json["run_id"]
     log = lake.read_bytes(f"runs/{run}/logs/{lake.list(f'runs/{run}/logs')[0].name}")
-    assert s3_env["AWS_SECRET_ACCESS_KEY"].encode() not in log
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        assert s3_env[name].encode() not in log
+
+
+def test_shard_that_changes_under_a_run_is_named(
+    settings: dict[str, Any], table_on_s3: str
+) -> None:
+    settings["source"] |= {"path": table_on_s3}
+    config = config_of(settings)
+    files = list_shards(config)
+    pinned = pin(config, files).shards
+    assert pinned["bytes"].to_pylist() == [file.bytes for file in files]
+    heads = [storage.s3.client(file.url).info(file.url) for file in files]
+    assert pinned["version"].to_pylist() == [head["ETag"].strip('"') for head in heads]
+    pieces = pieces_of_shards(pinned, config.execution.target_slice_mib)
+    with storage.open_input(files[1].url) as source:
+        before = pq.read_table(source)
+    order = list(reversed(range(len(before))))  # as many bytes, or nearly
+    Store(table_on_s3).write_table(files[1].name, before.take(order))
+    features = (FeatureColumn(name="x", width=8, vector=True),)
+    reader = Reader(features, "float32", "error", carried=pa.schema([]), shard_keys=False)
+    by_shard = [pieces.filter(pa.compute.equal(pieces["shard"], n)) for n in range(3)]
+    assert [sum(len(block.x_BF) for block in reader.blocks(by_shard[n])) for n in (0, 2)] == [
+        200
+    ] * 2
+    with pytest.raises(InputError, match=r"shard year=2025/part\.parquet changed since this run"):
+        list(reader.blocks(by_shard[1]))
 
 
 def test_missing_bucket(dec: Dec, settings: dict[str, Any], s3_env: dict[str, str]) -> None:
@@ -132,3 +146,112 @@ def test_missing_bucket(dec: Dec, settings: dict[str, Any], s3_env: dict[str, st
     assert result.code == 3
     assert "s3://no-such-bucket-here/table" in result.err
     assert len(result.err.splitlines()) == 1
+
+
+# ---------------------------------------------------------------- leases, publishing and dec gc
+
+
+def test_files_are_found_and_removed(s3_env: dict[str, str]) -> None:
+    store = Store(f"s3://{BUCKET}/walk")
+    for name in ("a/1", "a/b/2", "ab/3", ".hidden"):
+        store.write_bytes(name, b"xyz")
+    found = {file.name: file for file in store.walk()}
+    assert sorted(found) == [".hidden", "a/1", "a/b/2", "ab/3"]
+    assert [file.name for file in store.walk("a")] == ["1", "b/2"]
+    assert store.walk("nothing") == []
+    assert all(abs(file.modified - time.time()) < 600 for file in found.values())
+    store.delete(["a/1", "a/b/2", "never/there"])
+    store.delete([])
+    assert sorted(file.name for file in store.walk()) == [".hidden", "ab/3"]
+
+
+@pytest.fixture
+def another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    boots = (f"boot {number}" for number in range(100))
+    monkeypatch.setattr(lease, "_boot", lambda: next(boots))
+
+
+def test_leases(s3_env: dict[str, str], another_machine: None) -> None:
+    lake, waits = Store(f"s3://{BUCKET}/leased"), []
+    first = lease.take(lake, "d", "run a", seconds=2)
+    with pytest.raises(LeaseHeld, match="run a"):
+        lease.take(lake, "d", "run b", seconds=2, on_wait=waits.append)
+    first.confirm()
+    first._stop.set()  # it stands still
+    first._thread.join()
+    second = lease.take(lake, "d", "run b", seconds=2, on_wait=waits.append)
+    assert len(waits) == 2
+    with pytest.raises(LeaseHeld, match="lease of run a went to run b"):
+        first.confirm()
+    second.release()
+    lease.take(lake, "d", "run c", seconds=2, on_wait=pytest.fail).release()
+    assert [file.name for file in lake.list("leases/d")] == ["3.json"]
+
+
+def test_a_claim_that_is_old_by_the_clock_of_the_store_is_not_waited_for(
+    s3_env: dict[str, str], another_machine: None
+) -> None:
+    lake = Store(f"s3://{BUCKET}/old-lease")
+    first = lease.take(lake, "d", "run a", seconds=1)
+    first._stop.set()
+    first._thread.join()
+    time.sleep(4)  # more than twice as long as it lasts, at a clock that ticks in seconds
+    lease.take(lake, "d", "run b", seconds=1, on_wait=pytest.fail).release()
+
+
+def test_one_of_many_publishes_a_ds(s3_env: dict[str, str]) -> None:
+    lake, meet = Store(f"s3://{BUCKET}/race"), threading.Barrier(4)
+
+    def one(run: str) -> str:
+        partition = Partition(run_id=run, model_id="m", rows=1, files=f"runs/{run}/files.json")
+        try:
+            publish(lake, "d", partition, run, hold=lambda: meet.wait() and None)
+        except CommitConflict as conflict:
+            return str(conflict)
+        return "won"
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = dict(zip("abcd", threads.map(one, "abcd"), strict=True))
+    (winner,) = [run for run, answer in answers.items() if answer == "won"]
+    assert sum(f"run {winner} published while" in answer for answer in answers.values()) == 3
+    assert lake.read_json("current.json")["run_id"] == winner
+
+
+def test_garbage_goes_and_what_is_named_stays(
+    s3_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(garbage, "_SAFETY_S", 1.0)
+    monkeypatch.setattr(garbage, "_DAY_S", 1.0)
+    lake = Store(f"s3://{BUCKET}/garbage")
+    for run in ("old", "new", "dead"):
+        part, listing = f"runs/{run}/assignments/1.parquet", f"runs/{run}/stages/assign/files.json"
+        lake.write_bytes(part, b"rows")
+        lake.write_bytes(f"models/{run}/weights.safetensors", b"weights")
+        lake.write_json(f"runs/{run}/run.json", {"run_id": run, "ds": "d"})
+        files = [{"path": part, "rows": 1, "bytes": 4}]
+        lake.write_json(listing, {"rows": 1, "files": files})
+        if run != "dead":
+            partition = Partition(run_id=run, model_id=run, rows=1, files=listing)
+            publish(lake, "d", partition, run)
+            lake.write_json(f"runs/{run}/metrics.json", {})
+    time.sleep(3.5)
+    done = garbage.collect(lake, Retention(snapshots=1, days=1, unpublished_days=1), dry_run=False)
+    assert {removal.name: removal.kind for removal in done.removals} == {
+        "snapshots": "snapshots",
+        "runs/dead": "unpublished run",
+        "runs/old": "published run",
+        "models/dead": "model",
+        "models/old": "model",
+    }
+    assert sorted(file.name for file in lake.walk() if not file.name.startswith("leases/")) == [
+        "current.json",
+        "models/new/weights.safetensors",
+        "runs/new/assignments/1.parquet",
+        "runs/new/metrics.json",
+        "runs/new/run.json",
+        "runs/new/stages/assign/files.json",
+        "runs/new/stages/publish/attempt.json",
+        "runs/old/metrics.json",
+        "runs/old/run.json",
+        "snapshots/2.json",
+    ]

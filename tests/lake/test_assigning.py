@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from pipeline.artifacts import RefinedModel, RefineRecord
 from pipeline.config import Config
 from pipeline.engine import Context
-from pipeline.errors import NumericalError
+from pipeline.errors import NumericalError, PipelineError
 from pipeline.lake.assigning import Assigner, AssignJob, assignments_of
 from pipeline.lake.models import (
     LoadedModel,
@@ -26,12 +27,12 @@ from pipeline.lake.models import (
     scaler_bytes,
     weights_bytes,
 )
-from pipeline.lake.reading import pieces_of
+from pipeline.lake.reading import Reader, pieces_of
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.refinement import ClusterModel
 from pipeline.model.scaling import Scaler
 from pipeline.stages.pin import pin
-from pipeline.storage import Store
+from pipeline.storage import Store, sha256
 
 UPDATE = RefineRecord(
     number=0,
@@ -156,6 +157,106 @@ def test_calls_at_a_time_write_what_one_call_after_another_writes(job: AssignJob
     for found, expected in zip(together, alone * 4, strict=True):
         assert found["statistics"] == expected["statistics"]
         assert job.lake.read_bytes(found["path"]) == job.lake.read_bytes(expected["path"])
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "footer only", "foreign", "fewer rows"])
+def test_what_is_not_the_part_is_replaced(job: AssignJob, damage: str) -> None:
+    pieces = pieces_of(job.manifest, job.lake).slice(0, 1)
+    (first,) = Assigner(job)(pieces).to_pylist()
+    content, path = job.lake.read_bytes(first["path"]), job.lake.locate(first["path"])
+    table = pq.read_table(path)
+    match damage:
+        case "empty":
+            Path(path).write_bytes(b"")
+        case "half":
+            Path(path).write_bytes(content[: len(content) // 2])
+        case "footer only":
+            Path(path).write_bytes(content[len(content) // 2 :])
+        case "foreign":
+            pq.write_table(table.replace_schema_metadata(None), path)
+        case "fewer rows":  # of this very part, if one believes its footer
+            pq.write_table(table.slice(1), path)
+    (again,) = Assigner(job)(pieces).to_pylist()
+    assert again == first
+    assert job.lake.read_bytes(first["path"]) == content
+
+
+@pytest.fixture
+def wide_job(tmp_path: Path) -> AssignJob:
+    """A slice of several blocks, and a network whose products are worth sharing out."""
+    rows, width = 9_000, 96
+    random = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    x = pa.FixedSizeListArray.from_arrays(random.normal(size=rows * width).astype("f4"), width)
+    table = pa.table({"id": np.arange(rows), "x": x})
+    pq.write_table(table, tmp_path / "in/0.parquet", row_group_size=4_100)
+    config = Config.model_validate(
+        {
+            "source": {"path": str(tmp_path / "in"), "features": ["x"], "keys": ["id"]},
+            "output": str(tmp_path / "lake"),
+            "clusters": 5,
+            "model": {"hidden": [300, 200], "embedding": 7},  # in bfloat16 where it is fast
+        }
+    )
+    context = Context("test", "2026-01-31", Store(config.output))
+    manifest = pin.run(config, context)
+    torch.manual_seed(0)
+    weights = weights_bytes(Autoencoder(width, [300, 200], 7))
+    scaler = Scaler("none", np.zeros(width), np.zeros(width), np.ones(width))
+    centroids = random.normal(size=(5, 7)).astype(np.float32)
+    model = RefinedModel(
+        model_id="m-test",
+        weights=context.store("models/m/w.safetensors", weights),
+        centroids=context.store("models/m/c.parquet", centroids_bytes(centroids)),
+        scaler=context.store("models/m/s.parquet", scaler_bytes(scaler, manifest.features)),
+        scaling="none",
+        updates=(UPDATE,),
+        stopped_by="passes",
+        rows=rows,
+    )
+    return AssignJob(config, manifest, model, context.lake, "p", "test", "2026-01-31", threads=2)
+
+
+def _assigned(job: AssignJob, folder: str, threads: int) -> str:
+    """Digest of the part of the job's only slice, written into a folder of its own."""
+    assigner = Assigner(replace(job, folder=folder, threads=threads))
+    (found,) = assigner(pieces_of(job.manifest, job.lake)).to_pylist()
+    return sha256(job.lake.read_bytes(found["path"]))
+
+
+def test_a_part_is_the_same_bytes_whoever_writes_it(
+    wide_job: AssignJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = {_assigned(wide_job, "alone", 1), _assigned(wide_job, "two-threads", 2)}
+    with ThreadPoolExecutor(3) as others:  # other actors, at the same time
+        folders = [f"together-{number}" for number in range(3)]
+        digests |= set(others.map(_assigned, [wide_job] * 3, folders, [1, 2, 3]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with ProcessPoolExecutor(1, get_context("spawn")) as another:  # a task that Ray tries again
+        digests.add(another.submit(_assigned, wide_job, "process", 2).result())
+    assert len(digests) == 1
+
+
+def test_two_actors_on_one_slice_end_in_one_file(wide_job: AssignJob) -> None:
+    alone = _assigned(wide_job, "alone", 1)
+    assigners = [Assigner(replace(wide_job, folder="both", threads=n)) for n in (1, 2)]
+    pieces = pieces_of(wide_job.manifest, wide_job.lake)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda assigner: assigner(pieces).to_pylist(), assigners))
+    assert found[0] == found[1]
+    (file,) = wide_job.lake.list("both")
+    assert sha256(wide_job.lake.read_bytes(f"both/{file.name}")) == alone
+
+
+def test_a_slice_that_is_read_in_part_is_noticed(
+    job: AssignJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = job.config.source.model_copy(update={"nulls": "mean"})
+    job = replace(job, config=job.config.model_copy(update={"source": source}))
+    monkeypatch.setattr(Reader, "blocks", lambda *_: iter(()))
+    with pytest.raises(PipelineError, match=r"0 rows were read of a slice of 2 .* in 0\.parquet"):
+        Assigner(job)(pieces_of(job.manifest, job.lake).slice(0, 1))
+    assert job.lake.list(job.folder) == []
 
 
 def test_a_model_comes_back_as_it_was(job: AssignJob) -> None:

@@ -9,12 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.artifacts import PartFile
+from pipeline.errors import TransientError
 from pipeline.lake.parts import (
     part_identity,
     part_path,
     read_statistics,
     statistics_of,
     write_part,
+    wrong_parts,
 )
 from pipeline.storage import Store
 
@@ -125,6 +128,13 @@ def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert lake.read_bytes("a") == lake.read_bytes("b")
 
 
+def test_part_with_a_class_that_is_no_number(tmp_path: Path) -> None:
+    label = pa.array([1.0, float("nan"), 1.0, 1.0, float("nan")])
+    lake, statistics = Store(str(tmp_path)), statistics_of("i", 5, ASSIGNED, label)
+    assert write_part(lake, "part.parquet", ASSIGNED, statistics)
+    assert read_statistics(lake, "part.parquet", "i") is not None
+
+
 def test_absent_or_foreign_part_is_not_done(tmp_path: Path) -> None:
     lake = Store(str(tmp_path))
     assert read_statistics(lake, "part.parquet", "i") is None
@@ -144,6 +154,31 @@ def test_part_that_was_cut_short_is_not_done(tmp_path: Path, keep: float) -> Non
 
 
 def test_part_with_another_number_of_rows_is_not_done(tmp_path: Path) -> None:
-    lake = Store(str(tmp_path))
-    write_part(lake, "part.parquet", ASSIGNED.slice(1), statistics_of("i", 5, ASSIGNED, None))
+    lake, path = Store(str(tmp_path)), tmp_path / "part.parquet"
+    write_part(lake, path.name, ASSIGNED, statistics_of("i", 5, ASSIGNED, None))
+    pq.write_table(pq.read_table(path).slice(1), path)
     assert read_statistics(lake, "part.parquet", "i") is None
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_upload_that_did_not_arrive_whole_is_noticed(tmp_path: Path, kept: int) -> None:
+    class Lossy(Store):
+        def write_bytes(self, path: str, content: Any) -> None:
+            super().write_bytes(path, content[:kept])
+
+    lake = Lossy(str(tmp_path))
+    with pytest.raises(TransientError, match=r"is not the file of [\d,]+ bytes and 5 rows"):
+        write_part(lake, "part.parquet", ASSIGNED, statistics_of("i", 5, ASSIGNED, None))
+
+
+def test_parts_that_are_gone_or_changed_are_found(tmp_path: Path) -> None:
+    lake, statistics = Store(str(tmp_path)), statistics_of("i", 5, ASSIGNED, None)
+    paths = [f"{run}/{part}.parquet" for run in ("a", "b") for part in range(2)]
+    files = [
+        PartFile(path=path, rows=5, bytes=write_part(lake, path, ASSIGNED, statistics))
+        for path in paths
+    ]
+    assert wrong_parts(lake, files) == []
+    lake.delete([paths[0]])
+    (tmp_path / paths[3]).write_bytes(b"")
+    assert wrong_parts(lake, files) == [lake.locate(paths[0]), lake.locate(paths[3])]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.errors import BadShard, InputError
 from pipeline.lake import reading
 from pipeline.lake.pinning import list_shards, pin
 from pipeline.lake.reading import Reader, RowBlock, pieces_of_shards
@@ -219,6 +219,19 @@ def test_changed_shard(tmp_path: Path, kind: str) -> None:
         path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(InputError, match=r"a\.parquet changed since this run pinned it.*new run"):
         list(reader.blocks(pieces))
+
+
+def test_shard_that_changes_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", 0)  # blocks of 1,024 rows, the least
+    path = write(tmp_path / "a.parquet", x=np.arange(3000.0))
+    reader, pieces = opened(path)
+    blocks = reader.blocks(pieces)
+    next(blocks)
+    os.replace(write(tmp_path / "new", x=np.arange(3000.0)), path)
+    with pytest.raises(BadShard, match=r"a\.parquet changed since this run pinned it"):
+        list(blocks)
 
 
 def test_vanished_shard(tmp_path: Path) -> None:

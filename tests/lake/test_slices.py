@@ -83,6 +83,11 @@ def test_small_shards_are_packed() -> None:
     assert [len(part) for part in by_slice(pieces)] == [5, 4]
 
 
+def test_a_slice_of_tiny_shards_has_a_bounded_number_of_them() -> None:
+    counts = [len(slice_) for slice_ in places(cut_slices(shard_table(*[[(1, 1)]] * 2500), 10**9))]
+    assert counts == [1024, 1024, 452]
+
+
 def test_neighbouring_large_shards_do_not_share_a_slice() -> None:
     pieces = cut_slices(shard_table([(1, 90), (1, 20)], [(1, 90), (1, 20)]), 100)
     assert places(pieces) == [[(0, 0), (0, 1)], [(1, 0), (1, 1)]]

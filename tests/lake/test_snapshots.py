@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import CommitConflict, CommitStateUnknown, InputError
+from pipeline.errors import (
+    CommitConflict,
+    CommitError,
+    CommitStateUnknown,
+    InputError,
+    LeaseHeld,
+    TransientError,
+)
 from pipeline.lake.snapshots import Partition, assignment_files, latest_snapshot, publish
 from pipeline.storage import Store
 
@@ -143,24 +150,123 @@ def test_many_publish_at_once(lake: Store) -> None:
     assert served(lake) == {f"d{n}": f"r{n}" for n in range(6)}
 
 
-def test_storage_that_fails_leaves_the_outcome_open(lake: Store) -> None:
-    def fail() -> None:
-        raise OSError(5, "Input/output error")
+class Failing(Store):
+    """A store that fails when a snapshot is created, before or after it is there."""
 
-    with pytest.raises(CommitStateUnknown, match="Input/output error; whether run a is published"):
-        publish(Interrupted(lake.url, fail), "d", run("a"), "1")
+    def __init__(self, url: str, error: Exception, *, lands: bool, reads: bool = True) -> None:
+        super().__init__(url)
+        self.error, self.lands, self.reads, self.failed = error, lands, reads, False
 
-
-def test_commit_whose_answer_was_lost_is_found(lake: Store) -> None:
-    class LostAnswer(Store):
-        def create_json(self, path: str, content: Any) -> bool:
+    def create_json(self, path: str, content: Any) -> bool:
+        if self.lands:
             super().create_json(path, content)
-            raise OSError("connection reset")
+        self.failed = True
+        raise self.error
 
-    with pytest.raises(CommitStateUnknown):
-        publish(LostAnswer(lake.url), "d", run("a"), "1")
+    def read_bytes(self, path: str) -> bytes:
+        if self.failed and not self.reads:
+            raise OSError("it does not answer")
+        return super().read_bytes(path)
+
+
+def test_storage_that_fails_leaves_the_outcome_open(lake: Store) -> None:
+    # A put that is on its way may still land: only asking again can tell.
+    failing = Failing(lake.url, OSError(5, "Input/output error"), lands=False)
+    with pytest.raises(CommitStateUnknown, match="Input/output error; whether run a is published"):
+        publish(failing, "d", run("a"), "1")
+    assert latest_snapshot(lake) is None
     assert publish(lake, "d", run("a"), "1").snapshot == 1
+
+
+@pytest.mark.parametrize("error", [OSError("connection reset"), TransientError("tried 5 times")])
+def test_commit_whose_answer_was_lost_is_found_at_once(lake: Store, error: Exception) -> None:
+    snapshot = publish(Failing(lake.url, error, lands=True), "d", run("a"), "1")
+    assert snapshot == latest_snapshot(lake)
     assert lake.read_json("current.json")["snapshot"] == 1
+
+
+def test_commit_whose_answer_was_lost_is_found_by_the_next_attempt(lake: Store) -> None:
+    publish(lake, "d", run("old"), "0")
+    cut_off = Failing(lake.url, OSError("connection reset"), lands=True, reads=False)
+    with pytest.raises(CommitStateUnknown):
+        publish(cut_off, "d", run("a"), "1")
+    for number in range(3):  # what is newer by then is not undone
+        publish(lake, "d", run(f"later{number}"), f"later{number}")
+    assert publish(lake, "d", run("a"), "1").snapshot == 2
+    assert served(lake) == {"d": "later2"}
+    assert len(lake.list("snapshots")) == 5
+
+
+def test_put_that_the_client_sent_twice_is_ours(lake: Store) -> None:
+    class SentTwice(Store):
+        def create_json(self, path: str, content: Any) -> bool:
+            return super().create_json(path, content) and super().create_json(path, content)
+
+    assert publish(SentTwice(lake.url), "d", run("a"), "1").snapshot == 1
+    assert len(lake.list("snapshots")) == 1
+
+
+def test_storage_that_refuses_is_no_open_outcome(lake: Store) -> None:
+    refusing = Failing(lake.url, PermissionError(13, "Permission denied"), lands=False)
+    with pytest.raises(CommitError, match="permission denied; nothing was published") as refused:
+        publish(refusing, "d", run("a"), "1")
+    assert refused.type is CommitError
+
+
+def test_who_lost_the_lease_does_not_publish(lake: Store) -> None:
+    def lost() -> None:
+        raise LeaseHeld("went to another")
+
+    with pytest.raises(LeaseHeld):
+        publish(lake, "d", run("a"), "1", hold=lost)
+    assert latest_snapshot(lake) is None
+
+
+def test_the_copy_of_the_newest_does_not_stay_old(lake: Store) -> None:
+    class Overtaken(Store):
+        """Somebody publishes between our look at the newest snapshot and our copy of it."""
+
+        def write_json(self, path: str, content: Any) -> None:
+            if path == "current.json" and content["snapshot"] == 1:
+                publish(lake, "d2", run("b"), "2")
+            super().write_json(path, content)
+
+    publish(Overtaken(lake.url), "d", run("a"), "1")
+    assert lake.read_json("current.json")["snapshot"] == 2
+
+
+def test_a_copy_that_cannot_be_written_does_not_undo_a_publish(lake: Store) -> None:
+    class Full(Store):
+        def write_json(self, path: str, content: Any) -> None:
+            if path == "current.json":
+                raise OSError(28, "No space left on device")
+            super().write_json(path, content)
+
+    assert publish(Full(lake.url), "d", run("a"), "1").snapshot == 1
+    assert served(lake) == {"d": "a"}
+
+
+def test_snapshots_that_retention_removed_leave_no_hole_to_fall_into(lake: Store) -> None:
+    for number in range(1, 6):
+        publish(lake, f"d{number}", run(f"r{number}"), str(number))
+    lake.delete(["snapshots/1.json", "snapshots/2.json"])
+    assert publish(lake, "d1", run("r1"), "1").snapshot == 6  # nobody can tell any more
+    assert publish(lake, "d4", run("r4"), "4").snapshot == 4
+    assert publish(lake, "d9", run("r9"), "9").snapshot == 7
+
+
+def test_a_publish_does_not_read_the_whole_log(lake: Store) -> None:
+    class Counting(Store):
+        reads = 0
+
+        def read_bytes(self, path: str) -> bytes:
+            Counting.reads += 1
+            return super().read_bytes(path)
+
+    for number in range(1, 41):
+        publish(lake, f"d{number}", run(f"r{number}"), str(number))
+    publish(Counting(lake.url), "new", run("new"), "new")
+    assert Counting.reads <= 5
 
 
 # ------------------------------------------------------------------------------------ readers
@@ -184,6 +290,24 @@ def test_nothing_published(lake: Store) -> None:
     publish(lake, "d1", write_files(lake, "a"), "1")
     with pytest.raises(InputError, match="for ds d3; it has d1"):
         assignment_files(lake, "d3")
+
+
+@pytest.mark.parametrize("path", ["../x.parquet", "/etc/passwd", "a//b", "a/../../b", "a/./b"])
+def test_files_outside_the_lake_are_not_named(lake: Store, path: str) -> None:
+    publish(lake, "d", write_files(lake, "a", path), "1")
+    with pytest.raises(InputError, match="below the output"):
+        assignment_files(lake)
+    with pytest.raises(ValueError, match="below the output"):
+        Partition(run_id="a", model_id="m", rows=1, files=path)
+    with pytest.raises(ValueError, match="pattern"):
+        Partition(run_id=path, model_id="m", rows=1, files="a")
+
+
+def test_a_snapshot_under_the_number_of_another_is_refused(lake: Store) -> None:
+    publish(lake, "d", run("a"), "1")
+    lake.write_bytes("snapshots/7.json", lake.read_bytes("snapshots/1.json"))
+    with pytest.raises(InputError, match="says that it is number 1"):
+        latest_snapshot(lake)
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"snapshot": 1}', b'{"a": 1}'])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.config import Pretrain, Refine
 from pipeline.errors import NumericalError
+from pipeline.model import devices
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.dec import kl_divergence, target_distribution
 from pipeline.model.pretraining import Pretraining, PretrainPass, noise_of
@@ -373,12 +374,11 @@ def explodes_once(night: Refinement) -> Refinement:
     losses = night._losses
     left = [1]
 
-    def once(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        kl, *others = losses(*args)
-        if night.updates_done == 1 and left:
-            left.clear()
-            kl = kl * math.nan
-        return kl, *others
+    def once(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for loss, kl in losses(*args):
+            broken = night.updates_done == 1 and bool(left)
+            left.clear() if broken else None
+            yield (loss * math.nan, kl * math.nan) if broken else (loss, kl)
 
     night._losses = once  # type: ignore[method-assign]
     return night
@@ -406,6 +406,26 @@ def test_a_cluster_that_swallows_the_others_is_refused() -> None:
         grown = list(refinement(x, **fast, max_share=start).run(MemoryRows(x)))
         assert any("of the rows" in (u.event or "") for u in grown)
         assert max(max(u.cluster_rows) for u in grown) / 60 <= start
+
+
+# ----------------------------------------------------------------------------------- portions
+
+
+def test_portions_of_a_batch_learn_what_the_whole_batch_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = MemoryRows(some_rows(20))
+    whole = train(rows)
+    monkeypatch.setattr(devices, "_LEARNT_ACTIVATIONS", 1)
+    monkeypatch.setattr(devices, "_LEAST_LEARNT_ROWS", 3)  # of batches of 8: 3, 3 and 2
+    portions = train(rows)
+    for name, tensor in whole.autoencoder.items():
+        torch.testing.assert_close(portions.autoencoder[name], tensor, rtol=1e-5, atol=1e-6)
+    for name, tensor in whole.clusters.items():
+        torch.testing.assert_close(portions.clusters[name], tensor, rtol=1e-4, atol=1e-5)
+    for one, other in zip(whole.updates, portions.updates, strict=True):
+        assert one.cluster_rows == other.cluster_rows
+        assert one.kl == (other.kl and pytest.approx(other.kl, rel=1e-4))
 
 
 # ------------------------------------------------------------------------------------- resume

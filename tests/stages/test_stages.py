@@ -17,6 +17,7 @@ from pipeline.engine import Context, Execution
 from pipeline.errors import InputError
 from pipeline.lake.models import load_model
 from pipeline.lake.samples import sampled_features
+from pipeline.lake.snapshots import assignment_files
 from pipeline.run import run
 from pipeline.stages.assign import assign
 from pipeline.stages.evaluate import evaluate
@@ -126,12 +127,19 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
 ) -> None:
     run(Execution(config_of(settings), context))
     markers = tmp_path / "lake/runs/test/stages"
+    named = assignment_files(context.lake)
+    (listing,) = markers.glob("assign/files-*.json")
+    content = listing.read_bytes()
     before = {path.parent.name: path.stat().st_mtime_ns for path in markers.glob("*/done.json")}
     settings["refine"] = {**settings["refine"], "learning_rate": 2e-3}
     run(Execution(config_of(settings), Context("test", "2026-01-31", context.lake)))
     after = {path.parent.name: path.stat().st_mtime_ns for path in markers.glob("*/done.json")}
     redone = {name for name in after if after[name] != before[name]}
     assert redone == {"refine", "evaluate", "select", "assign", "publish", "summary"}
+    # What the first snapshot names is what it was.
+    assert listing.read_bytes() == content
+    assert all(Path(path).exists() for path in named)
+    assert not set(assignment_files(context.lake)) & set(named)
 
 
 def test_a_collapse_is_told_and_the_last_sound_state_is_published(

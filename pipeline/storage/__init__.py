@@ -1,20 +1,19 @@
 """The only place that touches filesystems, so that local folders and s3:// are one code path.
 
-Bulk reads and writes go through pyarrow's own filesystems. Listings with entity tags and
-put-if-absent, which pyarrow does not offer, go through s3fs. Both take endpoint, region and
-credentials from the usual AWS environment variables, profile or role.
+What is particular to S3, its two clients and their retries, is in ``s3`` and ``retries``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import errno
 import glob
 import hashlib
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
+
+from pipeline.counts import count
+from pipeline.errors import PipelineError, StorageFull
+from pipeline.storage import s3
+from pipeline.storage.retries import answers_of
 
 S3_SCHEME = "s3://"
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
@@ -36,12 +40,14 @@ class FoundFile:
         name: The same, below the location that was searched.
         bytes: Its size.
         version: Changes when the content does: S3's entity tag, or the local modification time.
+        modified: When it was written, by the clock of whoever keeps it, in seconds since 1970.
     """
 
     url: str
     name: str
     bytes: int
     version: str
+    modified: float = 0.0
 
 
 def absolute(location: str) -> str:
@@ -59,17 +65,6 @@ def why(error: BaseException) -> str:
         return "permission denied"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(reason.split())[:300] or type(error).__name__
-
-
-@contextlib.contextmanager
-def _botocore_as_oserror() -> Iterator[None]:
-    """s3fs lets some of botocore's errors through: no credentials, no such endpoint."""
-    try:
-        yield
-    except Exception as error:
-        if type(error).__module__.startswith("botocore"):
-            raise OSError(str(error)) from error
-        raise
 
 
 class Store:
@@ -94,13 +89,13 @@ class Store:
         return f"{self.url}/{path}" if path else self.url
 
     def read_bytes(self, path: str) -> bytes:
-        """Content of a file.
+        """Content of a file, also while it is replaced: what was there before, or is after.
 
         Raises:
             FileNotFoundError: There is none.
         """
-        with open_input(self.locate(path)) as file:
-            return file.read()  # type: ignore[no-any-return]
+        location = self.locate(path)
+        return s3.read(location) if location.startswith(S3_SCHEME) else Path(location).read_bytes()
 
     def read_json(self, path: str) -> Any:
         """Content of a JSON file."""
@@ -113,19 +108,18 @@ class Store:
 
     def exists(self, path: str) -> bool:
         """Whether there is a file at this path."""
-        filesystem, name = arrow_filesystem(self.locate(path))
-        return bool(filesystem.get_file_info(name).type == fs.FileType.File)
+        location = self.locate(path)
+        return s3.exists(location) if location.startswith(S3_SCHEME) else os.path.isfile(location)
 
     def write_bytes(self, path: str, content: bytes | pa.Buffer) -> None:
         """Write a file, complete or not at all, replacing what was there."""
         location = self.locate(path)
         if location.startswith(S3_SCHEME):
-            filesystem, name = arrow_filesystem(location)
-            with filesystem.open_output_stream(name) as file:
-                file.write(content)
-            return
-        with _staged_beside(location, content) as staged:
-            os.replace(staged, location)
+            s3.put(location, content)
+        else:
+            with _staged_beside(location, content) as staged:
+                os.replace(staged, location)
+        count("bytes_written", len(content))
 
     def write_json(self, path: str, content: Any) -> None:
         """Write a JSON file, complete or not at all."""
@@ -135,7 +129,6 @@ class Store:
         """Write a small table as Parquet, complete or not at all."""
         self.write_bytes(path, parquet_bytes(table))
 
-    @_botocore_as_oserror()
     def create_json(self, path: str, content: Any) -> bool:
         """Write a JSON file only if nothing is there yet (put-if-absent).
 
@@ -144,13 +137,7 @@ class Store:
         """
         location = self.locate(path)
         if location.startswith(S3_SCHEME):
-            try:
-                s3().pipe_file(location, _to_json(content), mode="create")
-            except OSError:  # FileExistsError, or EINVAL from endpoints that answer 412 bare
-                if self.exists(path):
-                    return False
-                raise
-            return True
+            return s3.put_if_absent(location, _to_json(content))
         with _staged_beside(location, _to_json(content)) as staged:
             try:
                 os.link(staged, location)
@@ -158,14 +145,12 @@ class Store:
                 return False
         return True
 
-    @_botocore_as_oserror()
     def list(self, path: str = "") -> list[FoundFile]:
         """Files directly in a folder, by name; empty when there is no such folder."""
         location = self.locate(path)
         if location.startswith(S3_SCHEME):
-            s3().invalidate_cache(location)
-            with contextlib.suppress(FileNotFoundError):
-                entries = s3().ls(location, detail=True)
+            with answers_of(location), contextlib.suppress(FileNotFoundError):
+                entries = s3.client(location).ls(location, detail=True)
                 return sorted(
                     (_from_s3(e, location) for e in entries if e["type"] == "file"),
                     key=lambda file: file.name,
@@ -181,6 +166,49 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 files.append(_from_stat(path, location))
         return files
+
+    def walk(self, path: str = "") -> Sequence[FoundFile]:
+        """All files below a folder, hidden ones too; their names are below it."""
+        location = self.locate(path)
+        if location.startswith(S3_SCHEME):
+            entries: Iterable[Any] = ()
+            with answers_of(location), contextlib.suppress(FileNotFoundError):  # of a bucket
+                entries = s3.client(location).find(location, detail=True).values()
+            # A key that ends in a slash stands for a folder in some tools.
+            return [_from_s3(e, location) for e in entries if not e["name"].endswith("/")]
+        files = []
+        for parent, _, names in os.walk(location):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    files.append(_from_stat(os.path.join(parent, name), location))
+        return files
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Remove files, in this order where they are local; those that are gone are fine."""
+        if self.url.startswith(S3_SCHEME):
+            bucket, _, prefix = self.url.removeprefix(S3_SCHEME).partition("/")
+            keys = [f"{prefix}/{path}" if prefix else path for path in paths]
+            for start in range(0, len(keys), 1000):  # S3's limit
+                some = [{"Key": key} for key in keys[start : start + 1000]]
+                # s3fs's own removal does not tell what was refused.
+                with answers_of(self.url):
+                    answer = s3.client(self.url).call_s3(
+                        "delete_objects", Bucket=bucket, Delete={"Objects": some, "Quiet": True}
+                    )
+                for error in answer.get("Errors", []):
+                    kind = PermissionError if error.get("Code") == "AccessDenied" else OSError
+                    raise kind(f"{error.get('Key')}: {error.get('Code')}")
+            return
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.locate(path))
+
+    def prune(self, path: str) -> None:
+        """Remove a folder, and those in it, that hold no file any more; object stores have none."""
+        if not self.url.startswith(S3_SCHEME):
+            for parent, _, _ in os.walk(self.locate(path), topdown=False):
+                with contextlib.suppress(OSError):  # it is not empty
+                    os.rmdir(parent)
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int | None = None) -> bytes:
@@ -202,17 +230,33 @@ def _to_json(content: Any) -> bytes:
 @contextlib.contextmanager
 def _staged_beside(location: str, content: bytes | pa.Buffer) -> Iterator[str]:
     """A complete, flushed file next to where it shall appear; removed if it is still there."""
-    os.makedirs(os.path.dirname(location), exist_ok=True)
     staged = os.path.join(os.path.dirname(location), f".{uuid.uuid4().hex}.tmp")
     try:
+        os.makedirs(os.path.dirname(location), exist_ok=True)
         with open(staged, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         yield staged
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _storage_full(location, staged, len(content)) from error
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(staged)
+
+
+def _storage_full(location: str, staged: str, needed: int) -> StorageFull:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(staged)  # or what is free would be counted without it
+    folder = next(folder for folder in Path(location).parents if folder.exists())
+    free = shutil.disk_usage(folder).free
+    return StorageFull(
+        f"{location} cannot be written: its disk is full or over quota; this file alone needs "
+        f"{needed:,} bytes, and {free:,} bytes are free. Nothing half written was left. Make room, "
+        "then run the same run id again: it keeps what is complete"
+    )
 
 
 # ------------------------------------------------------------------ reading and finding input
@@ -221,20 +265,17 @@ def _staged_beside(location: str, content: bytes | pa.Buffer) -> Iterator[str]:
 def open_input(location: str) -> pa.NativeFile:
     """Open a file for random access; local files are mapped into memory."""
     if location.startswith(S3_SCHEME):
-        filesystem, name = arrow_filesystem(location)
-        return filesystem.open_input_file(name)
+        return s3.open_input(location)
     return pa.memory_map(location) if os.path.getsize(location) else pa.BufferReader(b"")
 
 
 def arrow_filesystem(location: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow filesystem for a location, and the location's name in it."""
     if location.startswith(S3_SCHEME):
-        name = location.removeprefix(S3_SCHEME)
-        return _arrow_s3(name.partition("/")[0]), name
+        return s3.arrow_filesystem(location)
     return fs.LocalFileSystem(), location
 
 
-@_botocore_as_oserror()
 def version_of(location: str) -> str:
     """The version, as ``find_parquet`` gives it, that lies there now.
 
@@ -242,12 +283,11 @@ def version_of(location: str) -> str:
         FileNotFoundError: Nothing does.
     """
     if location.startswith(S3_SCHEME):
-        s3().invalidate_cache(location.rpartition("/")[0])
-        return _from_s3(s3().info(location), location).version
+        with answers_of(location):
+            return _from_s3(s3.client(location).info(location), location).version
     return _from_stat(location, location).version
 
 
-@_botocore_as_oserror()
 def find_parquet(location: str) -> list[FoundFile]:
     """Parquet files at a location, sorted by name.
 
@@ -260,10 +300,12 @@ def find_parquet(location: str) -> list[FoundFile]:
         OSError: It cannot be listed.
     """
     location = absolute(location)
-    return sorted(
-        _find_on_s3(location) if location.startswith(S3_SCHEME) else _find_locally(location),
-        key=lambda file: file.name,
-    )
+    if location.startswith(S3_SCHEME):
+        with answers_of(location):
+            found = list(_find_on_s3(location))
+    else:
+        found = list(_find_locally(location))
+    return sorted(found, key=lambda file: file.name)
 
 
 def _is_glob(location: str) -> bool:
@@ -306,23 +348,23 @@ def _wanted_below(folder: str, root: str) -> Iterator[FoundFile]:
 
 
 def _find_on_s3(location: str) -> Iterator[FoundFile]:
-    s3().invalidate_cache()
+    client = s3.client(location)
     if _is_glob(location):
         root = _fixed_part(location)
-        for match, entry in s3().glob(location, detail=True).items():
+        for match, entry in client.glob(location, detail=True).items():
             if entry["type"] == "directory":
-                entries = s3().find(match, detail=True).values()
+                entries = client.find(match, detail=True).values()
                 found = (_from_s3(inner, root) for inner in entries)
                 yield from (file for file in found if _wanted(file.name))
             elif _wanted((file := _from_s3(entry, root)).name):
                 yield file
         return
     folder = location.rstrip("/")
-    entries = s3().find(folder, detail=True)
+    entries = client.find(folder, detail=True)
     if list(entries) == [folder.removeprefix(S3_SCHEME)]:
         yield _from_s3(entries[folder.removeprefix(S3_SCHEME)], folder.rpartition("/")[0])
         return
-    if not entries and not s3().exists(folder):
+    if not entries and not client.exists(folder):
         raise FileNotFoundError(location)
     found = (_from_s3(entry, folder) for entry in entries.values())
     yield from (file for file in found if _wanted(file.name))
@@ -331,34 +373,17 @@ def _find_on_s3(location: str) -> Iterator[FoundFile]:
 def _from_stat(path: str, root: str) -> FoundFile:
     stat = os.stat(path)
     name = os.path.relpath(path, root).replace(os.sep, "/")
-    return FoundFile(path, name, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+    version = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+    return FoundFile(path, name, stat.st_size, version, stat.st_mtime)
 
 
 def _from_s3(entry: dict[str, Any], root: str) -> FoundFile:
     url = S3_SCHEME + entry["name"]
     name = url.removeprefix(root.rstrip("/") + "/")
-    return FoundFile(url, name, entry["size"], str(entry.get("ETag", "")).strip('"'))
+    version = str(entry.get("ETag", "")).strip('"')
+    return FoundFile(url, name, entry["size"], version, entry["LastModified"].timestamp())
 
 
-@functools.cache
-def s3() -> Any:
-    """s3fs, configured by the environment."""
-    import s3fs
-
-    return s3fs.S3FileSystem(use_listings_cache=False)
-
-
-@functools.cache
-def _arrow_s3(bucket: str) -> fs.S3FileSystem:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if endpoint:
-        # Only AWS itself can be asked for the region of a bucket.
-        return fs.S3FileSystem(endpoint_override=endpoint, region=region or "us-east-1")
-    return fs.S3FileSystem(region=fs.resolve_s3_region(bucket))
-
-
-@_botocore_as_oserror()
 def check_writable(url: str) -> None:
     """Write and remove an empty file, so that an unwritable output is known at the start.
 
@@ -371,12 +396,14 @@ def check_writable(url: str) -> None:
     store.write_bytes(probe, b"")
     location = store.locate(probe)
     if location.startswith(S3_SCHEME):
-        with contextlib.suppress(OSError):  # a role may write and not delete
-            s3().rm_file(location)
+        # A role may write and not delete.
+        with contextlib.suppress(OSError, PipelineError), answers_of(location):
+            s3.client(location).rm_file(location)
         return
     os.unlink(location)
     for folder in missing:  # leave nothing behind when the run stops at the next check
-        os.rmdir(folder)
+        with contextlib.suppress(OSError):  # somebody else began to use it
+            os.rmdir(folder)
 
 
 def _missing_parents(url: str) -> list[str]:

@@ -1,0 +1,196 @@
+"""What travels to the cluster with a job: a small folder, and versions of packages."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.credentials import secrets_of
+from pipeline.errors import ConfigError
+
+# Code is small. What is larger is data, which belongs where every node can read it.
+LARGEST_MIB = 64
+_LISTED_FILES = 5
+
+# Besides what .gitignore and .rayignore name.
+_EXCLUDED = (
+    # version control, editors, environments, caches, builds
+    *(".git", ".hg", ".svn", ".idea", ".vscode", ".venv", "venv", ".tox", ".nox", "node_modules"),
+    *("__pycache__", "*.pyc", ".*_cache", ".cache", ".ipynb_checkpoints", "*.egg-info"),
+    *("build", "dist", ".gitignore", ".rayignore"),
+    # tests and data
+    *("tests", "*.parquet", "*.arrow", "*.feather", "*.orc", "*.npy", "*.npz", "*.h5", "*.hdf5"),
+    *("*.safetensors", "*.pt", "*.pth", "*.onnx", "*.pkl", "*.db", "*.sqlite", "*.sqlite3"),
+    *("*.zip", "*.tar", "*.gz", "*.zst", "*.whl", "*.log", "wandb", "mlruns"),
+    # where credentials are kept
+    *(
+        ".env",
+        ".env.*",
+        ".aws",
+        ".ssh",
+        ".kube",
+        ".docker",
+        ".netrc",
+        ".pypirc",
+        ".git-credentials",
+    ),
+    *("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", "credentials", "credentials.*"),
+)
+# torch pins those that it needs itself; which ones these are depends on the machine.
+_LEFT_TO_TORCH = re.compile(r"^(nvidia|cuda|triton)\b")
+
+
+def stage(config_path: str, folder: Path, *, working_dir: str | None, package: bool) -> str:
+    """Put what the job needs into an empty folder, which becomes its working directory.
+
+    Args:
+        config_path: The config, which lies at the top under its own name.
+        folder: Empty.
+        working_dir: A folder of the user's own code; None for none.
+        package: Whether dec-pipeline itself travels too.
+
+    Returns:
+        The config's name in the folder.
+
+    Raises:
+        ConfigError: The working directory can't be read, is too large, or holds a credential.
+    """
+    if working_dir is not None:
+        _copy_code(Path(working_dir), folder)
+    name = Path(config_path).name
+    shutil.copyfile(config_path, folder / name)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    refuse_secrets((str(path.relative_to(folder)), path.read_bytes()) for path in files)
+    if package:
+        import jobs
+        import pipeline
+
+        for module in (pipeline, jobs):
+            source = Path(module.__path__[0])
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, folder / source.name, ignore=ignored)
+    return name
+
+
+def _copy_code(working_dir: Path, folder: Path) -> None:
+    if not working_dir.is_dir():
+        raise ConfigError(f"--working-dir {working_dir} is no folder; give the one of your code")
+    try:
+        files = sorted(_files(working_dir, [_excluded]))
+        sizes = {path: path.stat().st_size for path in files}
+        if sum(sizes.values()) > LARGEST_MIB * 2**20:
+            largest = sorted(files, key=sizes.__getitem__, reverse=True)[:_LISTED_FILES]
+            named = ", ".join(
+                f"{path.relative_to(working_dir)} ({sizes[path] / 2**20:.1f} MiB)"
+                for path in largest
+            )
+            raise ConfigError(
+                f"--working-dir {working_dir} has {sum(sizes.values()) / 2**20:.0f} MiB to send, "
+                f"more than {LARGEST_MIB}; name what is no code in its .rayignore. Largest: {named}"
+            )
+        for path in files:
+            relative = path.relative_to(working_dir)
+            if relative.parts[0] in ("jobs", "pipeline"):
+                raise ConfigError(
+                    f"--working-dir {working_dir} has a folder {relative.parts[0]}/, which would "
+                    "hide that of dec-pipeline; rename it, or leave it out with .rayignore. "
+                    "To send dec-pipeline as it is installed here: --environment lock"
+                )
+            (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / relative)
+    except OSError as error:
+        raise ConfigError(
+            f"--working-dir {working_dir} cannot be read: {error.filename}: {error.strerror}"
+        ) from None
+
+
+def _files(folder: Path, excluded: Sequence[Callable[[Path], bool]]) -> Iterator[Path]:
+    """Files below a folder that nothing excludes; links to folders are not followed."""
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    rules = [*excluded, *get_excludes_from_ignore_files(folder, include_gitignore=True)]
+    for path in folder.iterdir():
+        if any(rule(path) for rule in rules):
+            continue
+        if path.is_dir():
+            if not path.is_symlink():
+                yield from _files(path, rules)
+        elif path.is_file():
+            yield path
+
+
+def _excluded(path: Path) -> bool:
+    if any(fnmatch.fnmatch(path.name, pattern) for pattern in _EXCLUDED):
+        return True
+    environment = (path / "pyvenv.cfg").exists()  # whatever it is called
+    lake = (path / "snapshots").is_dir() and (path / "runs").is_dir()
+    return environment or lake
+
+
+def refuse_secrets(sent: Iterable[tuple[str, bytes]]) -> None:
+    """Raise a ConfigError if something that is sent holds a secret of this environment.
+
+    Ray shows a job's files, command and metadata to everybody who can reach its dashboard.
+
+    Args:
+        sent: What it is, and its content.
+    """
+    secrets = {name: value.encode() for name, value in secrets_of(os.environ).items()}
+    for what, content in sent:
+        for name, value in secrets.items():
+            if value in content:
+                raise ConfigError(
+                    f"{what} holds the value of {name}; nothing that is sent may. Take it out: the "
+                    "cluster's nodes have credentials of their own"
+                )
+
+
+def pins(extras: Sequence[str] = ()) -> list[str]:
+    """``name==version`` of everything that dec-pipeline needs, as installed here.
+
+    Nodes that have these versions already install nothing.
+
+    Args:
+        extras: Of dec-pipeline, that the config needs.
+
+    Raises:
+        ConfigError: dec-pipeline is not installed, so nobody knows what it needs.
+    """
+    from packaging.requirements import Requirement
+
+    versions: dict[str, str] = {}
+    seen: set[tuple[str, tuple[str, ...]]] = set()
+
+    def add(name: str, wanted: tuple[str, ...]) -> None:
+        if (name, wanted) in seen or _LEFT_TO_TORCH.match(name):
+            return
+        seen.add((name, wanted))
+        distribution = _distribution(name)
+        versions[name] = distribution.version.partition("+")[0]  # 2.13.0+cpu is 2.13.0 elsewhere
+        for line in distribution.requires or ():
+            required = Requirement(line)
+            marker = required.marker
+            if marker is None or any(marker.evaluate({"extra": e}) for e in ("", *wanted)):
+                canonical = re.sub(r"[-_.]+", "-", required.name).lower()
+                add(canonical, tuple(sorted(required.extras)))
+
+    add("dec-pipeline", tuple(sorted(extras)))
+    del versions["dec-pipeline"]  # travels as it lies here
+    return [f"{name}=={version}" for name, version in sorted(versions.items())]
+
+
+@functools.cache
+def _distribution(name: str) -> metadata.Distribution:
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        raise ConfigError(
+            f"--environment lock sends the versions that are installed here, and {name} is not; "
+            "pip install dec-pipeline with the extras that the config needs"
+        ) from None

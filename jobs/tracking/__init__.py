@@ -1,0 +1,248 @@
+"""Telling MLflow, TensorBoard and OpenLineage how a run goes, where ``track`` names them.
+
+They watch: nothing that becomes of them changes a run or ends it. Each is told in a thread of its
+own, in the order of events, and has seconds for what is left at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.util
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from pipeline.artifacts import Artifact, NightSummary, Summary
+from pipeline.config import Config
+from pipeline.errors import ConfigError, Interrupted, PipelineError
+from pipeline.storage import Store, why
+
+log = logging.getLogger(__name__)
+
+# What is left to be told at the end of a run; less where a grace period runs.
+_LAST_SECONDS, _LAST_SECONDS_OF_GRACE = 10.0, 3.0
+# A tracker that hangs while a hundred thousand records come must not fill the memory.
+_WAITING = 10_000
+_PACKAGES = {"mlflow": "mlflow", "tensorboard": "tensorboard", "openlineage": "openlineage.client"}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is known as an attempt begins to work.
+
+    Attributes:
+        config: The settings.
+        run_id: The run.
+        ds: What it publishes.
+        lake: The output folder.
+        started: UTC; tells this attempt from others at the same run.
+    """
+
+    config: Config
+    run_id: str
+    ds: str
+    lake: Store
+    started: datetime.datetime
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the attempt ended.
+
+    Attributes:
+        error: Why it failed; None: it did not.
+        stage: The one that it came to.
+        summary: Of the whole run, where that is complete.
+    """
+
+    error: PipelineError | None
+    stage: str
+    summary: Summary | NightSummary | None
+
+
+class Tracker(Protocol):
+    """One that is told; it may raise and block as it likes."""
+
+    def begin(self) -> None:
+        """The attempt is the only one at this ds, and begins to work."""
+
+    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """See ``Progress.measured``."""
+
+    def stage_finished(self, stage: str) -> None:
+        """A stage is complete."""
+
+    def end(self, ending: Ending) -> None:
+        """Nothing follows."""
+
+
+class Trackers:
+    """All that the config names, as one that watches progress.
+
+    Args:
+        attempt: What they are told of.
+        on_failure: Told, in one line, of a tracker that failed; from another thread.
+
+    Raises:
+        ConfigError: The package of one is not installed.
+    """
+
+    def __init__(self, attempt: Attempt, on_failure: Callable[[str], None]) -> None:
+        track = attempt.config.track
+        wanted = [name for name in _PACKAGES if getattr(track, name) is not None]
+        for name in wanted:
+            if not _is_installed(_PACKAGES[name]):
+                raise ConfigError(
+                    f"track.{name} needs a package that is not installed; run: "
+                    f"pip install 'dec-pipeline[{name}]'"
+                )
+        self._channels = [
+            _Channel(name, partial(_tracker, name, attempt), on_failure) for name in wanted
+        ]
+        self._begun = False
+
+    def begin(self) -> None:
+        """Start to tell; what happened before is told to nobody."""
+        if not self._begun:
+            self._begun = True
+            for channel in self._channels:
+                channel.start()
+            self._tell("begin")
+
+    def stage_started(self, stage: str) -> None:
+        """No news."""
+
+    def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
+        """Too often to be news."""
+
+    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Told to each."""
+        self._tell("measured", stage, step, values)
+
+    def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
+        """Told to each, with its seconds as a figure."""
+        if not reused:
+            self._tell("measured", stage, 0, {"seconds": seconds})
+        self._tell("stage_finished", stage)
+
+    def end(self, error: PipelineError | None, stage: str, result: Artifact | None) -> None:
+        """Tell how it ended, and wait for the trackers, but not for long."""
+        if not self._begun:
+            return
+        summary = result if isinstance(result, (Summary, NightSummary)) else None
+        self._tell("end", Ending(error, stage, summary))
+        hurry = isinstance(error, Interrupted)
+        deadline = time.monotonic() + (_LAST_SECONDS_OF_GRACE if hurry else _LAST_SECONDS)
+        for channel in self._channels:
+            channel.close(deadline)
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        if self._begun:
+            for channel in self._channels:
+                channel.tell(what, *arguments)
+
+
+class _Channel:
+    """One tracker, and the thread that tells it."""
+
+    def __init__(
+        self, name: str, make: Callable[[], Tracker], on_failure: Callable[[str], None]
+    ) -> None:
+        self._name, self._make, self._on_failure = name, make, on_failure
+        self._events: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue(_WAITING)
+        self._thread = threading.Thread(target=self._work, name=f"track.{name}", daemon=True)
+        self._failed = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def tell(self, what: str, *arguments: Any) -> None:
+        if not self._failed:
+            try:
+                self._events.put_nowait((what, arguments))
+            except queue.Full:
+                self._fail("it is too slow")
+
+    def close(self, deadline: float) -> None:
+        with contextlib.suppress(queue.Full):
+            self._events.put_nowait(None)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            self._fail("it did not take the end of the run in time")
+
+    def _work(self) -> None:
+        try:
+            tracker = self._make()
+            while event := self._events.get():
+                what, arguments = event
+                getattr(tracker, what)(*arguments)
+        except Exception as error:
+            log.warning("track.%s failed", self._name, exc_info=True)
+            self._fail(why(error))
+
+    def _fail(self, reason: str) -> None:
+        if not self._failed:
+            self._failed = True
+            self._on_failure(f"track.{self._name}: {reason}; the run goes on without it")
+
+
+def _tracker(name: str, attempt: Attempt) -> Tracker:
+    if name == "mlflow":
+        from jobs.tracking.mlflow import MlflowTracker
+
+        return MlflowTracker(attempt)
+    if name == "tensorboard":
+        from jobs.tracking.tensorboard import TensorboardTracker
+
+        return TensorboardTracker(attempt)
+    from jobs.tracking.openlineage import OpenlineageTracker
+
+    return OpenlineageTracker(attempt)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
+
+
+def final_tags(summary: Summary | NightSummary) -> dict[str, str]:
+    """What a run left, and on a night what was decided."""
+    if isinstance(summary, Summary):
+        names: tuple[str, ...] = ("model_id", "snapshot", "shipped")
+    else:
+        names = ("champion", "challenger", "snapshot", "action", "refused")
+    return {name: str(getattr(summary, name)) for name in names}
+
+
+def final_figures(summary: Summary | NightSummary) -> dict[str, float]:
+    """What a run is judged by: each candidate's quality, and the totals; names by ``/``."""
+    comparison = summary.comparison
+    figures: dict[str, float | None] = {
+        "run/rows": summary.rows_out,
+        "run/mean_confidence": summary.mean_confidence,
+        "run/generalisation": comparison.generalisation if comparison else None,
+        "run/seconds": sum(time.seconds for time in summary.stages),
+    }
+    if isinstance(summary, NightSummary):
+        names = ("rows_labelled", "rows_carried", "churn", "max_psi", "refused")
+        figures |= {f"night/{name}": getattr(summary, name) for name in names}
+    for candidate in comparison.candidates if comparison else ():
+        quality: dict[str, float | None] = {
+            "modularity": candidate.modularity,
+            "balance": candidate.balance,
+            "stability": candidate.stability,
+            "empty_clusters": candidate.empty_clusters,
+        }
+        quality |= {f"silhouette_{s.space}": s.silhouette for s in candidate.spaces}
+        if scores := candidate.scores:
+            quality |= {"acc": scores.acc, "nmi": scores.nmi, "ari": scores.ari}
+        figures |= {f"{candidate.kind}/{name}": value for name, value in quality.items()}
+    return {name: float(value) for name, value in figures.items() if value is not None}

@@ -1,0 +1,112 @@
+"""MLflow: one of its runs for each of ours, however many attempts that takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jobs.tracking import Attempt, Ending, final_figures, final_tags
+from pipeline.errors import Interrupted
+
+# A server that is away is given up in seconds, where MLflow tries for minutes; and what it tells
+# its makers about its use is nobody's business here. Whoever sets these variables decides.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+# The longest value of a parameter in any of its versions, and most parameters in one request.
+_PARAMETER_LENGTH, _PARAMETERS = 500, 100
+
+
+class MlflowTracker:
+    """Writes parameters, metrics and tags by MLflow's client; no file of the run."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from mlflow.tracking import MlflowClient
+
+        assert attempt.config.track.mlflow is not None
+        self._attempt, self._settings = attempt, attempt.config.track.mlflow
+        self._client: Any = MlflowClient(self._settings.uri)
+        self._run = ""
+        self._told: set[tuple[str, int]] = set()  # metrics that the run has already
+
+    def begin(self) -> None:
+        """Go on with the MLflow run of this run id, or start one."""
+        attempt = self._attempt
+        experiment = self._experiment()
+        found = self._client.search_runs([experiment], f"tags.run_id = '{attempt.run_id}'")
+        ours = [run for run in found if run.data.tags.get("output") == attempt.lake.url]
+        if ours:
+            self._run = ours[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+            known = set(ours[0].data.params)
+            for key in ours[0].data.metrics:
+                history = self._client.get_metric_history(self._run, key)
+                self._told |= {(key, metric.step) for metric in history}
+        else:
+            tags = {"run_id": attempt.run_id, "ds": attempt.ds, "output": attempt.lake.url}
+            made = self._client.create_run(experiment, tags=tags, run_name=attempt.run_id)
+            self._run, known = made.info.run_id, set()
+        self._log_parameters(known)
+
+    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Metrics ``stage/name``; those that an earlier attempt told are not told again."""
+        self._log_metrics({f"{stage}/{name}": value for name, value in values.items()}, step)
+
+    def stage_finished(self, stage: str) -> None:
+        """The last complete stage, as a tag."""
+        self._client.set_tag(self._run, "stage", stage)
+
+    def end(self, ending: Ending) -> None:
+        """The comparison, the model and the status."""
+        if ending.error:
+            self._client.set_tag(self._run, "error", str(ending.error)[:_PARAMETER_LENGTH])
+            self._client.set_tag(self._run, "error_kind", type(ending.error).__name__)
+            stopped = isinstance(ending.error, Interrupted)
+            self._client.set_terminated(self._run, "KILLED" if stopped else "FAILED")
+            return
+        if summary := ending.summary:
+            self._log_metrics(final_figures(summary), 0)
+            for name, value in final_tags(summary).items():
+                self._client.set_tag(self._run, name, value)
+            for name in ("error", "error_kind"):  # of an attempt before
+                self._client.set_tag(self._run, name, "")
+        self._client.set_terminated(self._run, "FINISHED")
+
+    def _experiment(self) -> str:
+        name = self._settings.experiment
+        found = self._client.get_experiment_by_name(name)
+        experiment: str = found.experiment_id if found else self._client.create_experiment(name)
+        return experiment
+
+    def _log_parameters(self, known: set[str]) -> None:
+        """The resolved settings; MLflow lets nobody change one, so the first attempt's stay."""
+        from mlflow.entities import Param
+
+        settings = _flat(self._attempt.config.model_dump(mode="json"))
+        left = [Param(n, str(v)[:_PARAMETER_LENGTH]) for n, v in settings if n not in known]
+        for start in range(0, len(left), _PARAMETERS):
+            self._client.log_batch(self._run, params=left[start : start + _PARAMETERS])
+
+    def _log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        new = [key for key in values if (key, step) not in self._told]
+        if new:
+            metrics = [Metric(key, values[key], now_ms, step) for key in new]
+            self._client.log_batch(self._run, metrics=metrics)
+        self._told |= {(key, step) for key in new}
+
+
+def _flat(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value

@@ -1,0 +1,194 @@
+"""OpenLineage: which data went into a run and which came out, for catalogues that collect it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import glob
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pipeline
+from jobs.tracking import Attempt, Ending
+from pipeline.artifacts import Assignments, Manifest
+from pipeline.engine import Marker
+from pipeline.errors import Interrupted, PipelineError
+from pipeline.lake.snapshots import read_file_list
+from pipeline.schema import UNDATED, assignment_schema
+from pipeline.storage import S3_SCHEME
+
+_PRODUCER = f"urn:dec-pipeline:{pipeline.__version__}"
+_API_KEY = "OPENLINEAGE_API_KEY"
+_RETRY = {"total": 2, "connect": 2, "read": 2}  # a server that is away is given up in seconds
+
+
+class OpenlineageTracker:
+    """Emits START, and COMPLETE, FAIL or ABORT, of each attempt, by OpenLineage's client.
+
+    Its transport is used as it is: the client around it would add what it finds in the environment.
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        from openlineage.client.event_v2 import set_producer
+        from openlineage.client.transport import Transport
+        from openlineage.client.transport.file import FileConfig, FileTransport
+        from openlineage.client.transport.http import HttpConfig, HttpTransport
+
+        set_producer(_PRODUCER)
+        assert attempt.config.track.openlineage is not None
+        self._attempt, self._settings = attempt, attempt.config.track.openlineage
+        self._transport: Transport
+        if self._settings.to.startswith(("http://", "https://")):
+            auth = {"type": "api_key", "apiKey": key} if (key := os.environ.get(_API_KEY)) else {}
+            params = {"url": self._settings.to, "auth": auth, "retry": _RETRY}
+            self._transport = HttpTransport(HttpConfig.from_dict(params))
+        else:
+            path = Path(self._settings.to)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._transport = FileTransport(FileConfig(str(path), append=True))
+
+    def begin(self) -> None:
+        """START, with what is known of the datasets before the first stage."""
+        self._emit("START", self._attempt.started, {}, self._inputs(), self._outputs(None))
+
+    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """No lineage."""
+
+    def stage_finished(self, stage: str) -> None:
+        """No lineage."""
+
+    def end(self, ending: Ending) -> None:
+        """COMPLETE, with schemas and rows; FAIL, with the error; or ABORT of an interruption."""
+        from openlineage.client.facet_v2 import error_message_run
+
+        kind, facets = "COMPLETE", {}
+        if ending.error:
+            kind = "ABORT" if isinstance(ending.error, Interrupted) else "FAIL"
+            message = f"{type(ending.error).__name__} in {ending.stage}: {ending.error}"
+            facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(message, "Python")
+        now = datetime.datetime.now(datetime.UTC)
+        self._emit(kind, now, facets, self._inputs(), self._outputs(ending))
+
+    def _emit(
+        self,
+        kind: str,
+        at: datetime.datetime,
+        facets: dict[str, Any],
+        inputs: Any,
+        outputs: Any,
+    ) -> None:
+        from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
+        from openlineage.client.facet_v2 import job_type_job, nominal_time_run, tags_run
+
+        attempt = self._attempt
+        tags = {"run_id": attempt.run_id, "ds": attempt.ds}
+        facets["tags"] = tags_run.TagsRunFacet(
+            [tags_run.TagsRunFacetFields(key, value, "dec-pipeline") for key, value in tags.items()]
+        )
+        if attempt.ds != UNDATED:
+            day = datetime.date.fromisoformat(attempt.ds)
+            facets["nominalTime"] = nominal_time_run.NominalTimeRunFacet(
+                f"{day}T00:00:00Z", f"{day + datetime.timedelta(days=1)}T00:00:00Z"
+            )
+        job_type = job_type_job.JobTypeJobFacet("BATCH", "DEC", "JOB")
+        event = RunEvent(
+            eventType=RunState[kind],
+            eventTime=at.isoformat(),
+            run=Run(str(self._uuid()), facets),
+            job=Job(self._settings.namespace, self._settings.job, {"jobType": job_type}),
+            inputs=inputs,
+            outputs=outputs,
+        )
+        self._transport.emit(event)
+
+    def _uuid(self) -> uuid.UUID:
+        """The attempt's: the same for whoever knows output, run id and when it began."""
+        run = f"{self._attempt.lake.url}/runs/{self._attempt.run_id}"
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"{run}#{self._attempt.started.isoformat()}")
+
+    # ------------------------------------------------------------------------------- datasets
+
+    def _inputs(self) -> list[Any]:
+        from openlineage.client.event_v2 import InputDataset
+        from openlineage.client.facet_v2 import input_statistics_input_dataset
+
+        manifest = self._manifest()
+        facets: dict[str, Any] = {}
+        statistics: dict[str, Any] = {}
+        if manifest:
+            width = {True: "[{}]", False: ""}
+            fields = {
+                f.name: manifest.dtype + width[f.vector].format(f.width) for f in manifest.features
+            }
+            fields |= {field.name: str(field.type) for field in manifest.carried_schema}
+            facets["schema"] = _schema(fields)
+        path = self._attempt.config.source.path
+        locations = [path] if isinstance(path, str) else path
+        if manifest and len(locations) == 1:
+            statistics["inputStatistics"] = (
+                input_statistics_input_dataset.InputStatisticsInputDatasetFacet(
+                    rowCount=manifest.rows, size=manifest.bytes, fileCount=manifest.shard_count
+                )
+            )
+        return [
+            InputDataset(*dataset_name(location), inputFacets=statistics, facets=facets)
+            for location in locations
+        ]
+
+    def _outputs(self, ending: Ending | None) -> list[Any]:
+        from openlineage.client.event_v2 import OutputDataset
+        from openlineage.client.facet_v2 import (
+            dataset_version_dataset,
+            output_statistics_output_dataset,
+        )
+
+        name = dataset_name(self._attempt.lake.url)
+        manifest = self._manifest()
+        if not ending or not ending.summary or not manifest:
+            return [OutputDataset(*name)]
+        schema = assignment_schema(manifest.carried_schema, manifest.keys)
+        version = dataset_version_dataset.DatasetVersionDatasetFacet(str(ending.summary.snapshot))
+        lake, run = self._attempt.lake, self._attempt.run_id
+        marker = Marker.model_validate(lake.read_json(f"runs/{run}/stages/assign/done.json"))
+        assignments = Assignments.model_validate(marker.artifact)
+        files = read_file_list(lake, assignments.files.path).files
+        statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
+            rowCount=ending.summary.rows_out,
+            size=sum(file.bytes for file in files),
+            fileCount=len(files),
+        )
+        facets = {
+            "schema": _schema({field.name: str(field.type) for field in schema}),
+            "version": version,
+        }
+        return [OutputDataset(*name, outputFacets={"outputStatistics": statistics}, facets=facets)]
+
+    def _manifest(self) -> Manifest | None:
+        path = f"runs/{self._attempt.run_id}/manifest.json"
+        with contextlib.suppress(OSError, ValueError, PipelineError):  # not pinned yet
+            return Manifest.model_validate(self._attempt.lake.read_json(path))
+        return None
+
+
+def _schema(types: Mapping[str, str]) -> Any:
+    from openlineage.client.facet_v2 import schema_dataset
+
+    fields = [schema_dataset.SchemaDatasetFacetFields(name, kind) for name, kind in types.items()]
+    return schema_dataset.SchemaDatasetFacet(fields)
+
+
+def dataset_name(location: str) -> tuple[str, str]:
+    """Namespace and name of a location, by OpenLineage's rules for S3 and for files.
+
+    Of a glob it is the folder that the glob starts from.
+    """
+    parts = location.rstrip("/").split("/")
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    location = "/".join(parts[:fixed])
+    if location.startswith(S3_SCHEME):
+        bucket, _, key = location.removeprefix(S3_SCHEME).partition("/")
+        return f"{S3_SCHEME}{bucket}", key or "/"
+    return "file", os.path.abspath(location or ".")

@@ -1,0 +1,550 @@
+"""Which cluster of a new model is one that we know: permanent ids by membership.
+
+Both models label two sets of rows. The frozen reference sample of the old model says where its
+clusters went: a new cluster is an old one where each holds most of the other's rows. Tonight's
+sample says what of that is real: without it, a class that vanished looks merged into whichever
+cluster its old rows now lie nearest to, and one that appeared looks split off.
+
+The kinds of transition are those of MONIC (Spiliopoulou et al. 2006, "MONIC: modeling and
+monitoring cluster transitions", section 3.2), with both directions asked for, so that a new
+cluster that swallowed an old one does not bear its name. Shape letters: N rows of the reference
+sample, M of tonight's, J old clusters, K new ones, C cells of their contingency that hold rows, T
+transitions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
+
+from pipeline.config import Matching
+from pipeline.errors import PipelineError
+
+SURVIVAL, SPLIT, MERGE, BIRTH, DEATH = KINDS = ("survival", "split", "merge", "birth", "death")
+
+# Stands for "no cluster" in arrays of ids.
+NONE = -1
+# Shares are compared as float64; a share that is exactly the threshold reaches it.
+_ROUNDING = 1e-9
+# Cells of a dense cost matrix, 8 bytes each; a component with more is solved sparsely, which takes
+# longer for the same answer.
+_DENSE_CELLS = 2**22
+_MOST_IDS = 2**31
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The same rows, labelled by both models.
+
+    Attributes:
+        old: Position of the old model's cluster, shape (rows,), int64.
+        new: Position of the new model's, the same rows.
+    """
+
+    old: NDArray[np.int64]
+    new: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """What became of the clusters, one transition a place; see ``TRANSITION_SCHEMA``.
+
+    Every old cluster is in exactly one survival, merge or death, and every new one in exactly one
+    survival, split or birth. A death or birth that is no disappearance and no appearance has both
+    ids: the cluster that took or gave most of its rows, in numbers that prove nothing.
+
+    Attributes:
+        kind: Index into ``KINDS``, shape (transitions,).
+        from_id: int32; ``NONE`` for a birth out of nothing.
+        to_id: int32; ``NONE`` for a death into nothing.
+        rows: Rows of the reference sample that are in both, int64, like the ones below.
+        from_rows: In the old cluster.
+        to_rows: In the new one.
+        from_rows_now: Rows of tonight's sample in the old cluster.
+        to_rows_now: In the new one.
+    """
+
+    kind: NDArray[np.int8]
+    from_id: NDArray[np.int32]
+    to_id: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    from_rows: NDArray[np.int64]
+    to_rows: NDArray[np.int64]
+    from_rows_now: NDArray[np.int64]
+    to_rows_now: NDArray[np.int64]
+
+    def of(self, kind: str) -> NDArray[np.bool_]:
+        """Which are of this kind."""
+        chosen: NDArray[np.bool_] = self.kind == KINDS.index(kind)
+        return chosen
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The new clusters, by permanent id.
+
+    Attributes:
+        ids_K: Of each new cluster, shape (n_new,), int32, all different.
+        born_K: Whether that id is new.
+        parents: Pairs (new id, old id), shape (pairs, 2), int32, sorted: an old cluster that a
+            born one took at least ``matching.splits`` of its rows of the reference sample from.
+        transitions: Sorted by kind and ids.
+        churn: Share of the reference sample whose permanent id changes.
+    """
+
+    ids_K: NDArray[np.int32]
+    born_K: NDArray[np.bool_]
+    parents: NDArray[np.int32]
+    transitions: Transitions
+    churn: float
+
+
+@dataclass(frozen=True)
+class _Contingency:
+    """Rows counted by both models.
+
+    Attributes:
+        old_C: Positions of the old clusters of cells that hold any row, ascending with new_C.
+        new_C: Those of the new ones.
+        rows_C: Rows of the reference sample.
+        now_C: Rows of tonight's.
+        old_J: Rows of the reference sample in each old cluster.
+        old_now_J: Of tonight's.
+        new_K: The same for new ones.
+        new_now_K: Of tonight's.
+    """
+
+    old_C: NDArray[np.int64]
+    new_C: NDArray[np.int64]
+    rows_C: NDArray[np.int64]
+    now_C: NDArray[np.int64]
+    old_J: NDArray[np.int64]
+    old_now_J: NDArray[np.int64]
+    new_K: NDArray[np.int64]
+    new_now_K: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, reference: Labels, tonight: Labels, old: int, new: int) -> _Contingency:
+        keys = [labels.old * new + labels.new for labels in (reference, tonight)]
+        cells, cell = np.unique(np.concatenate(keys), return_inverse=True)
+        rows = len(keys[0])
+        return cls(
+            old_C=cells // new,
+            new_C=cells % new,
+            rows_C=np.bincount(cell[:rows], minlength=len(cells)),
+            now_C=np.bincount(cell[rows:], minlength=len(cells)),
+            old_J=np.bincount(reference.old, minlength=old),
+            old_now_J=np.bincount(tonight.old, minlength=old),
+            new_K=np.bincount(reference.new, minlength=new),
+            new_now_K=np.bincount(tonight.new, minlength=new),
+        )
+
+
+def match(
+    reference: Labels,
+    tonight: Labels,
+    old_ids_J: NDArray[np.int32],
+    clusters: int,
+    next_id: int,
+    thresholds: Matching,
+) -> Matched:
+    """Give the clusters of a new model permanent ids.
+
+    What counts for a pair of clusters is the number of rows of the reference sample in both,
+    without old clusters that are gone tonight. Of pairs that may be the same cluster (see
+    ``_candidates``), those keep the id that keep it for most rows in all: a maximum-weight matching
+    (Kuhn 1955). New ids are given in the order in which clusters first occur in the samples, so
+    that the order of a model's clusters changes nothing.
+
+    Args:
+        reference: The old model's frozen reference sample.
+        tonight: Tonight's sample.
+        old_ids_J: Permanent id of each old cluster, shape (n_old,).
+        clusters: K, clusters of the new model, empty ones too.
+        next_id: The first id that was never given.
+        thresholds: ``config.matching``.
+
+    Raises:
+        PipelineError: More ids than an int32 has.
+    """
+    order_K = _order_of_occurrence(reference.new, tonight.new, clusters)
+    place_K = np.empty_like(order_K)
+    place_K[order_K] = np.arange(clusters)
+    # From here on, old clusters are in the order of their ids, new ones in that of occurrence.
+    by_id_J = np.argsort(old_ids_J)
+    place_J = np.empty_like(by_id_J)
+    place_J[by_id_J] = np.arange(len(by_id_J))
+    reference, tonight = (
+        Labels(place_J[labels.old], place_K[labels.new]) for labels in (reference, tonight)
+    )
+    counts = _Contingency.of(reference, tonight, len(by_id_J), clusters)
+    old_ids_J = old_ids_J[by_id_J]
+
+    gone_J, fresh_K = _gone_and_fresh(counts, thresholds.dies)
+    weight_C = _evidence(counts, gone_J, thresholds.survives)
+    candidate_C = _candidates(counts, weight_C, fresh_K, thresholds)
+    keeps_C = np.zeros(len(weight_C), np.bool_)
+    keeps_C[candidate_C] = _heaviest_matching(
+        counts.old_C[candidate_C], counts.new_C[candidate_C], weight_C[candidate_C]
+    )
+
+    ids_K = np.full(clusters, NONE, np.int32)
+    ids_K[counts.new_C[keeps_C]] = old_ids_J[counts.old_C[keeps_C]]
+    born_K = ids_K == NONE
+    ids_K[born_K] = new_ids(next_id, int(born_K.sum()))
+
+    transitions = _transitions(
+        counts, weight_C, keeps_C, gone_J, fresh_K, old_ids_J, ids_K, thresholds
+    )
+    changed_N = old_ids_J[reference.old] != ids_K[reference.new]
+    return Matched(
+        ids_K=ids_K[place_K],
+        born_K=born_K[place_K],
+        parents=_parents(counts, weight_C, born_K & ~fresh_K, old_ids_J, ids_K, thresholds.splits),
+        transitions=transitions,
+        churn=float(changed_N.mean()) if len(changed_N) else 0.0,
+    )
+
+
+def unchanged(reference: Labels, tonight: Labels, ids_K: NDArray[np.int32]) -> Matched:
+    """What ``match`` says of a model and itself; clusters that no row is in survive, too."""
+    size = len(ids_K)
+    rows_K = np.bincount(reference.new, minlength=size)
+    now_K = np.bincount(tonight.new, minlength=size)
+    same = np.argsort(ids_K)
+    ids = ids_K[same]
+    return Matched(
+        ids_K=ids_K,
+        born_K=np.zeros(size, np.bool_),
+        parents=np.zeros((0, 2), np.int32),
+        transitions=Transitions(
+            np.full(size, KINDS.index(SURVIVAL), np.int8),
+            *(ids, ids),
+            *(rows_K[same],) * 3,
+            *(now_K[same],) * 2,
+        ),
+        churn=0.0,
+    )
+
+
+def unmatched(
+    old_ids_J: NDArray[np.int32],
+    old_rows_J: NDArray[np.int64],
+    new_now_K: NDArray[np.int64],
+    next_id: int,
+) -> Matched:
+    """Clusters that nothing can be compared with: all are born, and the old ones die.
+
+    Args:
+        old_ids_J: Ids that live so far, shape (n_old,); none on the first night.
+        old_rows_J: Rows of the reference sample in each.
+        new_now_K: Rows of tonight's sample in each new cluster, shape (n_new,).
+        next_id: The first id that was never given.
+
+    Raises:
+        PipelineError: More ids than an int32 has.
+    """
+    ids_K = new_ids(next_id, len(new_now_K))
+    kinds = [
+        np.full(len(ids), KINDS.index(kind)) for kind, ids in ((BIRTH, ids_K), (DEATH, old_ids_J))
+    ]
+    no_new_J, no_old_K = np.zeros_like(old_rows_J), np.zeros_like(new_now_K)
+    columns = {
+        "kind": np.concatenate(kinds).astype(np.int8),
+        "from_id": np.concatenate([np.full_like(ids_K, NONE), old_ids_J]),
+        "to_id": np.concatenate([ids_K, np.full_like(old_ids_J, NONE)]),
+        "from_rows": np.concatenate([no_old_K, old_rows_J]),
+        "to_rows_now": np.concatenate([new_now_K, no_new_J]),
+    }
+    nothing = np.zeros_like(columns["from_rows"])
+    return Matched(
+        ids_K=ids_K,
+        born_K=np.ones(len(ids_K), np.bool_),
+        parents=np.zeros((0, 2), np.int32),
+        transitions=Transitions(**columns, rows=nothing, to_rows=nothing, from_rows_now=nothing),
+        churn=1.0 if len(old_ids_J) else 0.0,
+    )
+
+
+def new_ids(next_id: int, number: int) -> NDArray[np.int32]:
+    """That many ids that were never given.
+
+    Raises:
+        PipelineError: More ids than an int32 has.
+    """
+    if next_id + number > _MOST_IDS:
+        raise PipelineError(
+            f"identify: {number:,} ids from {next_id:,} on do not fit the int32 of cluster_id; "
+            "give a new output, where ids begin at 0"
+        )
+    return np.arange(next_id, next_id + number, dtype=np.int32)
+
+
+def _order_of_occurrence(
+    first_N: NDArray[np.int64], second_M: NDArray[np.int64], clusters: int
+) -> NDArray[np.int64]:
+    """Clusters by their first row in two samples, one after the other; then those without any."""
+    seen, first = np.unique(np.concatenate([first_N, second_M]), return_index=True)
+    place_K = np.full(clusters, len(first_N) + len(second_M))
+    place_K[seen] = first
+    return np.argsort(place_K, kind="stable")
+
+
+def _reaches(
+    part: NDArray[np.number], share: float, whole: NDArray[np.number]
+) -> NDArray[np.bool_]:
+    reached: NDArray[np.bool_] = part >= share * whole - _ROUNDING
+    return reached
+
+
+def _gone_and_fresh(
+    counts: _Contingency, dies: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Old clusters that the old model finds next to no row of tonight, and the new likewise.
+
+    A new cluster is fresh where the share of the reference sample that it explains is as small
+    beside its share of tonight's rows.
+    """
+    share_J, share_K = (n / max(1, n.sum()) for n in (counts.old_J, counts.new_K))
+    now_J, now_K = (n / max(1, n.sum()) for n in (counts.old_now_J, counts.new_now_K))
+    # Strictly, so that 0 turns the rule off.
+    return now_J < dies * share_J, share_K < dies * now_K
+
+
+def _evidence(
+    counts: _Contingency, gone_J: NDArray[np.bool_], survives: float
+) -> NDArray[np.int64]:
+    """Rows of each cell that count for a match, shape (cells,).
+
+    The rows of an old cluster that is gone lie somewhere in the new partition, where they would
+    outvote the clusters that are really there. They count only where the new cluster's rows of
+    tonight are the old one's too, or where it has none: there both models know the same cluster.
+    Clusters that no row of the reference sample is in can be matched by tonight's rows alone.
+    """
+    same_C = _reaches(counts.now_C, survives, counts.new_now_K[counts.new_C])
+    weight_C = np.where(gone_J[counts.old_C] & ~same_C, 0, counts.rows_C)
+    unseen_C = (counts.old_J[counts.old_C] == 0) & (counts.new_K[counts.new_C] == 0)
+    return np.where(unseen_C, counts.now_C, weight_C)
+
+
+def _totals(
+    counts: _Contingency, weight_C: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What all cells of each old and of each new cluster weigh, in each of its cells."""
+    old_J = _sums(counts.old_C, weight_C, len(counts.old_J))
+    new_K = _sums(counts.new_C, weight_C, len(counts.new_K))
+    return old_J[counts.old_C], new_K[counts.new_C]
+
+
+def _sums(groups: NDArray[np.int64], values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    # float64 sums of integers are exact below 2⁵³.
+    return np.bincount(groups, weights=values, minlength=size).astype(np.int64)
+
+
+def _parts(
+    counts: _Contingency,
+    weight_C: NDArray[np.int64],
+    fresh_K: NDArray[np.bool_],
+    thresholds: Matching,
+) -> NDArray[np.bool_]:
+    """Cells whose new cluster is a part of the old: most of its rows come from there."""
+    old_C, new_C = _totals(counts, weight_C)
+    return (
+        (weight_C > 0)
+        & _reaches(weight_C, thresholds.splits, old_C)
+        & _reaches(weight_C, thresholds.survives, new_C)
+        & ~fresh_K[counts.new_C]
+    )
+
+
+def _candidates(
+    counts: _Contingency,
+    weight_C: NDArray[np.int64],
+    fresh_K: NDArray[np.bool_],
+    thresholds: Matching,
+) -> NDArray[np.bool_]:
+    """Cells whose new cluster may bear the id of the old.
+
+    Either the old one went up in the new, whose rows are mostly of such old ones (survival, or a
+    merge), or the new one is a part of the old, most of whose rows are in such parts (a split).
+    """
+    old_C, new_C = _totals(counts, weight_C)
+    goes_C = (weight_C > 0) & _reaches(weight_C, thresholds.survives, old_C)
+    gathered_K = _sums(counts.new_C[goes_C], weight_C[goes_C], len(counts.new_K))
+    merged_C = goes_C & _reaches(gathered_K[counts.new_C], thresholds.survives, new_C)
+    part_C = _parts(counts, weight_C, fresh_K, thresholds)
+    kept_J = _sums(counts.old_C[part_C], weight_C[part_C], len(counts.old_J))
+    split_C = part_C & _reaches(kept_J[counts.old_C], thresholds.survives, old_C)
+    return merged_C | split_C
+
+
+def _heaviest_matching(
+    old_E: NDArray[np.int64], new_E: NDArray[np.int64], weight_E: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Edges of a matching of the largest weight between old and new clusters.
+
+    Each connected component by itself, which is exact: candidates are few, and so nearly all
+    components are an edge or a handful. A dense matrix of all clusters would take 80 GB for
+    100,000 of them, and the sparse solver alone takes seconds, for it goes over all rows for each.
+
+    Args:
+        old_E: Position of each edge's old cluster, shape (edges,).
+        new_E: Of its new one.
+        weight_E: Rows, > 0.
+
+    Returns:
+        Whether each edge is in it, shape (edges,).
+    """
+    if not len(old_E):
+        return np.zeros(0, np.bool_)
+    first_new = int(old_E.max()) + 1
+    nodes = first_new + int(new_E.max()) + 1
+    graph = coo_array((np.ones(len(old_E)), (old_E, first_new + new_E)), shape=(nodes, nodes))
+    _, component_V = connected_components(graph, directed=False)
+    _, component_E, edges = np.unique(component_V[old_E], return_inverse=True, return_counts=True)
+    chosen_E: NDArray[np.bool_] = edges[component_E] == 1
+    order = np.argsort(component_E, kind="stable")
+    starts = np.cumsum(edges) - edges
+    for component in np.flatnonzero(edges > 1):  # over components, not rows
+        some = order[starts[component] : starts[component] + edges[component]]
+        chosen_E[some] = _solve(old_E[some], new_E[some], weight_E[some])
+    return chosen_E
+
+
+def _solve(
+    old_E: NDArray[np.int64], new_E: NDArray[np.int64], weight_E: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """``_heaviest_matching`` of one component."""
+    olds, old_E = np.unique(old_E, return_inverse=True)
+    news, new_E = np.unique(new_E, return_inverse=True)
+    if len(olds) * len(news) <= _DENSE_CELLS:
+        dense = np.zeros((len(olds), len(news)))
+        dense[old_E, new_E] = weight_E
+        rows, columns = linear_sum_assignment(dense, maximize=True)
+    else:
+        # It wants a partner for each old cluster: one that nobody else has, of next to no weight,
+        # for those that go away empty-handed. An explicit 0 would not be an edge.
+        own = np.arange(len(olds))
+        weights = np.concatenate([weight_E + 1, np.ones(len(olds))])
+        pairs = np.concatenate([old_E, own]), np.concatenate([new_E, len(news) + own])
+        sparse = csr_array((weights, pairs), shape=(len(olds), len(news) + len(olds)))
+        rows, columns = min_weight_full_bipartite_matching(sparse, maximize=True)
+    partner = np.full(len(olds), NONE)
+    partner[rows] = columns
+    chosen_E: NDArray[np.bool_] = partner[old_E] == new_E
+    return chosen_E
+
+
+def _heaviest(
+    groups: NDArray[np.int64], values: NDArray[np.int64], allowed: NDArray[np.bool_], size: int
+) -> NDArray[np.int64]:
+    """Index of the largest value of each group among the allowed; ``NONE`` where there is none.
+
+    Of equal values, the first.
+    """
+    found = np.full(size, NONE)
+    places = np.flatnonzero(allowed)
+    order = places[np.lexsort((-places, values[places]))]
+    found[groups[order]] = order  # of several, the last is kept
+    return found
+
+
+def _transitions(
+    counts: _Contingency,
+    weight_C: NDArray[np.int64],
+    keeps_C: NDArray[np.bool_],
+    gone_J: NDArray[np.bool_],
+    fresh_K: NDArray[np.bool_],
+    old_ids_J: NDArray[np.int32],
+    ids_K: NDArray[np.int32],
+    thresholds: Matching,
+) -> Transitions:
+    olds, news = len(old_ids_J), len(ids_K)
+    kept_J, kept_K = np.zeros(olds, np.bool_), np.zeros(news, np.bool_)
+    kept_J[counts.old_C[keeps_C]] = kept_K[counts.new_C[keeps_C]] = True
+    total_C, _ = _totals(counts, weight_C)
+    into_survivor_C = (weight_C > 0) & kept_K[counts.new_C]
+    goes_C = into_survivor_C & _reaches(weight_C, thresholds.survives, total_C)
+    part_C = _parts(counts, weight_C, fresh_K, thresholds) & kept_J[counts.old_C]
+
+    # One cell, or none, for each cluster that did not keep its id.
+    merge_J = _heaviest(counts.old_C, weight_C, goes_C, olds)
+    took_J = _heaviest(
+        counts.old_C, counts.rows_C, (counts.rows_C > 0) & ~gone_J[counts.old_C], olds
+    )
+    split_K = _heaviest(counts.new_C, weight_C, part_C, news)
+    gave_K = _heaviest(counts.new_C, weight_C, (weight_C > 0) & ~fresh_K[counts.new_C], news)
+    merged_J, parted_K = ~kept_J & (merge_J != NONE), ~kept_K & (split_K != NONE)
+    dead_J, born_K = ~kept_J & ~merged_J, ~kept_K & ~parted_K
+
+    of_cell = (counts.old_C, counts.new_C)
+    parts = [
+        _records(SURVIVAL, *(side[keeps_C] for side in of_cell)),
+        _records(SPLIT, *(side[split_K[parted_K]] for side in of_cell)),
+        _records(MERGE, *(side[merge_J[merged_J]] for side in of_cell)),
+        _records(BIRTH, _partner(counts.old_C, gave_K[born_K]), np.flatnonzero(born_K)),
+        _records(DEATH, np.flatnonzero(dead_J), _partner(counts.new_C, took_J[dead_J])),
+    ]
+    kind_T, old_T, new_T = (np.concatenate(column) for column in zip(*parts, strict=True))
+
+    def of_old(values_J: NDArray[np.integer], nothing: int) -> NDArray[np.int64]:
+        return np.where(old_T == NONE, nothing, values_J[old_T]).astype(np.int64)
+
+    def of_new(values_K: NDArray[np.integer], nothing: int) -> NDArray[np.int64]:
+        return np.where(new_T == NONE, nothing, values_K[new_T]).astype(np.int64)
+
+    from_id, to_id = of_old(old_ids_J, NONE), of_new(ids_K, NONE)
+    order = np.lexsort((to_id, from_id, kind_T))
+    columns = {
+        "kind": kind_T,
+        "from_id": from_id.astype(np.int32),
+        "to_id": to_id.astype(np.int32),
+        "rows": _rows_of(counts, old_T, new_T),
+        "from_rows": of_old(counts.old_J, 0),
+        "to_rows": of_new(counts.new_K, 0),
+        "from_rows_now": of_old(counts.old_now_J, 0),
+        "to_rows_now": of_new(counts.new_now_K, 0),
+    }
+    return Transitions(**{name: values[order] for name, values in columns.items()})
+
+
+def _records(
+    kind: str, old: NDArray[np.int64], new: NDArray[np.int64]
+) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int64]]:
+    return np.full(len(old), KINDS.index(kind), np.int8), old, new
+
+
+def _partner(side_C: NDArray[np.int64], cells: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The cluster at the other side of each cell; ``NONE`` where there is no cell."""
+    return np.where(cells == NONE, NONE, np.r_[side_C, NONE][cells])
+
+
+def _rows_of(
+    counts: _Contingency, old_T: NDArray[np.int64], new_T: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Rows of the reference sample in both clusters; 0 where there is but one."""
+    news = len(counts.new_K)
+    keys_C, keys_T = counts.old_C * news + counts.new_C, old_T * news + new_T
+    found = np.minimum(np.searchsorted(keys_C, keys_T), len(keys_C) - 1)
+    both_T = (old_T != NONE) & (new_T != NONE) & (keys_C[found] == keys_T)
+    return np.where(both_T, counts.rows_C[found], 0)
+
+
+def _parents(
+    counts: _Contingency,
+    weight_C: NDArray[np.int64],
+    children_K: NDArray[np.bool_],
+    old_ids_J: NDArray[np.int32],
+    ids_K: NDArray[np.int32],
+    splits: float,
+) -> NDArray[np.int32]:
+    """Pairs of a born cluster and an old one that it took a good share of its rows from."""
+    _, new_C = _totals(counts, weight_C)
+    some_C = (weight_C > 0) & children_K[counts.new_C] & _reaches(weight_C, splits, new_C)
+    pairs = np.stack([ids_K[counts.new_C[some_C]], old_ids_J[counts.old_C[some_C]]], axis=1)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))].astype(np.int32)

@@ -1,0 +1,253 @@
+"""A run's metrics, for Prometheus to scrape from Ray: what is told of it, and what is counted.
+
+Ray's agent on each node exports what the processes there report every ten seconds, and when they
+end (``metrics_report_interval_ms``). Counters stay until the node goes. A gauge that is not set for
+two intervals is dropped: those of a run are set again and again while it lasts, and whoever scrapes
+must come by within the 20 s after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+import ray.util.metrics
+
+from pipeline import counts, logs
+
+log = logging.getLogger(__name__)
+
+LABELS = ("run_id", "pipeline")
+_REMIND_SECONDS = 1.0  # Ray's shortest interval
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is exported, as ``ray_<name>``; of a counter, Ray's name ends in ``_total``.
+
+    Attributes:
+        labels: Beside ``LABELS``; never a slice, a shard or anything else that grows with rows.
+    """
+
+    name: str
+    kind: Literal["gauge", "counter"]
+    labels: tuple[str, ...]
+    meaning: str
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("dec_stage_active", "gauge", ("stage",), "1 while the stage works, then 0"),
+        Metric("dec_stage_seconds", "gauge", ("stage",), "what it took, once it is complete"),
+        Metric("dec_stage_done", "gauge", ("stage", "unit"), "work done in the stage"),
+        Metric("dec_stage_planned", "gauge", ("stage", "unit"), "work that it has, at most"),
+        Metric("dec_progress_timestamp_seconds", "gauge", (), "when the run last got further"),
+        Metric("dec_rows", "gauge", (), "rows of the input"),
+        Metric("dec_rows_assigned", "gauge", (), "rows whose cluster is written"),
+        Metric("dec_loss", "gauge", ("stage",), "of the last pass or update"),
+        Metric("dec_kl", "gauge", ("stage",), "KL divergence a row, in nats"),
+        Metric("dec_label_change", "gauge", ("stage",), "share of rows that changed their cluster"),
+        Metric("dec_clusters", "gauge", ("stage",), "clusters that have rows"),
+        Metric("dec_largest_share", "gauge", ("stage",), "share of the rows in the largest one"),
+        Metric(
+            "dec_collapse_events",
+            "gauge",
+            ("stage",),
+            "collapses mended in this attempt",
+        ),
+        Metric("dec_published_timestamp_seconds", "gauge", (), "when the run published"),
+        Metric("dec_published_ds_timestamp_seconds", "gauge", (), "00:00 UTC of the published ds"),
+        Metric(
+            "dec_ended_timestamp_seconds",
+            "gauge",
+            ("outcome",),
+            "when it ended: complete, or the error",
+        ),
+        Metric("dec_rows_processed", "counter", ("stage",), "rows that went through the stage"),
+        Metric("dec_rows_read", "counter", ("stage",), "rows read from Parquet"),
+        Metric("dec_bytes_read", "counter", ("stage",), "Parquet bytes of the columns read"),
+        Metric("dec_bytes_written", "counter", ("stage",), "bytes of every file written"),
+        Metric("dec_retries", "counter", ("stage", "kind"), "requests and work tried again"),
+    )
+}
+
+# What ``Progress.measured`` is told of, by the gauge that shows it.
+_FIGURES = {
+    "loss": "dec_loss",
+    "kl": "dec_kl",
+    "label_change": "dec_label_change",
+    "clusters": "dec_clusters",
+    "largest_share": "dec_largest_share",
+}
+
+
+_Series = tuple[str, frozenset[tuple[str, str]]]  # name and labels
+
+
+class Exporter:
+    """Hands values of this process to Ray once it runs, and keeps them until then.
+
+    No run ends because its metrics can't be exported: then there are none.
+    """
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Any] = {}
+        self._gauges: dict[_Series, float] = {}
+        self._counts: dict[_Series, float] = {}  # that Ray was not told yet
+        self._lock = threading.Lock()
+        self._broken = False
+
+    def export(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge, or add to a counter."""
+        place = logs.here()
+        pipeline = place.pipeline.encode("ascii", "replace").decode()  # Ray knows no other
+        series = name, frozenset({"run_id": place.run_id, "pipeline": pipeline, **labels}.items())
+        with self._lock:
+            if METRICS[name].kind == "gauge":
+                self._gauges[series] = value
+                self._hand_over({series: value})
+            else:
+                self._counts[series] = self._counts.get(series, 0.0) + value
+                self._hand_over({})
+
+    def count(self, what: str, amount: float, kind: str = "") -> None:
+        """See ``pipeline.counts``."""
+        labels = {"stage": logs.here().stage} | ({"kind": kind} if kind else {})
+        self.export(f"dec_{what}", amount, **labels)
+
+    def remind(self) -> None:
+        """Set every gauge again: Ray forgets those that it is not told of."""
+        with self._lock:
+            self._hand_over(self._gauges)
+
+    def _hand_over(self, gauges: dict[_Series, float]) -> None:
+        if self._broken or not ray.is_initialized():
+            return
+        try:
+            for (name, tags), value in gauges.items():
+                self._metric(name).set(value, tags=dict(tags))
+            for (name, tags), value in self._counts.items():
+                self._metric(name).inc(value, tags=dict(tags))
+        except Exception:
+            log.warning("metrics are not exported any more", exc_info=True)
+            self._broken = True
+        self._counts.clear()
+
+    def _metric(self, name: str) -> Any:
+        if name not in self._metrics:
+            metric = METRICS[name]
+            kind = {"gauge": ray.util.metrics.Gauge, "counter": ray.util.metrics.Counter}
+            keys = LABELS + metric.labels
+            self._metrics[name] = kind[metric.kind](name, metric.meaning, tag_keys=keys)
+        return self._metrics[name]
+
+
+class RunMetrics:
+    """Shows a run's progress as metrics (a ``Progress``); as a block, also how it ends.
+
+    Args:
+        ds: The logical date; it is none where the run has no nights.
+        connect: Starts Ray. An attempt that only publishes has no other use for it, and would
+            look as if nothing were published.
+    """
+
+    def __init__(self, ds: str, connect: Callable[[], None]) -> None:
+        self._exporter = Exporter()
+        self._connect, self._worked = connect, False
+        self._ds, self._stage, self._collapses = ds, "", 0
+        self._done: dict[str, int] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._remind, name="metrics", daemon=True)
+
+    def __enter__(self) -> RunMetrics:
+        counts.send_to(self._exporter.count)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        counts.send_to(None)
+        self._over.set()
+        self._thread.join()
+        self._idle()
+        outcome = "complete" if kind is None else kind.__name__
+        idle = self._worked and not ray.is_initialized()
+        if kind is None and idle and os.environ.get("RAY_ADDRESS"):
+            with contextlib.suppress(Exception):  # no run ends by its metrics
+                self._connect()
+        self._exporter.export("dec_ended_timestamp_seconds", time.time(), outcome=outcome)
+        self._exporter.remind()  # Ray exports once more when it is left
+
+    def stage_started(self, stage: str) -> None:
+        """Another stage is the one at work."""
+        self._idle()
+        self._stage = stage
+        self._exporter.export("dec_stage_active", 1, stage=stage)
+        self._progressed()
+
+    def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
+        """How far the stage is; looking again is no progress."""
+        before = self._done.get(self._stage, 0)
+        if done == before:
+            return
+        self._done[self._stage] = done
+        self._exporter.export("dec_stage_done", done, stage=self._stage, unit=unit)
+        if total is not None:
+            self._exporter.export("dec_stage_planned", total, stage=self._stage, unit=unit)
+        if unit == "rows" and done > before:  # after a loss of workers it goes back
+            self._exporter.export("dec_rows_processed", done - before, stage=self._stage)
+        if unit == "rows" and self._stage == "assign":
+            self._exporter.export("dec_rows_assigned", done)
+        self._progressed()
+
+    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Figures that have a gauge."""
+        for name, value in values.items():
+            if gauge := _FIGURES.get(name):
+                self._exporter.export(gauge, value, stage=stage)
+        if "collapse_events" in values:
+            self._collapses += int(values["collapse_events"])
+            self._exporter.export("dec_collapse_events", self._collapses, stage=stage)
+        if stage == "pin" and "rows" in values:
+            self._exporter.export("dec_rows", values["rows"])
+        if stage == "assign" and "rows" in values:
+            self._exporter.export("dec_rows_assigned", values["rows"])
+        self._progressed()
+
+    def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
+        """The stage is complete; publish is the one that everybody waits for."""
+        self._worked |= not reused
+        self._exporter.export("dec_stage_seconds", seconds, stage=stage)
+        if stage == "publish":
+            if not reused:
+                self._exporter.export("dec_published_timestamp_seconds", time.time())
+            if (midnight := _midnight(self._ds)) is not None:
+                self._exporter.export("dec_published_ds_timestamp_seconds", midnight)
+        self._progressed()
+
+    def _remind(self) -> None:
+        while not self._over.wait(_REMIND_SECONDS):
+            self._exporter.remind()
+
+    def _idle(self) -> None:
+        if self._stage:
+            self._exporter.export("dec_stage_active", 0, stage=self._stage)
+
+    def _progressed(self) -> None:
+        self._exporter.export("dec_progress_timestamp_seconds", time.time())
+
+
+def _midnight(ds: str) -> float | None:
+    try:
+        day = datetime.date.fromisoformat(ds)
+    except ValueError:
+        return None
+    return datetime.datetime.combine(day, datetime.time(), datetime.UTC).timestamp()

@@ -1,0 +1,19 @@
+"""What a worker process learns before it works: which run and stage its logs and counts are of."""
+
+from __future__ import annotations
+
+from pipeline import counts, logs
+from pipeline.distributed.metrics import Exporter
+
+_exporter: Exporter | None = None
+
+
+def enter(place: logs.Place) -> None:
+    """This process works for that run and stage from now on; the driver knows already."""
+    global _exporter
+    if place == logs.here():
+        return
+    logs.enter(place)
+    if _exporter is None:
+        _exporter = Exporter()
+        counts.send_to(_exporter.count)

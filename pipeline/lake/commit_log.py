@@ -1,0 +1,115 @@
+"""Logs of numbered JSON files, created by put-if-absent and never changed; the newest decides.
+
+The snapshots and the registry are such logs. Whoever creates the next number has changed the lake;
+whoever comes second finds out. No lock, no rename and no compare-and-swap is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pipeline.artifacts import Record
+from pipeline.errors import (
+    CommitError,
+    CommitStateUnknown,
+    InputError,
+    StorageRefused,
+    TransientError,
+)
+from pipeline.storage import FoundFile, Store, why
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class CommitLog(Generic[R]):
+    """One log.
+
+    Attributes:
+        folder: Where it lies, below the output.
+        kind: What its files hold.
+        number_of: The number that a record says it has.
+        noun: What a record is called in messages, with its article.
+    """
+
+    folder: str
+    kind: type[R]
+    number_of: Callable[[R], int]
+    noun: str
+
+    def path(self, number: int) -> str:
+        """Of the file with this number, below the output."""
+        return f"{self.folder}/{number}.json"
+
+    def files(self, lake: Store) -> dict[int, FoundFile]:
+        """Those that are kept, by number, ascending."""
+        found = {
+            int(match[1]): file
+            for file in lake.list(self.folder)
+            if (match := re.fullmatch(r"(\d+)\.json", file.name))
+        }
+        return dict(sorted(found.items()))
+
+    def read(self, lake: Store, number: int) -> R:
+        """The record of this number.
+
+        Raises:
+            FileNotFoundError: There is none.
+            InputError: It cannot be understood.
+        """
+        try:
+            record = self.kind.model_validate(lake.read_json(self.path(number)))
+            if self.number_of(record) != number:
+                raise ValueError(f"it says that it is number {self.number_of(record)}")
+        except ValueError as error:  # of JSON and of pydantic
+            raise InputError(
+                f"{lake.locate(self.path(number))} is not {self.noun} that this version reads: "
+                f"{why(error)}"
+            ) from None
+        return record
+
+    def put(self, lake: Store, record: R, *, who: str, landed: str, again: str) -> R:
+        """Put a record where there is none, and say what is there now, ours or another's.
+
+        A put that failed, or that is said to have come too late, may have landed all the same: the
+        client may have sent it twice. So the log is asked before anything else happens.
+
+        Args:
+            lake: The output folder.
+            record: With its number.
+            who: Puts it; for messages, like the two below.
+            landed: What is so once it is there, as in "run a is published".
+            again: What has to be run again.
+
+        Raises:
+            CommitError: The storage refuses, and nothing was published.
+            CommitStateUnknown: The storage failed, and whether it landed cannot be told.
+        """
+        number = self.number_of(record)
+        try:
+            if lake.create_json(self.path(number), record.model_dump(mode="json")):
+                return record
+            return self.read(lake, number)
+        except (OSError, TransientError) as error:
+            refused = False
+            try:
+                return self.read(lake, number)
+            except FileNotFoundError:
+                if isinstance(error, TransientError) and not error.retryable:  # no room left
+                    raise
+                refused = isinstance(error, PermissionError)
+            except (OSError, TransientError, StorageRefused):
+                pass
+            where = f"{lake.locate(self.path(number))}: {why(error)}"
+            if refused:
+                raise CommitError(
+                    f"{where}; nothing was published. Allow {who} to create it, and run {again} "
+                    "again"
+                ) from error
+            raise CommitStateUnknown(
+                f"{where}; whether {landed} is not known and nothing was deleted. "
+                f"Run {again} again: it looks first"
+            ) from error

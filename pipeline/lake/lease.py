@@ -1,0 +1,364 @@
+"""Leases: one attempt at a time works on a ds, and one that dies is followed by the next.
+
+A lease is the newest of the numbered claims in ``leases/<ds>/``. Whoever creates the next number,
+by put-if-absent, has it; renewing rewrites the claim that is one's own already. No compare-and-swap
+is needed, and no two machines' clocks are compared; decision 0014 says why it is done so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import logging
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.artifacts import Record
+from pipeline.errors import ConfigError, LeaseHeld, PipelineError, TransientError
+from pipeline.storage import S3_SCHEME, Store, why
+
+log = logging.getLogger(__name__)
+
+_FOLDER = "leases"
+# Renewals in the time that a lease lasts: so many must fail in a row before it is taken over, and
+# who waits for a sign of life waits for a twelfth of that time.
+_RENEWALS = 12
+
+
+class Claim(Record):
+    """Content of ``leases/<ds>/<n>.json``.
+
+    Attributes:
+        token: Tells this claim from every other.
+        holder: Who has it, for people.
+        host: On which machine.
+        process: Its process id.
+        born: When that process started, for its id may be another's by now.
+        boot: Where all of these and the monotonic clock mean something; empty if unknown.
+        since: UTC, by that machine's clock; for people only.
+        seconds: Unrenewed for so long, it has ended.
+        renewed: Monotonic clock of the boot at the last renewal, in seconds.
+        renewals: How many so far.
+        released: The holder gave it back.
+    """
+
+    token: str
+    holder: str
+    host: str
+    process: int
+    born: str
+    boot: str
+    since: str
+    seconds: float
+    renewed: float
+    renewals: int
+    released: bool
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The newest claim as it stood when we looked; ``claim`` is None if we cannot read it."""
+
+    number: int
+    content: bytes
+    claim: Claim | None
+
+
+class Lease:
+    """A lease that this process has; it is renewed in the background until it is released."""
+
+    def __init__(
+        self, lake: Store, ds: str, number: int, claim: Claim, on_lost: Callable[[str], None]
+    ) -> None:
+        self._lake, self._ds, self._number, self._claim = lake, ds, number, claim
+        self._on_lost = on_lost
+        self._lock = threading.Lock()  # over a renewal: look, then write
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def confirm(self) -> None:
+        """Make sure that it is still ours, and will be for its whole duration from now.
+
+        Raises:
+            LeaseHeld: It was taken over, because this process stood still or was cut off.
+            TransientError: The storage does not answer.
+        """
+        try:
+            self._renew_once()
+            self._require_ours()  # somebody may have been about to create the next number
+        except OSError as error:
+            raise TransientError(
+                f"{self._lake.locate(_folder(self._ds))}: {why(error)}; whether this run still "
+                "has the lease is not known, so that it stops. Run the same run id again"
+            ) from error
+
+    def release(self) -> None:
+        """Give it back: the next start need not wait."""
+        self._stop.set()
+        self._thread.join(timeout=10)  # a storage that hangs must not keep the process
+        if self._lock.acquire(timeout=1):
+            with contextlib.suppress(OSError, PipelineError):  # then others wait for its end
+                self._require_ours()
+                self._write(released=True)
+            self._lock.release()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._claim.seconds / _RENEWALS):
+            try:
+                self._renew_once()
+            except LeaseHeld as error:
+                log.warning("%s", error)
+                self._on_lost(str(error))
+                return
+            except (OSError, PipelineError) as error:
+                log.warning("lease on ds %s was not renewed: %s", self._ds, why(error))
+
+    def _renew_once(self) -> None:
+        with self._lock:
+            self._require_ours()
+            self._write(released=False)
+
+    def _require_ours(self) -> None:
+        seen = _newest(self._lake, self._ds)
+        if seen is None or seen.claim is None or seen.claim.token != self._claim.token:
+            by = _described(seen) if seen else "somebody who removed it"
+            raise LeaseHeld(
+                f"ds {self._ds}: the lease of {self._claim.holder} went to {by}, because it was "
+                f"not renewed for {self._claim.seconds:g} s; this one stops and publishes nothing"
+            )
+
+    def _write(self, *, released: bool) -> None:
+        self._claim = self._claim.model_copy(
+            update={
+                "renewed": time.monotonic(),
+                "renewals": self._claim.renewals + 1,
+                "released": released,
+            }
+        )
+        self._lake.write_json(_path(self._ds, self._number), self._claim.model_dump(mode="json"))
+
+
+def take(
+    lake: Store,
+    ds: str,
+    holder: str,
+    *,
+    seconds: float,
+    on_wait: Callable[[str], None] = lambda _: None,
+    on_lost: Callable[[str], None] = lambda _: None,
+) -> Lease:
+    """Get the lease on a ds, waiting for one whose holder may be dead.
+
+    Args:
+        lake: The output folder.
+        ds: What to work on.
+        holder: Who asks, for people, such as "run 2026-01-31-0123abcd".
+        seconds: How long it lasts when nobody renews it.
+        on_wait: Told, in one line, why this call waits.
+        on_lost: Told, in one line and from another thread, that the lease went to somebody else.
+
+    Raises:
+        LeaseHeld: Somebody works on it; found out at once on the same machine, else within a
+            twelfth of the lease's duration.
+        ConfigError: Nobody may write there.
+        TransientError: The storage does not answer.
+    """
+    claim = Claim(
+        token=uuid.uuid4().hex,
+        holder=holder,
+        host=socket.gethostname(),
+        process=os.getpid(),
+        born=_born(os.getpid()),
+        boot=_boot(),
+        since=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=seconds,
+        renewed=time.monotonic(),
+        renewals=0,
+        released=False,
+    )
+    try:
+        while True:
+            seen = _newest(lake, ds)
+            if seen and not _is_over(lake, ds, seen):
+                _watch(lake, ds, seen, seconds, on_wait)
+            number = seen.number + 1 if seen else 1
+            claim = claim.model_copy(update={"renewed": time.monotonic()})
+            # Where another start was faster, the next round meets its claim.
+            if lake.create_json(_path(ds, number), claim.model_dump(mode="json")) or (
+                (now := _newest(lake, ds)) and now.claim and now.claim.token == claim.token
+            ):
+                lease = Lease(lake, ds, number, claim, on_lost)
+                break
+    except PermissionError as error:  # of a folder: it will be refused the next time, too
+        raise ConfigError(
+            f"{lake.locate(_folder(ds))}: {why(error)}; whoever works on a ds needs the right to "
+            "write below output"
+        ) from error
+    except OSError as error:
+        raise TransientError(
+            f"{lake.locate(_folder(ds))}: {why(error)}; the lease on ds {ds} cannot be had now. "
+            "Run the same run id again"
+        ) from error
+    with contextlib.suppress(OSError, PipelineError):  # without the right to delete, they stay
+        lake.delete([_path(ds, old) for old in _numbers(lake, ds) if old < number])
+    return lease
+
+
+def is_free(lake: Store, ds: str) -> bool:
+    """Whether certainly nobody has the lease on a ds."""
+    seen = _newest(lake, ds)
+    with contextlib.suppress(LeaseHeld):
+        return seen is None or _is_over(lake, ds, seen)
+    return False
+
+
+def is_held(lake: Store, ds: str) -> bool:
+    """Whether certainly somebody has the lease on a ds; ``take`` finds out about the others."""
+    seen = _newest(lake, ds)
+    try:
+        if seen is not None:
+            _is_over(lake, ds, seen)
+    except LeaseHeld:
+        return True
+    return False
+
+
+def _is_over(lake: Store, ds: str, seen: _Seen) -> bool:
+    """Whether a claim has certainly ended.
+
+    Raises:
+        LeaseHeld: It certainly has not.
+    """
+    claim = seen.claim
+    if claim is None:
+        return False
+    if claim.released:
+        return True
+    if claim.boot and claim.boot == _boot():  # one machine: its processes and its clock are ours
+        if time.monotonic() - claim.renewed > claim.seconds or not _lives(claim):
+            return True
+        raise _held(ds, seen)
+    # Two times by the clock of the object store, whose nodes may differ a little. Files in folders
+    # that machines share may carry the machines' own times, which say nothing.
+    of_store = lake.url.startswith(S3_SCHEME)
+    return of_store and _age(lake, ds, seen.number) > 2 * claim.seconds
+
+
+def _watch(
+    lake: Store, ds: str, seen: _Seen, seconds: float, on_wait: Callable[[str], None]
+) -> None:
+    """Look at a claim until it has stood still for as long as it lasts, by our own clock.
+
+    Raises:
+        LeaseHeld: It was renewed, or went to somebody else.
+    """
+    lasts = seen.claim.seconds if seen.claim else seconds
+    on_wait(
+        f"ds {ds} may still be worked on by {_described(seen)}: waiting for a sign of life, "
+        f"{lasts:g} s at most"
+    )
+    # So many looks, rather than until a time: a machine that is suspended meanwhile looks as often.
+    for _ in range(2 * _RENEWALS):
+        time.sleep(lasts / _RENEWALS / 2)
+        now = _newest(lake, ds)
+        if now is None or (now.claim and now.claim.released and now.number == seen.number):
+            return
+        if now != seen:
+            raise _held(ds, now)
+
+
+def _held(ds: str, seen: _Seen) -> LeaseHeld:
+    return LeaseHeld(
+        f"ds {ds} is being worked on by {_described(seen)}; this start did nothing. Wait for it, "
+        "or stop it and start again"
+    )
+
+
+def _described(seen: _Seen) -> str:
+    if seen.claim is None:
+        return "somebody whose claim cannot be read"
+    claim = seen.claim
+    return f"{claim.holder} (process {claim.process} on {claim.host}, since {claim.since})"
+
+
+def _newest(lake: Store, ds: str) -> _Seen | None:
+    numbers = _numbers(lake, ds)
+    if not numbers:
+        return None
+    try:
+        content = lake.read_bytes(_path(ds, max(numbers)))
+    except FileNotFoundError:  # the next holder removed it after we listed
+        return _newest(lake, ds)
+    try:
+        claim = Claim.model_validate_json(content)
+    except ValidationError:  # of another version
+        claim = None
+    return _Seen(max(numbers), content, claim)
+
+
+def _numbers(lake: Store, ds: str) -> list[int]:
+    matches = (re.fullmatch(r"(\d+)\.json", file.name) for file in lake.list(_folder(ds)))
+    return [int(match[1]) for match in matches if match]
+
+
+def _age(lake: Store, ds: str, number: int) -> float:
+    """Seconds since a claim was written, by the clock of the store."""
+    written = {file.name: file.modified for file in lake.list(_folder(ds))}
+    return store_time(lake) - written.get(f"{number}.json", float("inf"))
+
+
+def store_time(lake: Store) -> float:
+    """What the clock of the store says, in seconds since 1970."""
+    lake.write_bytes(f"{_FOLDER}/clock", b"")
+    return next(file.modified for file in lake.list(_FOLDER) if file.name == "clock")
+
+
+def _folder(ds: str) -> str:
+    return f"{_FOLDER}/{ds}"
+
+
+def _path(ds: str, number: int) -> str:
+    return f"{_folder(ds)}/{number}.json"
+
+
+@functools.cache
+def _boot() -> str:
+    """Names the kernel's boot and the namespace of process ids; empty where nothing does."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _lives(claim: Claim) -> bool:
+    """Whether the process of a claim of this machine lives."""
+    try:
+        os.kill(claim.process, 0)
+    except PermissionError:
+        return True  # another user's
+    except OSError:
+        return False
+    return _born(claim.process) == claim.born
+
+
+def _born(process: int) -> str:
+    """When a process started, in ticks since the boot; empty for none, or one that is dead."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text("utf-8")
+    except OSError:
+        return ""
+    state, *fields = stat.rpartition(")")[2].split()
+    # One that was killed, and whose parent has not noticed yet, is dead all the same.
+    return "" if state == "Z" else fields[18]

@@ -1,0 +1,148 @@
+"""Receipts of what was forgotten: ``forgotten/<n>.json``, which never have a key.
+
+A receipt is written, by put-if-absent, once all rewritten files are in place, and before anything
+names them: from then on it says what takes the place of what, and whoever comes next finishes what
+it began. Part files that it names as old count as absent for every run that comes after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from pipeline.artifacts import LakePath, Name, Record
+from pipeline.errors import InputError
+from pipeline.storage import Store, why
+
+FOLDER = "forgotten"
+
+Kind = Literal["assignments", "reference sample", "exemplars"]
+
+
+class Rewritten(Record):
+    """A file that held rows to be forgotten.
+
+    Attributes:
+        kind: What it is.
+        old: Its path.
+        new: Of the file that takes its place; None: a staged file that was removed, for its run to
+            make again from the source.
+        sha256: Of the new one, where somebody keeps it; like the two below, empty without one.
+        bytes: Its size.
+        rows: Left in it.
+        removed: Rows, or exemplars, that it has no more.
+    """
+
+    kind: Kind
+    old: LakePath
+    new: LakePath | None
+    sha256: str = ""
+    bytes: int = 0
+    rows: int = 0
+    removed: int
+
+
+class Count(Record):
+    """Rows that went.
+
+    Attributes:
+        kind: What they were rows of.
+        ds: Of the partition, or of the run that the file is of; None where there is none. A file
+            that several partitions name counts in each.
+        staged: They were of no published partition, and of nothing that the registry names.
+        rows: How many; of "exemplars", keys in lists.
+        files: That held them.
+    """
+
+    kind: Kind
+    ds: str | None
+    staged: bool
+    rows: int
+    files: int
+
+
+class Receipt(Record):
+    """Content of ``forgotten/<n>.json``.
+
+    Attributes:
+        number: From 1.
+        at: UTC, by the clock of whoever did it.
+        who: Their login, and on which machine.
+        salt: Random, hex; before the text of each key when it is hashed.
+        keys: SHA-256 of salt and key, of each key that was asked for; see
+            ``pipeline.lake.forgotten_keys.KeySet.hashes``.
+        counts: What went.
+        files: What was rewritten or removed.
+        partitions: ds of the published partitions that change.
+        snapshot: The first that names the new files; None: this has not come so far, or no
+            published file held any of the rows.
+        held_by: Older snapshots whose files still hold some of the rows, until ``dec gc``.
+        finished: All of it is done.
+    """
+
+    number: PositiveInt
+    at: str
+    who: str
+    salt: str
+    keys: tuple[str, ...]
+    counts: tuple[Count, ...]
+    files: tuple[Rewritten, ...]
+    partitions: tuple[Name, ...]
+    snapshot: int | None = None
+    held_by: tuple[int, ...] = ()
+    finished: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where it lies, below the output."""
+        return f"{FOLDER}/{self.number}.json"
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """Paths that go at once; parts that snapshots name wait for ``dec gc``."""
+        return tuple(f.old for f in self.files if f.new is None or f.kind != "assignments")
+
+
+def read_receipts(lake: Store) -> list[Receipt]:
+    """All of them, oldest first.
+
+    Raises:
+        InputError: One cannot be understood.
+    """
+    found = []
+    for file in lake.list(FOLDER):
+        if re.fullmatch(r"\d+\.json", file.name):
+            try:
+                found.append(Receipt.model_validate(lake.read_json(f"{FOLDER}/{file.name}")))
+            except ValueError as error:
+                raise InputError(
+                    f"{file.url} is not a receipt that this version reads: {why(error)}"
+                ) from None
+    return sorted(found, key=lambda receipt: receipt.number)
+
+
+def withdrawn_parts(lake: Store) -> frozenset[str]:
+    """Paths of part files that only snapshots which were published before may name."""
+    return frozenset(
+        file.old
+        for receipt in read_receipts(lake)
+        for file in receipt.files
+        if file.kind == "assignments" and file.new is not None
+    )
+
+
+def folder_for_parts(lake: Store, folder: str) -> str:
+    """Where a run may write its parts: not where it would take up one that is withdrawn."""
+    times = sum(
+        any(file.new and file.old.startswith(f"{folder}/") for file in receipt.files)
+        for receipt in read_receipts(lake)
+    )
+    return f"{folder}/again-{times}" if times else folder
+
+
+def replacements(receipts: list[Receipt]) -> Mapping[str, Rewritten]:
+    """Files that took the place of others, by the path of the old one."""
+    return {file.old: file for r in receipts for file in r.files if file.new is not None}

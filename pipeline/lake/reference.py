@@ -1,0 +1,40 @@
+"""The bins of a reference sample, as a file; see ``pipeline.clustering.drift``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.artifacts import StoredFile
+from pipeline.storage import Store, parquet_bytes
+
+
+def bins_bytes(edges_FB: NDArray[np.float64], rows_FB: NDArray[np.int64]) -> bytes:
+    """Bins as a Parquet file, one row a feature: edges, rows.
+
+    Args:
+        edges_FB: Inner edges, shape (features, bins - 1).
+        rows_FB: Rows of the sample in each bin, shape (features, bins).
+    """
+    columns = {"edges": edges_FB, "rows": rows_FB}
+    return parquet_bytes(
+        pa.table(
+            {
+                name: pa.FixedSizeListArray.from_arrays(
+                    np.ascontiguousarray(values).ravel(), values.shape[1]
+                )
+                for name, values in columns.items()
+            }
+        )
+    )
+
+
+def load_bins(lake: Store, file: StoredFile) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """What ``bins_bytes`` wrote: edges and rows."""
+    table = lake.read_table(file.path)
+    edges_FB, rows_FB = (
+        table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+        for name in ("edges", "rows")
+    )
+    return edges_FB, rows_FB

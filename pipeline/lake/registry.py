@@ -1,0 +1,232 @@
+"""The registry: which model serves, and what its clusters are called for good.
+
+``registry/<n>.json`` is a log like that of snapshots: each entry is created by put-if-absent and
+never changed, and the newest decides. An entry names the champion and the ``clusters`` and
+``cluster_transitions`` tables as they are with it. Ids are never reused: the clusters table keeps
+those that died.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import pyarrow as pa
+from pydantic import PositiveInt
+
+from pipeline.artifacts import Champion, Record, StoredFile
+from pipeline.errors import CommitConflict
+from pipeline.lake.commit_log import CommitLog
+from pipeline.lake.receipts import Rewritten, read_receipts, replacements
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+FOLDER = "registry"
+
+Action = Literal["promote", "rollback", "rename", "forget"]
+
+CLUSTER_SCHEMA = pa.schema(
+    [
+        pa.field("cluster_id", pa.int32(), nullable=False),
+        pa.field("name", pa.string()),  # null: nobody named it
+        pa.field("born", pa.string(), nullable=False),  # ds
+        pa.field("died", pa.string()),  # ds; null: it lives
+        pa.field("parents", pa.list_(pa.int32()), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),  # rows of the sample when last seen
+        pa.field("model_id", pa.string(), nullable=False),  # that saw it last
+        pa.field("centroid", pa.list_(pa.float32()), nullable=False),  # in that model's embedding
+        pa.field("exemplars", pa.list_(pa.string()), nullable=False),  # keys as JSON, nearest first
+    ]
+)
+
+TRANSITION_SCHEMA = pa.schema(
+    [
+        pa.field("ds", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        # survival, split, merge, birth, death
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("from_id", pa.int32()),  # null for a birth out of nothing
+        pa.field("to_id", pa.int32()),  # null for a death into nothing
+        pa.field("rows", pa.int64(), nullable=False),  # of the reference sample, in both
+        pa.field("from_rows", pa.int64(), nullable=False),  # in the old cluster
+        pa.field("to_rows", pa.int64(), nullable=False),  # in the new one
+        # Rows of tonight's sample that the old model puts into from_id, and the new into to_id.
+        pa.field("from_rows_now", pa.int64(), nullable=False),
+        pa.field("to_rows_now", pa.int64(), nullable=False),
+    ]
+)
+
+
+class Entry(Record):
+    """Content of ``registry/<n>.json``.
+
+    Attributes:
+        number: From 1.
+        action: "promote": a challenger took over; "rollback": an earlier champion came back;
+            "rename": a cluster got another name; "forget": the reference sample and the clusters
+            table lost some rows' keys.
+        commit_id: Identifies the change, so that one whose answer was lost is recognised.
+        who: Did it: a run, or a person's login.
+        at: UTC, by the clock of whoever did it; the numbers decide what is newer.
+        why: In words.
+        champion: That serves from here on.
+        clusters: Parquet file of ``CLUSTER_SCHEMA``: all clusters that ever were.
+        transitions: Parquet files of ``TRANSITION_SCHEMA``: all that ever happened.
+    """
+
+    number: PositiveInt
+    action: Action
+    commit_id: str
+    who: str
+    at: str
+    why: str
+    champion: Champion
+    clusters: StoredFile
+    transitions: tuple[StoredFile, ...]
+
+
+_LOG = CommitLog(FOLDER, Entry, lambda entry: entry.number, "an entry of the registry")
+
+
+def entry_numbers(lake: Store) -> list[int]:
+    """Numbers of all entries, ascending."""
+    return list(_LOG.files(lake))
+
+
+def latest_entry(lake: Store) -> Entry | None:
+    """The newest entry; None before the first night."""
+    numbers = entry_numbers(lake)
+    return read_entry(lake, numbers[-1]) if numbers else None
+
+
+def read_entry(lake: Store, number: int) -> Entry:
+    """The entry of this number, with the files that took the place of those that were forgotten.
+
+    Raises:
+        FileNotFoundError: There is none.
+        InputError: It cannot be understood.
+    """
+    entry = _LOG.read(lake, number)
+    champion, clusters = without_forgotten(lake, entry.champion, entry.clusters)
+    return entry.model_copy(update={"champion": champion, "clusters": clusters})
+
+
+def append(
+    lake: Store,
+    after: int,
+    *,
+    action: Action,
+    commit_id: str,
+    who: str,
+    reason: str,
+    champion: Champion,
+    clusters: StoredFile,
+    transitions: tuple[StoredFile, ...],
+    hold: Callable[[], None] = lambda: None,
+) -> Entry:
+    """Add the entry that follows a given one; doing it twice changes nothing.
+
+    Args:
+        lake: The output folder.
+        after: Number of the entry that the caller has seen as the newest; 0 for none.
+        action: See ``Entry``, like the ones below.
+        commit_id: The same for every attempt at this change, and for no other.
+        who: Does it.
+        reason: In words.
+        champion: That serves.
+        clusters: The table.
+        transitions: All of them.
+        hold: Called right before; raises if it must not happen.
+
+    Raises:
+        CommitConflict: Somebody changed the registry meanwhile.
+        CommitError: The storage refuses, and nothing was changed.
+        CommitStateUnknown: The storage failed, and whether the entry landed cannot be told.
+    """
+    entry = Entry(
+        number=after + 1,
+        action=action,
+        commit_id=commit_id,
+        who=who,
+        at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        why=reason,
+        champion=champion,
+        clusters=clusters,
+        transitions=transitions,
+    )
+    hold()
+    there = _LOG.put(lake, entry, who=who, landed=f"the {action} is done", again="the same")
+    if there.commit_id == commit_id:
+        return there
+    raise CommitConflict(
+        f"{lake.locate(_LOG.path(entry.number))}: {there.who} changed the registry meanwhile "
+        f"({there.action}: {there.why}); look at it, and run yours again"
+    )
+
+
+def append_forgotten(
+    lake: Store, commit_id: str, who: str, *, hold: Callable[[], None] = lambda: None
+) -> Entry | None:
+    """Let the newest entry name the files that took the place of those that were forgotten.
+
+    Args:
+        lake: The output folder, with the receipt.
+        commit_id: The same for every attempt at this change.
+        who: Forgets.
+        hold: Called right before; raises if it must not happen.
+
+    Returns:
+        The newest entry, with or without a new one; None where there is no registry.
+
+    Raises:
+        CommitConflict: Somebody changed the registry meanwhile.
+        CommitStateUnknown: The storage failed, and whether the entry landed cannot be told.
+    """
+    numbers = entry_numbers(lake)
+    if not numbers:
+        return None
+    written = _LOG.read(lake, numbers[-1])
+    now = read_entry(lake, numbers[-1])
+    if now == written:
+        return now
+    return append(
+        lake,
+        now.number,
+        action="forget",
+        commit_id=f"{commit_id}-{now.number}",
+        who=who,
+        reason="rows were forgotten; see the receipt",
+        champion=now.champion,
+        clusters=now.clusters,
+        transitions=now.transitions,
+        hold=hold,
+    )
+
+
+def without_forgotten(
+    lake: Store, champion: Champion, clusters: StoredFile
+) -> tuple[Champion, StoredFile]:
+    """A champion, or one that may become it, and its clusters table as ``dec forget`` left them."""
+    replaced = replacements(read_receipts(lake))
+    clusters, _ = _instead(clusters, replaced)
+    sample = champion.reference.sample
+    kept = [_instead(part, replaced) for part in sample.parts]
+    parts = tuple(part for part, _ in kept)
+    if parts == sample.parts:
+        return champion, clusters
+    rows = sample.rows - sum(removed for _, removed in kept)
+    sample = sample.model_copy(update={"parts": parts, "rows": rows})
+    reference = champion.reference.model_copy(update={"sample": sample})
+    return champion.model_copy(update={"reference": reference}), clusters
+
+
+def _instead(file: StoredFile, replaced: Mapping[str, Rewritten]) -> tuple[StoredFile, int]:
+    """What a file is by now, and how many rows it has lost."""
+    removed = 0
+    while (by := replaced.get(file.path)) and by.new:
+        removed += by.removed
+        file = StoredFile(path=by.new, sha256=by.sha256, bytes=by.bytes)
+    return file, removed

@@ -1,0 +1,208 @@
+"""Iceberg and Delta tables: the same part files, for engines that ask a table format for them.
+
+The snapshot log decides what is published; a table follows it. So a publish has three steps: the
+table *prepares* (everything that can be refused is refused here), the log decides, and the table
+*follows*, unless another run has replaced ours in the log meanwhile. Killed between the last two,
+readers of the table see what was published before, whole, until the run is run again
+(infra/decisions/0013-tables-follow-the-log.md).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from pipeline.artifacts import PartFile
+from pipeline.config import Config
+from pipeline.errors import (
+    CommitConflict,
+    CommitStateUnknown,
+    ConfigError,
+    PipelineError,
+    TransientError,
+)
+from pipeline.lake.tables.columns import check_columns, check_same_columns
+from pipeline.storage import Store, why
+
+# Each lost race means that somebody else committed to the table; more than this is a livelock.
+ATTEMPTS = 20
+
+# In the properties of a table's commits.
+DS_PROPERTY = "dec.ds"
+COMMIT_PROPERTY = "dec.commit-id"
+
+_LIBRARY = {"iceberg": "pyiceberg", "delta": "deltalake"}
+
+
+@dataclass(frozen=True)
+class TableCommit:
+    """What one publish does to a table: this ds consists of these files, and of no others.
+
+    Attributes:
+        ds: The partition.
+        run_id: Who publishes.
+        model_id: What the rows were assigned by.
+        commit_id: The same for every attempt at this publish, and for no other.
+        rows: In all files.
+        files: Paths below the output.
+        columns: Schema of the files.
+    """
+
+    ds: str
+    run_id: str
+    model_id: str
+    commit_id: str
+    rows: int
+    files: tuple[PartFile, ...]
+    columns: pa.Schema
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What the table's history keeps of it."""
+        return {
+            "dec.run-id": self.run_id,
+            "dec.model-id": self.model_id,
+            DS_PROPERTY: self.ds,
+            COMMIT_PROPERTY: self.commit_id,
+        }
+
+
+class Table(Protocol):
+    """The assignments table in one of the formats; `ds` is its partition column."""
+
+    @property
+    def location(self) -> str:
+        """Where it is, for people."""
+
+    def columns(self) -> pa.Schema | None:
+        """What it has; None when there is no such table yet."""
+
+    def prepare(self, commit: TableCommit) -> None:
+        """Do all that can be done before readers see it.
+
+        Raises:
+            PipelineError: It can never become visible; nothing did.
+        """
+
+    def follow(self, commit: TableCommit, serves: Callable[[], bool]) -> bool:
+        """Let readers see it, once, however often this is called.
+
+        Args:
+            commit: As it was prepared.
+            serves: Whether the log still says so; asked after the table's state was read, so that
+                a commit that the log replaced never comes on top of the one that replaced it.
+
+        Returns:
+            Whether the table has it; False where the log has moved on.
+
+        Raises:
+            CommitStateUnknown: Whether it landed cannot be told.
+        """
+
+
+def open_table(config: Config, lake: Store) -> Table | None:
+    """The table that the config asks for; None for plain Parquet.
+
+    Raises:
+        ConfigError: Its library is not installed, or its catalog cannot be used.
+    """
+    table_format = config.lake.format
+    if table_format == "parquet":
+        return None
+    if importlib.util.find_spec(_LIBRARY[table_format]) is None:
+        raise ConfigError(
+            f"lake.format={table_format} needs {_LIBRARY[table_format]}, which is not installed; "
+            f"run: pip install 'dec-pipeline[{table_format}]'"
+        )
+    if table_format == "iceberg":
+        from pipeline.lake.tables.iceberg import IcebergTable
+
+        return IcebergTable(config.lake, lake)
+    from pipeline.lake.tables.delta import DeltaLakeTable
+
+    return DeltaLakeTable(lake)
+
+
+def check_table(config: Config, lake: Store, columns: pa.Schema | None = None) -> None:
+    """Find out before the night's work whether its result will fit into the table.
+
+    Args:
+        config: The settings.
+        lake: The output folder.
+        columns: Of the assignments; None where they are not known yet.
+
+    Raises:
+        ConfigError: The table cannot be opened.
+        InputError: A key column has a type that the format lacks, or the table other columns.
+    """
+    table = open_table(config, lake)
+    if table is None:
+        return
+    there = table.columns()
+    if columns is not None:
+        check_columns(config.lake.format, columns)
+        if there is not None:
+            check_same_columns(table.location, there, columns)
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_REFUSALS = re.compile(
+    r"(status|http|code)\W{0,3}40[13]\b|forbidden|unauthori[sz]ed|access.?denied|permission", re.I
+)
+_PASSING = (
+    *("ServiceUnavailableError", "ServerError", "TooManyRequestsError", "CommitFailed"),
+    "IntegrityError",  # of a SQL catalog: another was first
+)
+
+
+def failed(what: str, error: BaseException) -> PipelineError:
+    """What to raise where a table cannot be used and nothing is published yet.
+
+    Args:
+        what: The table, and what could not be done.
+        error: What its library raised; these share no base class.
+    """
+    name = type(error).__name__
+    if isinstance(error, PermissionError) or _REFUSALS.search(f"{name} {error}"):
+        return ConfigError(f"{what}: {_why(error)}; give credentials that may read and write it")
+    passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    if passing or name.startswith(_PASSING) or "database is locked" in str(error):
+        return TransientError(
+            f"{what}: {_why(error)}; nothing is published. Run the same run id again"
+        )
+    return ConfigError(f"{what}: {_why(error)}; look at the table and at lake.catalog")
+
+
+def _why(error: BaseException) -> str:
+    """Without the colours and statements that some put into their messages."""
+    return _COLOURS.sub("", why(error)).replace(" ↳", ":").partition(" [SQL:")[0]
+
+
+def unknown_state(location: str, commit: TableCommit, error: BaseException) -> CommitStateUnknown:
+    """What to raise where nobody can tell whether the table has this commit."""
+    return CommitStateUnknown(
+        f"{location}: {_why(error)}; run {commit.run_id} is published in the snapshot log, whether "
+        "in the table too is not known, and nothing was deleted. Run the same run id again: it "
+        "looks first"
+    )
+
+
+def lost_every_race(location: str, commit: TableCommit) -> CommitConflict:
+    """What to raise where others always came first."""
+    return CommitConflict(
+        f"{location}: others committed {ATTEMPTS} times while run {commit.run_id} was about to; "
+        "run the same run id again"
+    )
+
+
+def files_of(lake: Store, files: Sequence[PartFile]) -> list[str]:
+    """Absolute locations of part files."""
+    return [lake.locate(file.path) for file in files]

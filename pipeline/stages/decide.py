@@ -1,0 +1,144 @@
+"""decide: what a night does, by the schedule and by what serves."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from typing import Any
+
+from pipeline.artifacts import (
+    Action,
+    Assignments,
+    Champion,
+    Manifest,
+    NightDecision,
+    fingerprint_of,
+)
+from pipeline.config import Config
+from pipeline.engine import Context, Marker, stage
+from pipeline.errors import InputError, PipelineError
+from pipeline.lake.models import settings_path
+from pipeline.lake.registry import latest_entry
+from pipeline.lake.snapshots import latest_snapshot
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+
+def _settings(config: Config) -> Any:
+    return {
+        "schedule": config.schedule.model_dump(mode="json"),
+        "max_psi": config.gate.max_psi,
+        "fit": fingerprint_of(config.fit_settings()),
+    }
+
+
+@stage("decide", version=1, settings=_settings, distributed=False)
+def decide(config: Config, context: Context, manifest: Manifest) -> NightDecision:
+    """Refit, refresh or assign; the run keeps to it however often it is started again.
+
+    Raises:
+        InputError: It is an earlier date than the champion's, and the champion cannot label it.
+    """
+    entry = latest_entry(context.lake)
+    champion = entry.champion if entry else None
+    unusable = _unusable(context.lake, manifest, champion) if champion else "there is no champion"
+    if champion and unusable and context.ds < champion.ds:
+        raise InputError(
+            f"ds {context.ds} cannot be done: {unusable}. A model of its own would "
+            "end every cluster of today; give the earlier dates an output of their own"
+        )
+    action: Action = "refit"
+    why = unusable
+    if champion and not unusable:
+        action, why = _by_schedule(config, context, champion)
+        if action != "assign" and (refused := _refused_lately(config, context)):
+            action, why = "assign", f"{refused}; else: {action}, because {why}"
+    log.info("night: %s, because %s", action, why)
+    return NightDecision(
+        action=action,
+        why=why,
+        entry=entry.number if entry else 0,
+        champion=champion,
+        usable=not unusable,
+    )
+
+
+def _unusable(lake: Store, manifest: Manifest, champion: Champion) -> str:
+    """Why the champion cannot label tonight's rows; empty where it can."""
+    if champion.reference.features != manifest.features:
+        return (
+            f"champion {champion.model.model_id} was fitted on other features: "
+            f"{_named(champion.reference.features)}; tonight's are {_named(manifest.features)}"
+        )
+    model = champion.model
+    files = (model.weights, model.centroids, model.scaler, champion.ids, champion.reference.bins)
+    for path in (*(file.path for file in files if file), settings_path(model)):
+        if not lake.exists(path):
+            return f"champion {model.model_id} is not whole: {lake.locate(path)} is gone"
+    return ""
+
+
+def _named(features: Any) -> str:
+    shown = [f"{f.name}[{f.width}]" if f.vector else f.name for f in features[:10]]
+    return ", ".join(shown) + (f" and {len(features) - 10} more" if len(features) > 10 else "")
+
+
+def _by_schedule(config: Config, context: Context, champion: Champion) -> tuple[Action, str]:
+    schedule = config.schedule
+    if context.ds < champion.ds:
+        return "assign", f"champion {champion.model.model_id} of the later {champion.ds} serves"
+    if champion.settings != fingerprint_of(config.fit_settings()):
+        return "refit", f"the settings are not those that {champion.model.model_id} was fitted with"
+    age = _days(champion.refit_ds, context.ds)
+    if schedule.refit.every_days is not None and age >= schedule.refit.every_days:
+        return "refit", f"the last refit was {age} days before (schedule.refit.every_days)"
+    if schedule.refit.on_drift and (drift := _drift(config, context, champion)):
+        return "refit", drift
+    age = _days(champion.ds, context.ds)
+    if schedule.refresh.every_days is not None and age >= schedule.refresh.every_days:
+        if champion.model.kind == "dec":
+            return "refresh", f"the champion is {age} days old (schedule.refresh.every_days)"
+        return "refit", f"the champion is {age} days old, and plain k-means cannot be refreshed"
+    return "assign", f"champion {champion.model.model_id} of {champion.ds} serves"
+
+
+def _days(before: str, now: str) -> int:
+    """Days between logical dates."""
+    return (datetime.date.fromisoformat(now) - datetime.date.fromisoformat(before)).days
+
+
+def _refused_lately(config: Config, context: Context) -> str:
+    """Which night's challenger was refused so lately that another one has to wait."""
+    latest = latest_snapshot(context.lake)
+    refused = [
+        ds
+        for ds, partition in (latest.partitions if latest else {}).items()
+        if partition.refused and 0 < _days(ds, context.ds) < config.schedule.retry_days
+    ]
+    return f"the challenger of {max(refused)} was refused (schedule.retry_days)" if refused else ""
+
+
+def _drift(config: Config, context: Context, champion: Champion) -> str:
+    """What the night before says of its features against the champion's reference sample."""
+    limit = config.gate.max_psi
+    latest = latest_snapshot(context.lake)
+    earlier = [ds for ds in latest.partitions if ds < context.ds] if latest else []
+    if limit is None or not latest or not earlier:
+        return ""
+    ds = max(earlier)
+    if latest.partitions[ds].model_id != champion.model.model_id:
+        return ""  # measured against the sample of another
+    path = f"runs/{latest.partitions[ds].run_id}/stages/assign/done.json"
+    try:
+        marker = Marker.model_validate(context.lake.read_json(path))
+        last = Assignments.model_validate(marker.artifact)
+    except (OSError, PipelineError, ValueError) as error:
+        log.warning("drift of ds %s is not known: %s", ds, error)
+        return ""
+    if last.max_psi is None or last.max_psi <= limit:
+        return ""
+    return (
+        f"{last.max_psi_feature} of ds {ds} has PSI {last.max_psi:.3f} against the reference "
+        f"sample, over gate.max_psi={limit:g}"
+    )

@@ -1,0 +1,48 @@
+"""warm_start: a refresh begins where the champion is, instead of at random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.artifacts import (
+    InitialCentroids,
+    NightDecision,
+    PretrainedAutoencoder,
+    Sample,
+    WarmStart,
+)
+from pipeline.config import Config
+from pipeline.engine import Context, stage
+
+
+def _settings(_: Config) -> Any:
+    return {}
+
+
+@stage("warm_start", version=1, settings=_settings, distributed=False)
+def warm_start(
+    config: Config, context: Context, decision: NightDecision, sample: Sample
+) -> WarmStart:
+    """The champion's scaler with tonight's sample, its autoencoder, its centroids."""
+    assert decision.champion is not None
+    model = decision.champion.model
+    assert model.weights is not None  # decide refreshes nothing that has no encoder
+    return WarmStart(
+        sample=sample.model_copy(update={"scaler": model.scaler, "scaling": model.scaling}),
+        autoencoder=PretrainedAutoencoder(weights=model.weights, losses=(), rows=0),
+        centroids=InitialCentroids(
+            centroids=model.centroids,
+            objectives=(),
+            objective=0.0,
+            sample_rows=sample.rows,
+            cluster_rows=(),
+        ),
+    )
+
+
+def refreshed(config: Config) -> Config:
+    """The settings of a refresh: fewer passes, and embeddings as wide as they are."""
+    refine = config.refine.model_copy(
+        update={"passes": config.schedule.refresh.passes, "start_spread": None}
+    )
+    return config.model_copy(update={"refine": refine})

@@ -1,0 +1,181 @@
+"""What an object store's errors mean, and trying again where that may help.
+
+Bounded, with exponential backoff and full jitter, and one line in the log for each time. What will
+not change by asking again (no permission, no such bucket, wrong credentials) is not asked again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from pipeline.counts import count
+from pipeline.errors import PipelineError, StorageRefused, TransientError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# 0.2⁹: at 20 % failing requests, one request in two million fails for good.
+_ATTEMPTS = "9"
+_FIRST_WAIT_S = 0.2  # at most; doubles each time, so that all attempts take 25 s on average
+_LONGEST_WAIT_S = 20.0
+
+# pyarrow puts the kind of error into the text and nowhere else.
+_ARROW_KIND = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
+_PASSING = re.compile(
+    "SLOW_DOWN|THROTTL|NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|TIMEOUT"
+)
+_REFUSED = re.compile(
+    "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIAL|UNRECOGNIZED_CLIENT|"
+    "NOT_AUTHORIZED|OPT_IN_REQUIRED|ACCOUNT"
+)
+_PASSING_CODES = (errno.EBUSY, errno.EREMOTEIO)  # s3fs's for 503 and 409, and for 500
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp")
+_PASSING_ERRORS = {  # the request, or the answer that broke off
+    "HTTPClientError",
+    "ConnectionError",
+    "IncompleteReadError",
+    "ClientPayloadError",
+}
+_NO_CREDENTIALS = ("Credentials", "ProfileNotFound", "Token", "SSO", "ConfigParseError")
+
+
+def attempts() -> int:
+    """How often a request is made at most; AWS's own variable may say otherwise."""
+    return max(1, int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS)))
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, (TimeoutError, ConnectionError)):
+        return True
+    kind, status = _arrow(error)
+    if _PASSING.search(kind) or "curlCode" in str(error):
+        return True
+    status = status or http_status(error)
+    if status:
+        return status >= 500 or status in (408, 409, 429)
+    if isinstance(error, OSError) and error.errno in _PASSING_CODES:
+        return True
+    names = {k.__name__ for k in type(error).__mro__ if k.__module__.startswith(_CLIENTS)}
+    return bool(names & _PASSING_ERRORS)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the store, or the search for credentials, said no for good."""
+    if isinstance(error, PermissionError):
+        return True
+    kind, status = _arrow(error)
+    status = status or http_status(error)
+    # The answer to HEAD has no text: where one says 400, it is about an expired token.
+    if _REFUSED.search(kind) or status in (401, 403) or (status == 400 and not _says_why(error)):
+        return True
+    of_botocore = type(error).__module__.startswith(("botocore", "aiobotocore"))
+    return of_botocore and any(word in type(error).__name__ for word in _NO_CREDENTIALS)
+
+
+def _arrow(error: BaseException) -> tuple[str, int]:
+    found = _ARROW_KIND.search(str(error)) if isinstance(error, OSError) else None
+    return (found[1], int(found[2] or 0)) if found else ("", 0)
+
+
+def http_status(error: BaseException) -> int:
+    """HTTP status of botocore's error, or of the one that s3fs translated; 0 for none."""
+    for one in (error, error.__cause__):
+        answer: dict[str, Any] = getattr(one, "response", None) or {}
+        if status := answer.get("ResponseMetadata", {}).get("HTTPStatusCode"):
+            return int(status)
+    return 0
+
+
+def _says_why(error: BaseException) -> bool:
+    kind, _ = _arrow(error)
+    answer: dict[str, Any] = getattr(error.__cause__ or error, "response", None) or {}
+    return kind not in ("", "UNKNOWN") or answer.get("Error", {}).get("Code", "400") != "400"
+
+
+def reason(error: BaseException) -> str:
+    """What the store answered, in a few words."""
+    kind, status = _arrow(error)
+    if kind:
+        return kind if kind != "UNKNOWN" else f"HTTP status {status}"
+    for one in (error, error.__cause__):
+        answer: dict[str, Any] = getattr(one, "response", None) or {}
+        if "Error" in answer:
+            code, status = answer["Error"].get("Code"), http_status(error)
+            return f"HTTP status {code}" if code == str(status) else f"{code}, HTTP status {status}"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def answer_error(error: BaseException, location: str) -> PipelineError | None:
+    """The pipeline's error for what a store answered; None where it is no answer of that kind."""
+    if is_refusal(error):
+        return StorageRefused(
+            f"{location}: access is refused ({reason(error)}); check the credentials in the "
+            "environment, profile or role, what they may do, and the bucket's name"
+        )
+    if is_passing(error):
+        return TransientError(
+            f"{location}: the object store keeps failing ({reason(error)}), {attempts()} times "
+            "in a row; the same run id continues where this one stopped"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def answers_of(location: str) -> Iterator[None]:
+    """Turn what the store answers into the pipeline's errors; what else is wrong is an OSError."""
+    try:
+        yield
+    except (FileNotFoundError, PipelineError):
+        raise
+    except Exception as error:
+        if ours := answer_error(error, location):
+            raise ours from error
+        if type(error).__module__.startswith(("botocore", "aiobotocore")):
+            raise OSError(str(error)) from error
+        raise
+
+
+def retried(call: Callable[[], T], location: str) -> T:
+    """Call until it succeeds, fails for good, or has failed too often.
+
+    Args:
+        call: Makes one request, or several that can be made again.
+        location: What it is about, for the log and the error.
+
+    Raises:
+        TransientError: It failed every time.
+        StorageRefused: It will never succeed.
+    """
+    with answers_of(location):
+        for attempt in range(1, attempts()):
+            try:
+                return call()
+            except Exception as error:
+                if isinstance(error, FileNotFoundError) or not is_passing(error):
+                    raise
+                wait_s = backoff_s(attempt)
+                log_retry(location, reason(error), attempt, wait_s)
+                time.sleep(wait_s)
+        return call()
+
+
+def backoff_s(attempt: int) -> float:
+    """Seconds to wait after so many failures: anything up to a limit that doubles."""
+    return random.uniform(0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)))
+
+
+def log_retry(what: str, why: str, attempt: int, wait_s: float | None = None) -> None:
+    """One line for one request that is tried again."""
+    count("retries", kind="request")
+    waiting = f"; again in {wait_s:.1f} s" if wait_s is not None else ""
+    log.warning("%s: %s, attempt %d of %d%s", what, why, attempt, attempts(), waiting)

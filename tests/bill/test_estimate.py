@@ -1,0 +1,272 @@
+"""The estimate's arithmetic, on cases that were worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.artifacts import Estimate, StageEstimate, StageFactor
+from pipeline.bill import estimate as paper
+from pipeline.bill.comparison import calibrated, passes_made
+from pipeline.bill.estimate import estimate, kmeans_core_seconds
+from pipeline.bill.rates import Cluster, InputFacts, Rates
+from pipeline.clustering import quality
+from pipeline.clustering.kmeans import WORK, affordable
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.stages import evaluate
+
+# 1,000 FLOP/s, an update takes a second, and nothing else takes time.
+SLOW = Rates(
+    train_gflop_s=1e-6,
+    encode_gflop_s=1e-6,
+    update_s=1.0,
+    update_ns=0.0,
+    learn_ns=0.0,
+    measure_ns=0.0,
+    nearest_ns=0.0,
+    value_ns=0.0,
+    moments_ns=0.0,
+    write_ns=0.0,
+    exchange_mb_s=136e-6,
+    ray_s=7.0,
+    tasks_s=2.0,
+    workers_s=13.0,
+    alone_s=1.0,
+)
+# Features 2, hidden 3, embedding 2: 12 weights in the encoder, 17 parameters, and as many again.
+FACTS = InputFacts(
+    rows=100, wanted_bytes=1600, shards=2, row_groups=4, slices=2, width=2, row_bytes=16
+)
+
+
+def settings(**sections: Any) -> Config:
+    base: dict[str, Any] = {
+        "source": {"path": "table", "features": ["x"], "keys": ["id"]},
+        "output": "lake",
+        "clusters": 2,
+        "model": {"hidden": [3], "embedding": 2},
+        "pretrain": {"passes": 3, "batch_rows": 50, "min_updates": 0},
+        "refine": {"passes": 2, "batch_rows": 50, "min_updates": 0},
+        "centroids": {"sample_rows": 100},
+        "execution": {"workers": 1, "cpus_per_worker": 1},
+    }
+    return Config.model_validate({**base, **sections})
+
+
+def stages(
+    config: Config,
+    facts: InputFacts = FACTS,
+    cluster: Cluster | None = None,
+    **more: Any,
+) -> dict[str, StageEstimate]:
+    cluster = cluster or Cluster(1, 2, 0, 1, 1, actors=1, actor_threads=1)
+    more = {"products": "bfloat16", "rates": SLOW, **more}
+    return {stage.stage: stage for stage in estimate(config, facts, cluster, **more).stages}
+
+
+def test_pretraining_by_hand() -> None:
+    # 2 × (3 × 24 − 6) = 132 FLOP a row: 0.132 s. A pass is 13.2 s, and 2 updates of a second.
+    stage = stages(settings())["pretrain"]
+    assert stage.work_seconds == pytest.approx(3 * (13.2 + 2))
+    assert stage.fixed_seconds == 1.0
+    assert (stage.rows, stage.passes, stage.read_bytes) == (300, 3, 1600)
+    assert stage.core_hours == pytest.approx((45.6 + 1) * 2 / 3600)  # two cores are paid for
+    assert stage.busy_core_hours == pytest.approx(45.6 / 3600)
+
+
+def test_two_workers_exchange_their_gradients() -> None:
+    # 34 parameters × 4 bytes at 136 B/s: a second more an update.
+    cluster = Cluster(1, 4, 0, 2, 1, actors=2, actor_threads=1)
+    stage = stages(settings(), cluster=cluster)["pretrain"]
+    assert stage.work_seconds == pytest.approx(3 * (6.6 + 2 * (1 + 1)))
+    assert stage.fixed_seconds == 13.0
+
+
+def test_refinement_measures_before_and_after_every_pass() -> None:
+    # Learning: 2 × (3 × 12 − 6) = 60 FLOP a row, measuring 24. 2 passes, and 3 without learning.
+    stage = stages(settings())["refine"]
+    assert stage.work_seconds == pytest.approx(2 * (6.0 + 2) + 3 * 2.4)
+    assert (stage.passes, stage.measuring_passes, stage.rows) == (2, 3, 500)
+    assert stage.at_most
+    once = stages(settings(), refine_passes=1)["refine"]
+    assert once.work_seconds == pytest.approx(6.0 + 2 + 2 * 2.4)
+    often = settings(refine={"passes": 2, "update_interval_rows": 25, "min_updates": 0})
+    assert stages(often)["refine"].measuring_passes == 1 + 8
+
+
+def test_what_does_not_fit_into_memory_is_read_in_every_pass() -> None:
+    config = settings(execution={"workers": 1, "cache_mib": 0})
+    found = stages(config)
+    assert found["pretrain"].read_bytes == 3 * 1600
+    assert found["refine"].read_bytes == 5 * 1600
+    assert found["assign"].read_bytes == 1600
+
+
+def test_learning_from_a_part() -> None:
+    found = stages(settings(source={"path": "t", "features": ["x"], "fit_rows": 50}))
+    assert found["pretrain"].rows == 150
+    assert found["pretrain"].read_bytes == 800
+    assert found["assign"].rows == 100
+
+
+def test_rows_that_are_held_out_are_not_learnt_from() -> None:
+    many = InputFacts(**{**vars(FACTS), "rows": 1000})
+    assert stages(settings(), many)["pretrain"].rows == 3 * 980
+
+
+def test_small_tables_have_more_updates() -> None:
+    few = settings(pretrain={"passes": 3, "batch_rows": 50, "min_updates": 9})
+    # 300 rows in 9 updates: 33 rows each, 32 as a multiple of 8; 4 updates a pass.
+    assert stages(few)["pretrain"].work_seconds == pytest.approx(3 * (13.2 + 4))
+
+
+def test_float32_takes_longer() -> None:
+    slow = stages(settings(), products="float32")["pretrain"].work_seconds
+    assert slow == pytest.approx(3 * (13.2 / SLOW.float32_share + 2))
+
+
+def test_assigning_is_shared_by_slices() -> None:
+    # 24 FLOP a row: 2.4 s in all. Two slices: a third core has none.
+    one = stages(settings())["assign"]
+    assert one.work_seconds == pytest.approx(2.4)
+    three = Cluster(1, 4, 0, 1, 3, actors=1, actor_threads=3)
+    assert stages(settings(), cluster=three)["assign"].work_seconds == pytest.approx(1.2)
+    assert one.busy_core_hours == pytest.approx(2.4 / 3600)
+    # Three slices for two cores: two rounds.
+    odd = InputFacts(**{**vars(FACTS), "slices": 3})
+    two = Cluster(1, 2, 0, 1, 2, actors=1, actor_threads=2)
+    assert stages(settings(), odd, two)["assign"].work_seconds == pytest.approx(2 * 0.8)
+
+
+def test_gpus_take_the_place_of_cores() -> None:
+    rates = Rates(
+        **{**vars(SLOW), "gpu_gflop_s": 1e-3, "gpu_update_s": 0.5, "gpu_update_ns": 0.0},
+    )
+    config = settings(
+        execution={"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 1, "gpus_per_actor": 0.5}
+    )
+    cluster = Cluster.of(config.execution)
+    assert (cluster.gpus, cluster.cores) == (2, 3)  # a worker's card each; one would do to assign
+    found = stages(config, cluster=cluster, rates=rates)
+    # 0.132 ms a row on one of two cards, 0.0132 / 2 s a pass, and 2 updates with an exchange.
+    learn = 100 * 132 / 1e6 / 2 + 2 * (0.5 + 1)
+    assert found["pretrain"].work_seconds == pytest.approx(3 * learn)
+    assert found["pretrain"].gpu_hours == pytest.approx(2 * (3 * learn + 13) / 3600)
+    # 24 FLOP a row on two halves of a card, and nothing left for the cores.
+    assert found["assign"].work_seconds == pytest.approx(100 * (24 / 1e6 + 2 * 0.05e-9))
+
+
+def test_kmeans_is_bounded_as_the_stage_bounds_it() -> None:
+    rates = Rates(kmeans_gflop_s=1e-6, point_ns=0.0)  # 500 multiplications a second
+    shape = (10, 5, 4)  # 200 multiplications an iteration: 0.4 s
+    assert kmeans_core_seconds(rates, shape, restarts=3, iterations=9) == pytest.approx(12.0)
+    # 10,000 multiplications are 50 iterations: 5 restarts of 9.
+    bounded = kmeans_core_seconds(rates, shape, restarts=20, iterations=9, work=10_000)
+    assert bounded == pytest.approx(5 * 10 * 0.4)
+    assert affordable(200, restarts=20, iterations=9, work=10_000) == (5, 9)
+    assert affordable(WORK, restarts=20, iterations=50) == (1, 10)  # at least ten
+
+
+def test_figures_that_are_other_modules() -> None:
+    assert paper.FIT_ROWS == evaluate._FIT_ROWS
+    assert paper.STABILITY_RESTARTS == evaluate._STABILITY_RESTARTS
+    assert paper.STABILITY_WORK == evaluate._STABILITY_WORK
+    assert paper.ASKED_ROWS == evaluate._ASKED_ROWS
+    assert paper._SILHOUETTE_ROWS == quality._SILHOUETTE_ROWS
+    assert paper._MOST_ROWS_PER_CLUSTER == quality._MOST_ROWS_PER_CLUSTER
+
+
+# ------------------------------------------------------------------------- clusters and money
+
+
+def test_local_folders_need_no_requests() -> None:
+    assert not any(stage.gets or stage.puts for stage in stages(settings()).values())
+
+
+def test_the_cluster_that_settings_ask_for() -> None:
+    execution = settings(execution={"workers": 8, "cpus_per_worker": 4}).execution
+    asked = Cluster.of(execution)
+    assert (asked.cores, asked.threads, asked.started_here) == (33, 4, False)
+    given = Cluster.of(execution, nodes=3, cpus_per_node=16, gpus_per_node=2)
+    assert (given.cores, given.gpus, given.compute) == (48, 6, 32)
+    given.check_fits(execution)
+    with pytest.raises(ConfigError, match=r"execution.workers=8 needs 32.5 CPUs .* room for 3"):
+        Cluster.of(execution, nodes=1, cpus_per_node=16).check_fits(execution)
+
+
+def test_money() -> None:
+    prices = {"currency": "EUR", "cpu_core_hour": 0.5, "gpu_hour": 3.0}
+    cluster = Cluster(2, 10, 1, 1, 1, actors=1, actor_threads=1)
+    found = estimate(settings(prices=prices), FACTS, cluster, products="bfloat16", rates=SLOW)
+    hours = found.seconds / 3600
+    assert found.money is not None
+    assert found.money.currency == "EUR"
+    assert found.money.total == pytest.approx(hours * (20 * 0.5 + 2 * 3.0))
+    assert sum(stage.gpu_hours for stage in found.stages) == pytest.approx(2 * hours)
+    free = estimate(settings(), FACTS, cluster, products="bfloat16", rates=SLOW)
+    assert free.money is None
+
+
+def test_requests_cost_money() -> None:
+    prices = {"get_requests_per_1000": 1.0, "put_requests_per_1000": 10.0, "read_gib": 2**30}
+    config = settings(
+        prices=prices,
+        source={"path": "s3://b/t", "features": ["x"], "keys": ["id"]},
+        output="s3://b/lake",
+    )
+    cluster = Cluster(1, 2, 0, 1, 1, actors=1, actor_threads=1)
+    found = estimate(config, FACTS, cluster, products="bfloat16", rates=SLOW)
+    gets, puts = (sum(getattr(s, name) for s in found.stages) for name in ("gets", "puts"))
+    assert gets > 0
+    assert puts > 0
+    assert found.money is not None
+    assert found.money.requests == pytest.approx(gets / 1000 + puts / 100)
+    assert found.money.transfer == pytest.approx(4 * 1600)  # sample, both trainings, assign
+    assert found.money.compute == 0
+
+
+# ------------------------------------------------------------------------------- calibration
+
+
+def took_twice(found: Estimate, stage: str) -> float:
+    return 2 * next(s.seconds for s in found.stages if s.stage == stage)
+
+
+def test_a_run_corrects_the_next_estimate() -> None:
+    cluster = Cluster(1, 2, 0, 1, 1, actors=1, actor_threads=1)
+    found = estimate(settings(), FACTS, cluster, products="bfloat16", rates=SLOW)
+    took = {name: took_twice(found, name) for name in ("pretrain", "assign")}
+    factors = calibrated(found, took)
+    assert factors["pretrain"] == StageFactor(fixed=1.0, work=round((2 * 46.6 - 1) / 45.6, 4))
+    assert set(factors) == {"pretrain", "assign"}
+    again = estimate(settings(), FACTS, cluster, products="bfloat16", rates=SLOW, factors=factors)
+    by_name = {stage.stage: stage for stage in again.stages}
+    for name, seconds in took.items():
+        assert by_name[name].seconds == pytest.approx(seconds, rel=1e-3)
+    for name, factor in calibrated(again, took).items():  # it was right: nothing changes
+        assert factor.work == pytest.approx(factors[name].work, rel=1e-3)
+
+
+def test_what_mostly_starts_processes_corrects_that() -> None:
+    quick = Rates(**{**vars(SLOW), "encode_gflop_s": 1.0})
+    cluster = Cluster(1, 2, 0, 1, 1, actors=1, actor_threads=1)
+    found = estimate(settings(), FACTS, cluster, products="bfloat16", rates=quick)
+    factors = calibrated(found, {"assign": 6.0, "pin": 0.1})
+    assert set(factors) == {"assign"}  # pin is over before it tells anything
+    assert factors["assign"].fixed == pytest.approx(3.0, rel=1e-3)
+    assert factors["assign"].work == 1.0
+
+
+def test_a_run_that_was_disturbed_is_no_rate() -> None:
+    cluster = Cluster(1, 2, 0, 1, 1, actors=1, actor_threads=1)
+    found = estimate(settings(), FACTS, cluster, products="bfloat16", rates=SLOW)
+    assert calibrated(found, {"pretrain": 1e6})["pretrain"].work == 20.0
+
+
+def test_passes_that_a_refinement_made() -> None:
+    assert passes_made(settings(), 100, updates=1) == 1
+    assert passes_made(settings(), 100, updates=9) == 2  # no more than it may
+    often = settings(refine={"passes": 20, "update_interval_rows": 30})
+    assert passes_made(often, 100, updates=8) == 3  # 240 rows

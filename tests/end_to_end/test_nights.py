@@ -1,0 +1,134 @@
+"""Nights of one table, each by the command: what the simulation's events do not come to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import SMALL, Finished, blobs, published, write_shards
+from scipy.optimize import linear_sum_assignment
+
+from pipeline.lake.snapshots import assignment_files, latest_snapshot
+from pipeline.storage import Store
+
+REFIT = ("--set", "schedule.refit.every_days=1")
+RUINED = ("--set", "pretrain.learning_rate=1e20", "--set", "refine.learning_rate=1e30")
+
+
+class Nights:
+    """A table of three clear groups, its lake, and the nights so far by their date."""
+
+    def __init__(self, folder: Path, run: Any) -> None:
+        self.lake, self.config, self._run = folder / "lake", folder / "config.yaml", run
+        table = write_shards(folder / "table", blobs(600))
+        settings = {
+            "source": {"path": str(table), "features": ["x"], "keys": ["id"]},
+            "output": str(self.lake),
+            "clusters": 3,
+            **SMALL,
+            # Enough to find the groups, whatever the seed.
+            "pretrain": {"passes": 10, "min_updates": 0},
+            "refine": {"passes": 5, "min_updates": 200},
+        }
+        self.config.write_text(yaml.safe_dump(settings))
+
+    def dec(self, *words: str) -> Finished:
+        """A command about this config."""
+        finished: Finished = self._run(*words, str(self.config))
+        return finished
+
+    def night(self, day: int, *words: str, code: int = 0) -> dict[str, Any]:
+        """A night, and what it says of itself."""
+        ended = self.dec("nightly", "--ds", f"2026-03-{day:02}", "--json", *words)
+        assert ended.code == code, (ended.err, ended.out)
+        summary: dict[str, Any] = ended.json
+        assert summary["rows_out"] == 600
+        assert len(set(published(self.lake, summary["ds"])["id"].to_pylist())) == 600
+        return summary
+
+    def files(self, day: int) -> list[str]:
+        """What a night consists of."""
+        return assignment_files(Store(str(self.lake)), f"2026-03-{day:02}")
+
+
+@pytest.fixture(scope="module")
+def nights(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    folder = tmp_path_factory.mktemp("nights")
+
+    def run(*words: str) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.cli", *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env={**os.environ, "COLUMNS": "120", "RAY_ADDRESS": ray_address},
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return Nights(folder, run)
+
+
+def test_nights_one_after_another(nights: Nights) -> None:
+    """In one test, because each goes on from the one before."""
+    first = nights.night(1)
+    assert (first["action"], first["born"], first["entry"]) == ("refit", 3, 1)
+
+    # Unchanged data and settings, fitted anew: the same model, ids and files.
+    again = nights.night(2, *REFIT)
+    assert (again["action"], again["churn"], again["survived"]) == ("refit", 0, 3)
+    assert again["champion"] == first["champion"]
+    assert again["rows_carried"] == 600
+    assert nights.files(2) == nights.files(1)
+
+    # Another seed: another model, whose ids are aligned: no other names of its clusters would let
+    # more rows keep theirs, so that whose id changed has changed its group.
+    other = nights.night(3, "--set", "seed=5")
+    assert (other["action"], other["survived"], other["born"]) == ("refit", 3, 0)
+    assert other["champion"] != first["champion"]
+    before, after = (
+        published(nights.lake, f"2026-03-0{day}").sort_by("id")["cluster_id"].to_numpy()
+        for day in (2, 3)
+    )
+    counts = np.zeros((3, 3), np.int64)
+    np.add.at(counts, (before, after), 1)
+    best = counts[linear_sum_assignment(counts, maximize=True)].sum()
+    assert (before == after).sum() == best
+    assert best > 500
+
+    # A few passes more, from the champion's weights and centroids.
+    words = ("--set", "seed=5", "--set", "schedule.refresh={every_days: 1, passes: 1}")
+    refreshed = nights.night(4, *words)
+    assert (refreshed["action"], refreshed["survived"]) == ("refresh", 3)
+    stages = {stage["stage"] for stage in refreshed["stages"]}
+    assert {"warm_start", "refine"} <= stages
+    assert not {"pretrain", "init_centroids"} & stages
+
+    # A fit that ends in no model at all.
+    ruined = nights.night(5, *RUINED, code=5)
+    assert (ruined["refused"], ruined["challenger"]) == (True, None)
+    assert ruined["champion"] == refreshed["champion"]
+    assert ruined["verdict"]["reason"]
+    latest = latest_snapshot(Store(str(nights.lake)))
+    assert latest is not None
+    assert {ds: p.refused for ds, p in latest.partitions.items()} == {
+        f"2026-03-0{day}": day == 5 for day in range(1, 6)
+    }
+
+    # Earlier dates are labelled by who serves.
+    filled = nights.dec("backfill", "--from", "2026-02-27", "--to", "2026-02-28", "--json")
+    assert filled.code == 0, filled.err
+    summaries = [json.loads(text) for text in filled.out.replace("}\n{", "}\n\0{").split("\0")]
+    assert [s["ds"] for s in summaries] == ["2026-02-27", "2026-02-28"]
+    assert {(s["action"], s["champion"]) for s in summaries} == {("assign", refreshed["champion"])}
+
+    refused = nights.dec("run", "--ds", "2026-03-06")
+    assert refused.code == 2
+    assert "dec run numbers clusters from 0" in refused.err

@@ -1,0 +1,63 @@
+"""SIGKILL of the processes that Ray runs the work in, amid it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from faults.conftest import Ledger
+from faults.nights import WIDE_ROWS, Night, assert_every_row_once, ray_processes, wide_settings
+
+pytestmark = pytest.mark.slow
+
+ASSIGNER = "MapWorker(MapBatches(Assigner))"
+TRAINER = "RayTrainWorker"
+READER = "MapBatches(read)"
+
+
+@pytest.fixture
+def night(tmp_path: Path, ray_address: str) -> Iterator[Night]:
+    found = Night(tmp_path / "night", wide_settings(tmp_path / "wide"), ray_address)
+    yield found
+    found.stop()
+
+
+def kill_one(night: Night, title: str) -> psutil.Process:
+    """SIGKILL a process as soon as it is at work of this name."""
+    process: psutil.Process = night.wait_for(lambda: ray_processes(title), step_s=0.01)[0]
+    process.kill()
+    return process
+
+
+def test_killed_amid_sampling_both_trainings_and_assigning(night: Night, ledger: Ledger) -> None:
+    hit = {}
+    night.start()
+    hit["sample"] = kill_one(night, READER)
+    ledger.injected("SIGKILL of a Ray Data task's worker", "sample")
+    for stage in ("pretrain", "refine"):
+        checkpoint = night.marker(stage).with_name("checkpoint.safetensors")
+        night.wait_for(checkpoint.exists)
+        hit[stage] = kill_one(night, TRAINER)
+        assert not night.complete(stage)
+        ledger.injected("SIGKILL of a train worker", stage)
+    parts = night.lake / "runs/night/assignments"
+    night.wait_for(lambda: list(parts.glob("part-*")), step_s=0.005)
+    hit["assign"] = kill_one(night, ASSIGNER)
+    assert not night.complete("assign")
+    ledger.injected("SIGKILL of an assign actor", "assign")
+    result = night.finish()
+    assert result.code == 0, result.err
+    assert not any(process.is_running() for process in hit.values())
+    log = night.logs()
+    for stage in ("pretrain", "refine"):  # one line each, and not from the start again
+        assert log.count(f"training for runs/night/stages/{stage}: tried again in") == 1
+    assert log.count("goes on after pass") == 2
+    assert set(night.artifact("pretrain")["workers"]) == {2}
+    assert_every_row_once(night)
+    ledger.survived("SIGKILL of a Ray Data task's worker", "sample", rows=WIDE_ROWS)
+    ledger.survived("SIGKILL of a train worker", "pretrain", rows=WIDE_ROWS)
+    ledger.survived("SIGKILL of a train worker", "refine", rows=WIDE_ROWS)
+    ledger.survived("SIGKILL of an assign actor", "assign", rows=WIDE_ROWS)

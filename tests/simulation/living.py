@@ -1,0 +1,288 @@
+"""Lives through the nights: a table changes, ``dec nightly`` runs, what it left is read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+from pipeline.lake.registry import latest_entry
+from pipeline.lake.snapshots import Partition, assignment_files, latest_snapshot
+from pipeline.storage import Store
+
+from .nights import (
+    EVENTS,
+    KILLED,
+    NIGHTS,
+    REFIT_EVERY_DAYS,
+    Change,
+    Dataset,
+    Table,
+    World,
+    ds_of,
+)
+
+# For what takes seconds on a quiet machine: a hang fails, a slow machine does not.
+PATIENCE_S = 900.0
+# The stage during which a night is killed.
+KILLS: Mapping[int, str] = {KILLED: "pretrain", 10: "assign"}
+
+SMALL: Mapping[str, Mapping[str, object]] = {
+    "model": {"hidden": [64, 64], "embedding": 8, "precision": "float32"},
+    "pretrain": {"passes": 15},
+    "refine": {"passes": 5},
+    "centroids": {"sample_rows": 5000, "restarts": 10},
+    # Both models are scored on rows of before the drift, where the old one is at home.
+    # Who was killed cannot give its lease back.
+    "execution": {"workers": 1, "lease_seconds": 1},
+}
+
+
+def settings_of(dataset: Dataset, table: Path, lake: Path) -> dict[str, Any]:
+    """The config of all nights; it never changes."""
+    return {
+        "source": {
+            "path": str(table),
+            "features": ["x"],
+            "keys": ["id"],
+            "on_bad_shard": "quarantine",
+        },
+        "output": str(lake),
+        "clusters": dataset.cast.clusters,
+        "evaluate": {"label": "label"},
+        "schedule": {"refit": {"every_days": REFIT_EVERY_DAYS, "on_drift": False}},
+        **SMALL,
+        **dataset.settings,
+    }
+
+
+@dataclass(frozen=True)
+class Night:
+    """What a night was and what it left.
+
+    Attributes:
+        day: From 1.
+        code: Exit code of the command.
+        summary: What it printed as JSON.
+        changes: What happened to the table's shards before it.
+        changed_rows: Rows of new and replaced shards, and of those packed with what changed.
+        keys_N: Keys of all published rows, ascending, shape (rows,).
+        ids_N: The cluster of each, shape (rows,).
+        known_N: What each of them truly is; empty where the table has no such row.
+        expected_N: Keys that the table has, ascending.
+        files: Where the published rows are.
+        partition: What the snapshot says of tonight's ds.
+        transitions: The whole ``cluster_transitions`` table, as it stands after the night.
+        trained_passes: Of pretraining and refinement, tonight.
+        seconds: The whole command, and of a killed one both.
+    """
+
+    day: int
+    code: int
+    summary: dict[str, Any]
+    changes: dict[str, Change]
+    changed_rows: int
+    keys_N: NDArray[np.int64]
+    ids_N: NDArray[np.int32]
+    known_N: NDArray[np.str_]
+    expected_N: NDArray[np.int64]
+    files: tuple[str, ...]
+    partition: Partition
+    transitions: pa.Table
+    trained_passes: int
+    seconds: float
+
+    def happened(self) -> dict[str, set[tuple[int | None, int | None]]]:
+        """From which id to which, by kind, as this night's run has it in the registry."""
+        kinds = ("survival", "birth", "death", "merge", "split")
+        found: dict[str, set[tuple[int | None, int | None]]] = {kind: set() for kind in kinds}
+        for row in self.transitions.to_pylist():
+            if row["run_id"] == self.summary["run_id"]:
+                found[row["kind"]].add((row["from_id"], row["to_id"]))
+        return found
+
+    def cluster_of(self, group: str) -> int:
+        """The cluster that has most rows of a class."""
+        ids, rows = np.unique(self.ids_N[self.known_N == group], return_counts=True)
+        return int(ids[rows.argmax()])
+
+    def found(self, group: str) -> float:
+        """How well it is that class: F1 of the cluster that has most of its rows."""
+        mine_N, its_N = self.ids_N == self.cluster_of(group), self.known_N == group
+        return float(2 * (mine_N & its_N).sum() / (mine_N.sum() + its_N.sum()))
+
+
+def live(dataset: Dataset, folder: Path, address: str) -> Iterator[Night]:
+    """All nights of a dataset, one after the other, on a Ray cluster that stays.
+
+    Args:
+        dataset: Whose.
+        folder: The table, the lake and logs go here.
+        address: Of the cluster.
+    """
+    world = World(dataset)
+    table = Table(world, folder / "table")
+    lake = folder / "lake"
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(settings_of(dataset, table.folder, lake)))
+    for day in NIGHTS:
+        changes = table.become(day)
+        started = time.monotonic()
+        if day in KILLS:
+            _kill(_start(config, day, address), lake, day)
+        command = _start(config, day, address)
+        out, err = command.communicate(timeout=PATIENCE_S)
+        seconds = time.monotonic() - started
+        if not out:
+            raise RuntimeError(f"night {day} ended with {command.returncode}:\n{err}")
+        known = world.known(day)
+        rows = published(lake, day)
+        keys_N = rows["id"].to_numpy()
+        store = Store(str(lake))
+        yield Night(
+            day=day,
+            code=command.returncode,
+            summary=json.loads(out),
+            changes=changes,
+            changed_rows=table.changed_rows,
+            keys_N=keys_N,
+            ids_N=rows["cluster_id"].to_numpy(),
+            known_N=np.array([known.get(key, "") for key in keys_N.tolist()]),
+            expected_N=np.array(sorted(known)),
+            files=tuple(assignment_files(store, ds_of(day))),
+            partition=latest_snapshot(store).partitions[ds_of(day)],
+            transitions=transitions(store),
+            trained_passes=_trained_passes(lake, day),
+            seconds=seconds,
+        )
+
+
+def difference(folder: Path, before: int, after: int) -> dict[str, Any]:
+    """What ``dec diff`` says of two nights."""
+    words = ["diff", "config.yaml", ds_of(before), ds_of(after), "--json"]
+    command = [sys.executable, "-m", "jobs.cli", *words]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def run_id_of(day: int) -> str:
+    """The run of a night."""
+    return f"night-{day:02}"
+
+
+def published(lake: Path, day: int) -> pa.Table:
+    """The published rows of a night, by key, as a reader finds them."""
+    files = assignment_files(Store(str(lake)), ds_of(day))
+    return pa.concat_tables([pq.read_table(path) for path in files]).sort_by("id")
+
+
+def transitions(lake: Store) -> pa.Table:
+    """Everything that ever happened to clusters, by the registry."""
+    entry = latest_entry(lake)
+    return pa.concat_tables([lake.read_table(file.path) for file in entry.transitions])
+
+
+def _start(config: Path, day: int, address: str) -> subprocess.Popen[str]:
+    logs = config.parent / f"logs-{day:02}"
+    logs.mkdir(exist_ok=True)
+    words = ["nightly", config.name, "--ds", ds_of(day), "--run-id", run_id_of(day), "--json"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *words],
+        cwd=config.parent,
+        env={**os.environ, "RAY_ADDRESS": address, "TMPDIR": str(logs), "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _kill(command: subprocess.Popen[str], lake: Path, day: int) -> None:
+    """SIGKILL of the command and all that it started, once it is in the stage of ``KILLS``."""
+    logs = lake.parent / f"logs-{day:02}"
+    line = f"stage {KILLS[day]}: started"
+    deadline = time.monotonic() + PATIENCE_S
+    while not any(line in path.read_text(errors="replace") for path in logs.glob("dec-*.log")):
+        if command.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"night {day} was over before it was killed: {command.stderr}")
+        time.sleep(0.005)
+    os.killpg(command.pid, signal.SIGKILL)
+    command.communicate(timeout=PATIENCE_S)
+    done = lake / f"runs/{run_id_of(day)}/stages/{KILLS[day]}/done.json"
+    if done.exists():
+        raise RuntimeError(f"night {day}: {KILLS[day]} was complete before it was killed")
+
+
+def _trained_passes(lake: Path, day: int) -> int:
+    """Passes over the training rows that the stages of a night left a record of."""
+    stages = lake / f"runs/{run_id_of(day)}/stages"
+    passes = 0
+    for stage, field in (("pretrain", "losses"), ("refine", "updates")):
+        if (marker := stages / stage / "done.json").exists():
+            done = len(json.loads(marker.read_text())["artifact"][field])
+            passes += done - (stage == "refine")  # the first update is before any pass
+    return passes
+
+
+_COLUMNS = "| night | what befell the table | action | why | rows | labelled | carried | passes |"
+_COLUMNS += " s | churn | transitions | verdict |"
+
+
+def cost_table(nights: list[Night]) -> str:
+    """What each night did and cost, as Markdown."""
+    lines = [_COLUMNS, "|--:|---|---|---|--:|--:|--:|--:|--:|--:|---|---|"]
+    for night in nights:
+        summary, churn = night.summary, night.summary["churn"]
+        cells = (
+            night.day,
+            EVENTS[night.day],
+            summary["action"],
+            summary["why"],
+            f"{summary['rows_out']:,}",
+            f"{summary['rows_labelled']:,}",
+            f"{summary['rows_carried']:,}",
+            night.trained_passes,
+            f"{night.seconds:.0f}",
+            "" if churn is None else f"{churn:.1%}",
+            _in_words(night),
+            _verdict(night),
+        )
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _in_words(night: Night) -> str:
+    """What happened to clusters: births, deaths, merges and splits."""
+    words = {
+        "birth": "{1} born",
+        "death": "{0} died",
+        "merge": "{0} into {1}",
+        "split": "{1} of {0}",
+    }
+    happened = night.happened()
+    pairs = ((words[kind], pair) for kind in words for pair in sorted(happened[kind], key=str))
+    return ", ".join(word.format(*pair) for word, pair in pairs)
+
+
+def _verdict(night: Night) -> str:
+    verdict = night.summary["verdict"]
+    if night.summary["rows_quarantined"] or night.summary["quarantined"]:
+        return f"{len(night.summary['quarantined'])} shard in quarantine"
+    if verdict is None:
+        return ""
+    broken = [rule["name"] for rule in verdict["rules"] if not rule["passed"]]
+    return f"refused: {', '.join(broken)}" if night.summary["refused"] else "passed"

@@ -1,0 +1,66 @@
+"""What a night does with a fit that fails; the fits themselves are tested where they are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from challengers import WIDTH, Lake, decided
+from conftest import config_of
+
+import pipeline.run
+from pipeline.engine import Context, Execution
+from pipeline.errors import (
+    ConfigError,
+    InputError,
+    LeaseHeld,
+    NodesLost,
+    NumericalError,
+    OutOfMemory,
+    PipelineError,
+    TransientError,
+)
+
+
+@pytest.fixture
+def lake(settings: dict[str, Any], context: Context) -> Lake:
+    settings["model"] = {"hidden": [2 * WIDTH], "embedding": WIDTH, "precision": "float32"}
+    return Lake(config_of(settings), context)
+
+
+def challenge(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, error: PipelineError, *, usable: bool
+) -> Any:
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline.run, "fit_anew", fails)
+    decision = decided(lake.champion(), usable=usable)
+    night = Execution(lake.config, lake.context)
+    return pipeline.run._challenge(night, lake.manifest(), decision)
+
+
+@pytest.mark.parametrize("kind", [NumericalError, NodesLost, OutOfMemory, TransientError])
+def test_the_champion_serves_where_no_model_could_be_fitted(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, kind: type[PipelineError]
+) -> None:
+    found = challenge(lake, monkeypatch, kind("the loss is not finite"), usable=True)
+    assert (found.serving.champion, found.serving.refused) == (lake.champion(), True)
+    assert (found.identity, found.verdict.reason) == (None, "the loss is not finite")
+    assert not found.verdict.passed
+
+
+@pytest.mark.parametrize("kind", [NumericalError, NodesLost])
+def test_without_one_that_could_the_night_fails(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, kind: type[PipelineError]
+) -> None:
+    with pytest.raises(kind):
+        challenge(lake, monkeypatch, kind("it failed"), usable=False)
+
+
+@pytest.mark.parametrize("kind", [InputError, ConfigError, LeaseHeld])
+def test_what_would_stop_the_champion_too_is_not_hidden(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, kind: type[PipelineError]
+) -> None:
+    with pytest.raises(kind):
+        challenge(lake, monkeypatch, kind("it failed"), usable=True)
