@@ -1,0 +1,362 @@
+"""What a run did, in words and figures: facts, verdict, gate, training, time and money."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.artifacts import (
+    Candidate,
+    Comparison,
+    GateRule,
+    NightSummary,
+    Summary,
+    Verdict,
+)
+from pipeline.report.reading import RunFiles
+
+NAMES = {"kmeans": "k-means", "autoencoder": "autoencoder + k-means", "dec": "DEC"}
+_LISTED_SHARDS = 20
+_ACTIONS = {
+    "refit": "a new model was fitted from scratch",
+    "refresh": "the champion was trained on",
+    "assign": "the champion labelled the rows",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that stands large at the top.
+
+    Attributes:
+        value: As text.
+        name: What it is.
+        note: Smaller, below; may be empty.
+    """
+
+    value: str
+    name: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first thing that is read.
+
+    Attributes:
+        tone: "good", "even", "bad" or "plain": the color beside it; the words say it too.
+        title: One sentence.
+        lines: What it rests on, a sentence each.
+    """
+
+    tone: str
+    title: str
+    lines: tuple[str, ...]
+
+
+def headline(run: RunFiles) -> Headline:
+    """Whether DEC was worth it; on nights that fitted nothing, what labelled the rows."""
+    summary, comparison = run.summary, run.comparison
+    night = summary if isinstance(summary, NightSummary) else None
+    if night and night.refused:
+        reason = _refusal(night.verdict)
+        if night.challenger == night.champion:
+            title = "The gate refused tonight's model, but nothing else could label the rows"
+        else:
+            title = "The gate refused tonight's model; the champion labelled the rows"
+        more = _against_kmeans(comparison)[1] if comparison else ()
+        return Headline("bad", title, (reason, *more))
+    if comparison is not None:
+        (tone, title), lines = _against_kmeans(comparison)
+        return Headline(tone, title, (*lines, *_shipped(run, comparison)))
+    if night is None:
+        return Headline("plain", f"{summary.rows_out:,} rows were labelled", ())
+    decision = run.decision
+    fitted = f" It was fitted by run {decision.champion.run_id}." if (
+        decision and decision.champion
+    ) else ""
+    return Headline(
+        "plain",
+        f"The champion {night.champion} labelled tonight's rows",
+        (
+            f"Nothing was fitted: {night.why}.",
+            f"The comparison with plain k-means is made when a model is fitted.{fitted}",
+        ),
+    )
+
+
+def _against_kmeans(comparison: Comparison) -> tuple[tuple[str, str], tuple[str, ...]]:
+    by_kind = {candidate.kind: candidate for candidate in comparison.candidates}
+    dec, plain = by_kind.get("dec"), by_kind.get("kmeans")
+    if dec is None or plain is None:
+        return ("plain", f"{NAMES[comparison.winner]} was best"), ()
+    ours, theirs = _order(dec), _order(plain)
+    figures = f"Modularity {dec.modularity:.3f} against {plain.modularity:.3f}"
+    if dec.empty_clusters != plain.empty_clusters:
+        figures += f", empty clusters {dec.empty_clusters:,} against {plain.empty_clusters:,}"
+    measured = (
+        f"{figures}: how much more often neighbours in the scaled features share a cluster than "
+        f"chance explains, on {comparison.rows:,} rows of the reference sample."
+    )
+    if ours < theirs:
+        return ("good", "DEC beat plain k-means"), (measured,)
+    if ours == theirs:
+        return ("even", "DEC was as good as plain k-means, which is simpler"), (measured,)
+    return ("bad", "Plain k-means was better than DEC"), (measured,)
+
+
+def _order(candidate: Candidate) -> tuple[int, float]:
+    return candidate.empty_clusters, -round(candidate.modularity, 3)
+
+
+def _shipped(run: RunFiles, comparison: Comparison) -> tuple[str, ...]:
+    summary = run.summary
+    shipped = summary.shipped if isinstance(summary, Summary) else None
+    if shipped is None and (labelling := run.labelling):
+        shipped = labelling.model.kind
+    if shipped is None:
+        return ()
+    if shipped == comparison.winner:
+        return (f"{NAMES[shipped][0].upper()}{NAMES[shipped][1:]} won, and is shipped.",)
+    return (
+        f"{NAMES[comparison.winner][0].upper()}{NAMES[comparison.winner][1:]} won; "
+        f"{NAMES[shipped]} is shipped all the same, by refine.select.",
+    )
+
+
+def _refusal(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "See the gate's rules below."
+    if verdict.reason:
+        return f"No model could be fitted: {verdict.reason}"
+    broken = [rule.name for rule in verdict.rules if not rule.passed]
+    return f"Broken: {', '.join(broken)}; the rules are below."
+
+
+def figures(run: RunFiles) -> list[Figure]:
+    """The numbers at the top."""
+    summary = run.summary
+    rows = summary.cluster_rows
+    used = sum(count > 0 for count in rows)
+    lost = summary.rows_in - summary.rows_out
+    found = [
+        Figure(
+            short(summary.rows_out),
+            "rows labelled" if isinstance(summary, Summary) else "rows published",
+            f"of {summary.rows_in:,} in" if lost else "every row of the input",
+        ),
+        Figure(
+            f"{used:,}",
+            "clusters",
+            f"the largest has {max(rows, default=0) / max(1, summary.rows_out):.0%} of the rows",
+        ),
+        Figure(f"{summary.mean_confidence:.2f}", "mean confidence", "1 is certain"),
+    ]
+    if isinstance(summary, NightSummary):
+        if summary.churn is not None:
+            found.append(Figure(f"{summary.churn:.1%}", "churn", "of the reference sample"))
+        if summary.max_psi is not None:
+            found.append(Figure(f"{summary.max_psi:.2f}", "largest drift", "PSI of one feature"))
+    if summary.scores:
+        found.append(Figure(f"{summary.scores.nmi:.2f}", "NMI with the labels", "1 is perfect"))
+    seconds = sum(stage.seconds for stage in summary.stages)
+    found.append(Figure(duration(seconds), "time in stages", f"{len(summary.stages)} stages"))
+    return found
+
+
+def what_ran(run: RunFiles) -> list[tuple[str, str]]:
+    """What ran and on what, as names and values."""
+    summary, manifest, config = run.summary, run.manifest, run.config
+    facts = [("Run", summary.run_id)]
+    if summary.ds != "undated":
+        facts.append(("Logical date", summary.ds))
+    if isinstance(summary, NightSummary):
+        facts.append(("Tonight", f"{_ACTIONS[summary.action]}, because {summary.why}"))
+    if run.finished_at:
+        facts.append(("Published", f"{run.finished_at.replace('T', ' ').removesuffix('+00:00')} UTC"))
+    if config:
+        path = config.source.path
+        facts.append(("Input", path if isinstance(path, str) else ", ".join(path)))
+    if manifest:
+        size = f"{manifest.shard_count:,} shards, {manifest.rows:,} rows, {_bytes(manifest.bytes)}"
+        facts.append(("Size", size))
+        facts.append(("Clustered by", _columns(manifest.features)))
+        facts.append(("Known by", ", ".join(manifest.keys) or "shard and row number"))
+    rows = f"{summary.rows_in:,} in, {summary.rows_out:,} out"
+    rows += f", {summary.rows_dropped:,} dropped for missing values" if summary.rows_dropped else ""
+    rows += f", {summary.rows_quarantined:,} in bad shards" if summary.rows_quarantined else ""
+    facts.append(("Rows", rows))
+    if isinstance(summary, NightSummary):
+        carried = f"{summary.rows_labelled:,} labelled, {summary.rows_carried:,} carried over"
+        facts.append(("Work", carried))
+        if summary.outliers:
+            facts.append(("Outliers", f"{summary.outliers:,} rows are in no cluster"))
+        facts.append(("Champion", f"{summary.champion}, entry {summary.entry} of the registry"))
+        if summary.challenger and summary.challenger != summary.champion:
+            facts.append(("Challenger", summary.challenger))
+    else:
+        facts.append(("Model", f"{summary.model_id} ({NAMES[summary.shipped]})"))
+    if config and (labelling := run.labelling):
+        facts.append(("Network", _network(run, labelling.model.kind)))
+    facts.append(("Output", summary.output))
+    facts.append(("Snapshot", str(summary.snapshot)))
+    if summary.table:
+        facts.append(("Table", summary.table))
+    if run.version:
+        facts.append(("Version", f"dec-pipeline {run.version}"))
+    return facts
+
+
+def left_out(run: RunFiles) -> tuple[list[tuple[str, str, str]], int]:
+    """Bad shards: name, reason and stage of the first of them, and how many there are."""
+    shards = run.summary.quarantined
+    listed = [(shard.name, shard.reason, shard.stage) for shard in shards[:_LISTED_SHARDS]]
+    return listed, len(shards)
+
+
+def candidates(comparison: Comparison | None) -> list[dict[str, Any]]:
+    """The rows of the table that compares the clusterings, best first."""
+    if comparison is None:
+        return []
+    return [
+        {
+            "name": NAMES[candidate.kind],
+            "won": candidate.kind == comparison.winner,
+            "modularity": candidate.modularity,
+            "silhouette": next(
+                (s.silhouette for s in candidate.spaces if s.space == "features"), None
+            ),
+            "balance": candidate.balance,
+            "stability": candidate.stability,
+            "empty": candidate.empty_clusters,
+            "scores": candidate.scores,
+        }
+        for candidate in comparison.candidates
+    ]
+
+
+def curves(run: RunFiles) -> dict[str, Any]:
+    """Losses and label change; empty where the run fitted nothing."""
+    found: dict[str, Any] = {}
+    if autoencoder := run.autoencoder:
+        found["pretrain"] = list(autoencoder.losses)
+    if (refined := run.refined) and refined.updates:
+        found["updates"] = [
+            {
+                "number": update.number,
+                "kl": update.kl,
+                "change": update.label_change,
+                "event": update.event,
+            }
+            for update in refined.updates
+        ]
+        found["stopped_by"] = refined.stopped_by
+        found["tol"] = run.config.refine.tol if run.config else None
+    return found
+
+
+def rules(verdict: Verdict | None) -> list[dict[str, str]]:
+    """The gate's rules as a table has them."""
+    if verdict is None:
+        return []
+    return [
+        {
+            "name": rule.name.removeprefix("max_").replace("_", " "),
+            "setting": f"gate.{rule.name}",
+            "value": "–" if rule.value is None else f"{rule.value:.4g}",
+            "limit": "off" if rule.limit is None else f"{rule.limit:.4g}",
+            "said": _word(rule),
+            "detail": rule.detail,
+        }
+        for rule in verdict.rules
+    ]
+
+
+def _word(rule: GateRule) -> str:
+    if not rule.passed:
+        return "refused"
+    if rule.limit is None:
+        return "off"
+    return "passed" if rule.value is not None else "not measured"
+
+
+def times(run: RunFiles) -> dict[str, Any]:
+    """What stages took, what they were thought to take, and what it cost."""
+    summary = run.summary
+    estimate = summary.estimate if isinstance(summary, Summary) else None
+    planned = {stage.stage: stage for stage in estimate.stages} if estimate else {}
+    took = sum(stage.seconds for stage in summary.stages)
+    found: dict[str, Any] = {
+        "stages": [
+            {
+                "name": stage.stage,
+                "seconds": stage.seconds,
+                "planned": planned[stage.stage].seconds if stage.stage in planned else None,
+                "at_most": stage.stage in planned and planned[stage.stage].at_most,
+            }
+            for stage in summary.stages
+        ],
+        "seconds": took,
+        "planned_seconds": estimate.seconds if estimate else None,
+        "notes": [],
+    }
+    if estimate:
+        cores = estimate.nodes * estimate.cpus_per_node
+        spent = cores * took / 3600
+        found["notes"].append(
+            f"{spent:.3g} core-hours: {estimate.nodes} × {estimate.cpus_per_node:g} CPUs for "
+            f"{duration(took)}. Planned by {estimate.rates}."
+        )
+        prices = run.config.prices if run.config else None
+        if prices and prices.cpu_core_hour is not None:
+            money = spent * prices.cpu_core_hour
+            if prices.gpu_hour is not None:
+                money += estimate.nodes * estimate.gpus_per_node * took / 3600 * prices.gpu_hour
+            text = f"Compute cost {money:,.2f} {prices.currency} by the config's prices"
+            if estimate.money:
+                text += f"; at most {estimate.money.total:,.2f} were planned, with requests and transfer"
+            found["notes"].append(f"{text}.")
+        else:
+            found["notes"].append("The config has no prices, so nothing is said of money.")
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds below two minutes, then minutes, then hours."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def short(number: int) -> str:
+    """A count in a few characters."""
+    for power, letter in ((1e9, " bn"), (1e6, " M")):
+        if number >= power:
+            return f"{number / power:.3g}{letter}"
+    return f"{number:,}"
+
+
+def _bytes(count: int) -> str:
+    for power, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= power:
+            return f"{count / power:.3g} {unit}"
+    return f"{count} bytes"
+
+
+def _columns(features: tuple[Any, ...]) -> str:
+    names = [f"{c.name} (vector of {c.width})" if c.vector else c.name for c in features[:12]]
+    more = len(features) - len(names)
+    return ", ".join(names) + (f" and {more:,} more columns" if more else "")
+
+
+def _network(run: RunFiles, kind: str) -> str:
+    config = run.config
+    assert config is not None
+    if kind == "kmeans":
+        return "none: k-means on scaled features"
+    widths = [*([run.manifest.width] if run.manifest else []), *config.model.hidden]
+    return f"encoder {' – '.join(map(str, [*widths, config.model.embedding]))}"

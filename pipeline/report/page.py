@@ -1,0 +1,152 @@
+"""The page: the template, the styles, the charts and what they show, in one file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import pipeline
+from pipeline.artifacts import NightSummary, StoredFile
+from pipeline.report import clusters as of_clusters
+from pipeline.report import facts, rows
+from pipeline.report.clusters import Clusters, number
+from pipeline.report.reading import RunFiles
+
+log = logging.getLogger(__name__)
+
+# Inside <script> these could end it, or a line of it; JSON has another way to write each.
+_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report.
+
+    Attributes:
+        content: The file.
+        sections: Ids of what is in it, in order.
+    """
+
+    content: bytes
+    sections: tuple[str, ...]
+
+
+def render(run: RunFiles, map_file: StoredFile | None) -> Page:
+    """Make the page of a run.
+
+    Args:
+        run: The run, which is complete.
+        map_file: Its map; None leaves that section out.
+
+    Raises:
+        InputError: The run is not complete, or of a version that this one does not read.
+    """
+    summary = run.summary
+    clusters = Clusters(run)
+    found: dict[str, Any] = {
+        "curves": _or_nothing(lambda: facts.curves(run)),
+        "map": _or_nothing(lambda: rows.map_of(run, map_file, clusters)),
+        "confidence": _or_nothing(lambda: rows.confidence(run, clusters)),
+        "heat": _or_nothing(clusters.heat),
+        "flow": _or_nothing(lambda: rows.flow(run, clusters)),
+        "since": _or_nothing(lambda: rows.since_last_night(run, clusters)),
+        "times": facts.times(run),
+    }
+    known = {c.id: c.title for c in clusters.all[: of_clusters.LISTED]}
+    data = found | {
+        "titles": known,
+        "order": [c.id for c in clusters.used[: of_clusters.LISTED]],
+        "sizes": [[c.id, c.rows] for c in clusters.used[: of_clusters.BARS]],
+    }
+    verdict = run.verdict
+    sections = _sections(found, clusters, verdict is not None)
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "duration": facts.duration}
+    text = environment.get_template("page.html").render(
+        run=run,
+        summary=summary,
+        night=isinstance(summary, NightSummary),
+        version=pipeline.__version__,
+        headline=facts.headline(run),
+        figures=facts.figures(run),
+        facts=facts.what_ran(run),
+        left_out=facts.left_out(run),
+        candidates=facts.candidates(run.comparison),
+        comparison=run.comparison,
+        clusters=clusters,
+        listed=of_clusters.LISTED,
+        bars=of_clusters.BARS,
+        rules=facts.rules(verdict),
+        verdict=verdict,
+        sections=sections,
+        settings=run.config.to_yaml() if run.config else "",
+        data=_as_json(data),
+        style=_own("page.css"),
+        script=_own("page.js"),
+        library=_own("vendor/echarts/echarts.min.js"),
+        **found,
+    )
+    return Page(text.encode(), tuple(name for name, _ in sections))
+
+
+def _sections(found: dict[str, Any], clusters: Clusters, gate: bool) -> list[tuple[str, str]]:
+    """Ids and names of the sections that have something to show."""
+    comparison = bool(found["curves"])
+    asked = [
+        ("run", "What ran", True),
+        ("verdict", "Against k-means", True),
+        ("gate", "The gate", gate),
+        ("since", "Since last night", bool(found["flow"] or found["since"])),
+        ("training", "Training", comparison),
+        ("sizes", "Cluster sizes", bool(clusters.used)),
+        ("map", "Map", bool(found["map"])),
+        ("confidence", "Confidence", bool(found["confidence"])),
+        ("profile", "Profile", bool(found["heat"])),
+        ("clusters", "Clusters", bool(clusters.cards)),
+        ("time", "Time and cost", True),
+    ]
+    return [(name, title) for name, title, there in asked if there]
+
+
+def _or_nothing(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A section without which the report is still one."""
+    try:
+        return make()
+    except Exception:
+        log.warning("a section of the report is left out", exc_info=True)
+        return {}
+
+
+def _as_json(data: Any) -> Markup:
+    text = json.dumps(_finite(data), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return Markup(text.translate(_ESCAPES))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def _own(name: str) -> Markup:
+    """A file of this package, which is trusted."""
+    return Markup(files("pipeline.report").joinpath(name).read_text(encoding="utf-8"))

@@ -1,0 +1,206 @@
+"""What is shown of rows: the map of the sample, how sure assignments are, and where rows went."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import NightSummary, StoredFile
+from pipeline.errors import PipelineError
+from pipeline.lake.cluster_ids import OUTLIER
+from pipeline.lake.maps import X, Y, about
+from pipeline.lake.samples import FEATURES
+from pipeline.lake.snapshots import read_file_list, read_snapshot
+from pipeline.report.clusters import Clusters, key_text
+from pipeline.report.pictures import drawable, pixels, png, sheet
+from pipeline.report.reading import RunFiles
+from pipeline.storage import open_input
+
+log = logging.getLogger(__name__)
+
+# Bars of a histogram; as wide as 0.05.
+_BINS = 20
+# Rows that histograms are made of, and files that they are read from, when there are more.
+_ROWS = 500_000
+_FILES = 32
+_HISTOGRAMS = 20
+# Of the picture that holds all rows of the map; without it, hovering shows no pictures.
+_SHEET_BYTES = 1_200_000
+_SHEET_COLUMNS = 50
+# Bands of the flow; the rest is said as a number.
+_BANDS = 40
+_LISTED_CHANGES = 40
+
+
+def map_of(run: RunFiles, file: StoredFile | None, clusters: Clusters) -> dict[str, Any]:
+    """The points of the map, their clusters the largest first; empty where there is none."""
+    table = run.table(file)
+    facts = about(table) if table is not None else None
+    if table is None or facts is None or not len(table):
+        return {}
+    ids = table["cluster_id"].to_numpy()
+    by_id = {cluster.id: cluster for cluster in clusters.all}
+    order = [c.id for c in clusters.all if c.id in set(ids.tolist())]
+    order += sorted({*ids.tolist()} - {*order})  # of outliers, or where the run says no sizes
+    place = {cluster: number for number, cluster in enumerate(order)}
+    keys = clusters.key_columns()
+    shown = [name for name in keys if name in table.column_names]
+    rows = table.select(shown).to_pylist()
+    found: dict[str, Any] = {
+        "x": _rounded(table[X]),
+        "y": _rounded(table[Y]),
+        "cluster": [place[cluster] for cluster in ids.tolist()],
+        "second": table["cluster_id_2"].to_pylist(),
+        "confidence": _rounded(table["confidence"]),
+        "key": [key_text(row, shown) for row in rows],
+        "clusters": [
+            {
+                "id": cluster,
+                "title": by_id[cluster].title
+                if cluster in by_id
+                else ("No cluster: outliers" if cluster == OUTLIER else f"Cluster {cluster}"),
+                "rows": by_id[cluster].rows if cluster in by_id else None,
+            }
+            for cluster in order
+        ],
+        "profile": {str(c): lines for c, lines in clusters.hover(order[:100]).items()},
+        "about": vars(facts) | {"method": facts.method},
+    }
+    return found | _sheet(run, table)
+
+
+def _sheet(run: RunFiles, table: pa.Table) -> dict[str, Any]:
+    shape = run.config.source.image_shape if run.config else None
+    if shape is None or FEATURES not in table.column_names:
+        return {}
+    vectors = table[FEATURES].combine_chunks()
+    values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    if not drawable(shape, values.shape[1]):
+        return {}
+    tiles = pixels(values, float(np.nanmin(values)), float(np.nanmax(values)))
+    content = png(sheet(tiles, shape, _SHEET_COLUMNS))
+    if len(content) > _SHEET_BYTES:
+        return {}
+    uri = "data:image/png;base64," + base64.b64encode(content).decode()
+    rows = -(-len(table) // _SHEET_COLUMNS)
+    return {
+        "sheet": {
+            "image": uri,
+            "columns": _SHEET_COLUMNS,
+            "rows": rows,
+            "height": shape[0],
+            "width": shape[1],
+        }
+    }
+
+
+def confidence(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
+    """Histograms of the confidence of published rows; empty where they cannot be read."""
+    assignments = run.assignments
+    if assignments is None:
+        return {}
+    try:
+        listed = [f for f in read_file_list(run.lake, assignments.files.path).files if f.rows]
+    except (FileNotFoundError, PipelineError):
+        return {}
+    random = np.random.default_rng(0)
+    chosen = listed
+    if len(listed) > _FILES:
+        chosen = [listed[n] for n in np.sort(random.choice(len(listed), _FILES, replace=False))]
+    ids = [cluster.id for cluster in clusters.used[:_HISTOGRAMS]]
+    place = {cluster: number for number, cluster in enumerate(ids)}
+    all_B, of_KB, rows, files = np.zeros(_BINS, np.int64), np.zeros((len(ids), _BINS), np.int64), 0, 0
+    for number, part in enumerate(chosen):
+        # Files are sorted by cluster: whole ones, or those with low ids would be all that is seen.
+        if rows and rows + part.rows > _ROWS:
+            continue
+        path = run.as_left(StoredFile(path=part.path, sha256="", bytes=part.bytes)).path
+        try:
+            with open_input(run.lake.locate(path)) as source:
+                table = pq.read_table(source, columns=["cluster_id", "confidence"])
+        except (OSError, pa.ArrowInvalid, PipelineError):
+            log.warning("%s cannot be read", path, exc_info=True)
+            continue
+        bins = np.clip(table["confidence"].to_numpy() * _BINS, 0, _BINS - 1).astype(np.int64)
+        all_B += np.bincount(bins, minlength=_BINS)
+        where = np.array([place.get(c, -1) for c in table["cluster_id"].to_pylist()])
+        known = where >= 0
+        np.add.at(of_KB, (where[known], bins[known]), 1)
+        rows, files = rows + len(table), files + 1
+        del number
+    if not rows:
+        return {}
+    return {
+        "bins": _BINS,
+        "all": all_B.tolist(),
+        "clusters": ids,
+        "of": of_KB.tolist(),
+        "rows": rows,
+        "files": files,
+        "all_files": len(listed),
+    }
+
+
+def flow(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
+    """Where the rows of last night's clusters went, where a new model was matched to them."""
+    identity = run.identity
+    table = run.table(identity.transitions) if identity else None
+    if table is None or not len(table):
+        return {}
+    rows = sorted(table.to_pylist(), key=lambda row: -row["rows"])
+    moved = [row for row in rows if row["from_id"] is not None and row["to_id"] is not None]
+    shown = [row for row in moved if row["rows"]][:_BANDS]
+    kinds: dict[str, int] = {}
+    for row in rows:
+        kinds[row["kind"]] = kinds.get(row["kind"], 0) + 1
+    return {
+        "bands": [[row["from_id"], row["to_id"], row["rows"], row["kind"]] for row in shown],
+        "all_bands": len(moved),
+        "born": sorted({r["to_id"] for r in rows if r["kind"] == "birth"} - {None})[:_LISTED_CHANGES],
+        "died": sorted({r["from_id"] for r in rows if r["kind"] == "death"} - {None})[
+            :_LISTED_CHANGES
+        ],
+        "kinds": kinds,
+    }
+
+
+def since_last_night(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
+    """Sizes tonight beside those of the night before, by permanent id; empty without one."""
+    summary = run.summary
+    if not isinstance(summary, NightSummary):
+        return {}
+    try:
+        partitions = read_snapshot(run.lake, summary.snapshot).partitions
+        nights = sorted(ds for ds in partitions if ds < summary.ds)
+        if not nights:
+            return {}
+        before = RunFiles(run.lake, partitions[nights[-1]].run_id).summary
+    except (OSError, PipelineError):
+        return {}
+    if not isinstance(before, NightSummary):
+        return {}
+    old = dict(zip(before.cluster_ids, before.cluster_rows, strict=True))
+    new = {cluster.id: cluster.rows for cluster in clusters.all}
+    changes = [
+        {"id": cluster, "before": old.get(cluster), "now": new.get(cluster)}
+        for cluster in {*old, *new}
+        if old.get(cluster) or new.get(cluster)
+    ]
+    changes.sort(key=lambda c: (-abs((c["now"] or 0) - (c["before"] or 0)), c["id"]))
+    return {
+        "ds": before.ds,
+        "run_id": before.run_id,
+        "rows": before.rows_out,
+        "changes": changes[:_LISTED_CHANGES],
+        "all_changes": len(changes),
+    }
+
+
+def _rounded(column: pa.ChunkedArray) -> list[float]:
+    values = np.round(column.to_numpy().astype(np.float64), 4)
+    return [float(value) for value in values]
