@@ -540,6 +540,51 @@ class Snapshot(Artifact):
     table: str | None = None
 
 
+class ProfiledColumn(Record):
+    """A column that clusters are profiled by.
+
+    Attributes:
+        name: The user's.
+        kind: "number": a scalar feature, a number, or a point in time in seconds since 1970;
+            "category": text, booleans; "vector": a vector of features.
+        type: Of its values in the source, as Arrow calls it.
+        clustered: Whether rows are clustered by it; else it is one of ``explain.columns``.
+        width: Of a vector, else 1.
+    """
+
+    name: str
+    kind: Literal["number", "category", "vector"]
+    type: str
+    clustered: bool
+    width: int = 1
+
+
+class Explanation(Artifact):
+    """What the clusters of a run are: two tables, whose columns ``pipeline.schema`` lists.
+
+    Attributes:
+        profile: Parquet file, ``PROFILE_SCHEMA``: one row a cluster and feature.
+        exemplars: Parquet file, ``exemplar_schema``: rows that stand for each cluster. Rows that
+            were forgotten since are no more in what ``pipeline.lake.profiles.read_exemplars`` reads.
+        clusters: That have rows.
+        rows: In all of them.
+        columns: That are profiled, in the order of the table.
+        exemplars_kept: Of each kind, a cluster; at most.
+        quantile_points: Values of a part that stand for a number's distribution in a cluster, at
+            most; 0: there are no quantiles.
+        left_out: What there was no room for, in words; empty where there was for all.
+    """
+
+    profile: StoredFile
+    exemplars: StoredFile
+    clusters: int
+    rows: int
+    columns: tuple[ProfiledColumn, ...]
+    exemplars_kept: int
+    quantile_points: int
+    left_out: tuple[str, ...] = ()
+
+
 class StageTime(Record):
     """What a stage took when it ran."""
 

@@ -4,7 +4,8 @@ Everything here changes the result and is part of a stage's fingerprint, except 
 ``storage``, ``execution``, ``retention`` and ``prices``: where and on how much hardware the same
 result is computed, for how long it is kept, and what that costs. ``lake`` says in which format it
 is published: another one publishes the same result again. ``schedule``, ``matching``, ``gate`` and
-``assign`` are for nights: they decide what a night does, and never what a run id is.
+``assign`` are for nights: they decide what a night does, and never what a run id is. ``explain``
+says how clusters are described.
 """
 
 from __future__ import annotations
@@ -360,6 +361,32 @@ class Assign(Section):
     )
 
 
+class Explain(Section):
+    """What is said of the clusters beside which row is in which; decides nothing that is learnt."""
+
+    columns: list[str] = Field(
+        default=[],
+        description="Columns that rows are not clustered by, and that clusters are told apart by "
+        "all the same: numbers, booleans, categories, dates and timestamps.",
+    )
+    exemplars: int = Field(
+        default=5,
+        ge=0,
+        le=1000,
+        description="Rows that stand for a cluster: so many of the most central, of the most "
+        "typical and of the most ambiguous; fewer where there are very many clusters.",
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _named_once(cls, names: list[str]) -> list[str]:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"names {', '.join(twice)} more than once; name each column once")
+        if "" in names:
+            raise ValueError("none may be empty")
+        return names
+
+
 class Matching(Section):
     """When a cluster of a new model is one that we know, on the champion's reference sample."""
 
@@ -607,6 +634,7 @@ class Config(Section):
     matching: Matching = Matching()
     gate: Gate = Gate()
     assign: Assign = Assign()
+    explain: Explain = Explain()
     lake: Lake = Lake()
     execution: Execution = Execution()
     retention: Retention = Retention()
@@ -664,7 +692,7 @@ class Config(Section):
         """
         where = {"output", "lake", "execution", "retention", "storage", "prices", "track"}
         of_nights = {"schedule", "matching", "gate", "assign"}
-        settings = self.model_dump(mode="json", exclude=where | of_nights)
+        settings = self.model_dump(mode="json", exclude={*where, *of_nights, "explain"})
         return settings | {"target_slice_mib": self.execution.target_slice_mib}
 
     def fit_settings(self) -> dict[str, Any]:
