@@ -585,6 +585,46 @@ class Explanation(Artifact):
     left_out: tuple[str, ...] = ()
 
 
+class Description(Artifact):
+    """What the clusters are called, and rules that tell them apart; see ``pipeline.schema``.
+
+    Attributes:
+        clusters: Parquet file, ``DESCRIBED_SCHEMA``: name of each cluster, and how well its rules
+            describe it.
+        rules: Parquet file, ``RULE_SCHEMA``: the surrogate tree, leaf by leaf; None: there is none.
+        fidelity: Share of held-back rows of the sample that the rules put where the model does.
+            Rules are never shown without it. None without rules.
+        baseline: The same of always saying the largest cluster.
+        fitted_rows: Rows of the sample that the tree was fitted on.
+        held_back_rows: Rows that it was measured on.
+        looked_at: Features that it looked at, of all that a row has.
+        depth: Of the tree, at most.
+        why_no_rules: In words; empty where there are some.
+        named: Clusters that got a name in this run.
+        entry: Of the registry, that has those names; 0: none has.
+        model: That the rules imitate.
+        features: Of its rows.
+        sample: Raw rows that the rules come from.
+        ids: Permanent ids, see ``Champion.ids``; None: cluster ids are positions.
+    """
+
+    clusters: StoredFile
+    rules: StoredFile | None
+    fidelity: float | None
+    baseline: float | None
+    fitted_rows: int
+    held_back_rows: int
+    looked_at: int
+    depth: int
+    why_no_rules: str
+    named: int
+    entry: int
+    model: ClusteringModel
+    features: tuple[FeatureColumn, ...]
+    sample: Sample
+    ids: StoredFile | None
+
+
 class StageTime(Record):
     """What a stage took when it ran."""
 

@@ -377,6 +377,34 @@ class Explain(Section):
         "typical and of the most ambiguous; fewer where there are very many clusters.",
     )
 
+    tree_depth: int | None = Field(
+        default=5,
+        ge=1,
+        le=8,  # 256 leaves: more is no explanation
+        description="Levels of the decision tree that tells clusters apart by rules in your own "
+        "columns; null = no tree.",
+    )
+    namer: Literal["features", "openai"] | None = Field(
+        default="features",
+        description="Who names clusters that have no name: their strongest features, or a language "
+        "model at `endpoint`, which is sent what the profile says of each, and no row or key; "
+        "null = nobody.",
+    )
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$",
+        description="For namer: openai: base URL of an OpenAI-compatible API, such as "
+        "https://api.openai.com/v1; its key is in DEC_NAMER_API_KEY.",
+    )
+    model: str | None = Field(default=None, min_length=1, description="Of that endpoint.")
+    timeout_s: PositiveFloat = Field(default=30.0, description="For each of its answers.")
+
+    @model_validator(mode="after")
+    def _somebody_to_ask(self) -> Explain:
+        if self.namer == "openai" and not (self.endpoint and self.model):
+            raise ValueError("explain.namer: openai needs explain.endpoint and explain.model")
+        return self
+
     @field_validator("columns")
     @classmethod
     def _named_once(cls, names: list[str]) -> list[str]:

@@ -61,7 +61,9 @@ PROFILE_SCHEMA = pa.schema(
         pa.field("feature", pa.string(), nullable=False),  # the user's column
         pa.field("kind", pa.string(), nullable=False),  # number, category, vector, component
         pa.field("component", pa.int32()),  # its place in the vector
-        pa.field("value", pa.string()),  # of a category; null: all values without a row of their own
+        pa.field(
+            "value", pa.string()
+        ),  # of a category; null: all values without a row of their own
         # Without missing values; of a category, of the column that is 1 where it has this value.
         # A point in time is in seconds since 1970, UTC.
         pa.field("mean", pa.float64()),
@@ -76,6 +78,48 @@ PROFILE_SCHEMA = pa.schema(
         # 1: the largest absolute difference in the cluster; components by themselves.
         pa.field("rank", pa.int32(), nullable=False),
         pa.field("mean_vector", pa.list_(pa.float32())),  # of a vector, unless it is too large
+    ]
+)
+
+# What the stage describe leaves: rules of the surrogate tree, in the user's columns and units.
+RULE_SCHEMA = pa.schema(
+    [
+        pa.field("cluster_id", pa.int32()),  # null: clusters that are too small to have rules
+        pa.field("rule", pa.string(), nullable=False),  # all conditions, as people write them
+        pa.field(
+            "conditions",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("feature", pa.string()),  # of a vector with the place: x[17]
+                        pa.field("low", pa.float64()),  # low < x; null: no such bound
+                        pa.field("high", pa.float64()),  # x <= high; null: no such bound
+                        pa.field("missing", pa.bool_()),  # whether a missing value will do
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+        pa.field("rows", pa.int64(), nullable=False),  # of those that the tree was fitted on
+        pa.field("share", pa.float64(), nullable=False),  # of them
+        pa.field("held_back", pa.int64(), nullable=False),  # rows it was not fitted on
+        pa.field("right", pa.int64(), nullable=False),  # of them, those of the cluster by the model
+        pa.field("precision", pa.float64()),  # right / held_back
+    ]
+)
+# And each cluster that has rows or a name: what it is called, and how well its rules describe it.
+DESCRIBED_SCHEMA = pa.schema(
+    [
+        pa.field("cluster_id", pa.int32(), nullable=False),
+        pa.field("name", pa.string()),
+        # registry: it was there; features, openai: who gave it; null: it has none
+        pa.field("named_by", pa.string()),
+        # On rows held back: of the cluster by the model, by its rules, and by both.
+        pa.field("held_back", pa.int64()),
+        pa.field("told", pa.int64()),
+        pa.field("right", pa.int64()),
+        pa.field("precision", pa.float64()),  # right / told
+        pa.field("recall", pa.float64()),  # right / held_back
     ]
 )
 

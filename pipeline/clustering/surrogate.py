@@ -176,7 +176,7 @@ def imitate(
     if len(fitted) < 2 or not len(held_back):
         return None
     label_B = label_N[fitted]
-    columns = _telling_features(x_NF[fitted], label_B)
+    columns = _telling_features(x_NF, fitted, label_B)
     # The largest first, of equal ones the lower id.
     ids, counts = np.unique(label_B, return_counts=True)
     known = np.sort(ids[np.argsort(-counts, kind="stable")[: 2**depth]])
@@ -250,9 +250,11 @@ def _as_tree_input(x_BC: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.clip(x_BC, -largest, largest).astype(np.float32)
 
 
-def _telling_features(x_BF: NDArray[np.generic], label_B: NDArray[np.integer]) -> NDArray[np.int64]:
+def _telling_features(
+    x_NF: NDArray[np.generic], rows_B: NDArray[np.int64], label_B: NDArray[np.integer]
+) -> NDArray[np.int64]:
     """The features to look at: all, or those whose means differ most between clusters."""
-    width = x_BF.shape[1]
+    width = x_NF.shape[1]
     if width <= MOST_FEATURES:
         return np.arange(width)
     _, place_B, rows_K = np.unique(label_B, return_inverse=True, return_counts=True)
@@ -260,7 +262,7 @@ def _telling_features(x_BF: NDArray[np.generic], label_B: NDArray[np.integer]) -
     member_KB = csr_array((np.ones(rows), (place_B, np.arange(rows))), shape=(len(rows_K), rows))
     share_F = np.zeros(width)
     for start in range(0, width, _FEATURES_AT_A_TIME):
-        block = _finite_or_nan(x_BF[:, start : start + _FEATURES_AT_A_TIME])
+        block = _finite_or_nan(x_NF[rows_B, start : start + _FEATURES_AT_A_TIME])
         there = ~np.isnan(block)
         mean = np.where(there, block, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
         block = np.where(there, block - mean, 0)
@@ -287,7 +289,7 @@ class _Node:
 def _leaves(
     tree: DecisionTreeClassifier, x_BC: NDArray[np.float64], place_B: NDArray[np.integer]
 ) -> Iterator[tuple[int, tuple[Condition, ...], int]]:
-    """Class, merged conditions and rows of every leaf; two leaves of one class side by side are one."""
+    """Class, conditions and rows of every leaf; two of one class side by side are one."""
     grown = tree.tree_
     missing_left = grown.missing_go_to_left
 
