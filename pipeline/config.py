@@ -4,7 +4,8 @@ Everything here changes the result and is part of a stage's fingerprint, except 
 ``storage``, ``execution``, ``retention`` and ``prices``: where and on how much hardware the same
 result is computed, for how long it is kept, and what that costs. ``lake`` says in which format it
 is published: another one publishes the same result again. ``schedule``, ``matching``, ``gate`` and
-``assign`` are for nights: they decide what a night does, and never what a run id is.
+``assign`` are for nights: they decide what a night does, and never what a run id is. ``explain``
+says how clusters are described.
 """
 
 from __future__ import annotations
@@ -360,6 +361,60 @@ class Assign(Section):
     )
 
 
+class Explain(Section):
+    """What is said of the clusters beside which row is in which; decides nothing that is learnt."""
+
+    columns: list[str] = Field(
+        default=[],
+        description="Columns that rows are not clustered by, and that clusters are told apart by "
+        "all the same: numbers, booleans, categories, dates and timestamps.",
+    )
+    exemplars: int = Field(
+        default=5,
+        ge=0,
+        le=1000,
+        description="Rows that stand for a cluster: so many of the most central, of the most "
+        "typical and of the most ambiguous; fewer where there are very many clusters.",
+    )
+
+    tree_depth: int | None = Field(
+        default=5,
+        ge=1,
+        le=8,  # 256 leaves: more is no explanation
+        description="Levels of the decision tree that tells clusters apart by rules in your own "
+        "columns; null = no tree.",
+    )
+    namer: Literal["features", "openai"] | None = Field(
+        default="features",
+        description="Who names clusters that have no name: their strongest features, or a language "
+        "model at `endpoint`, which is sent what the profile says of each, and no row or key; "
+        "null = nobody.",
+    )
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$",
+        description="For namer: openai: base URL of an OpenAI-compatible API, such as "
+        "https://api.openai.com/v1; its key is in DEC_NAMER_API_KEY.",
+    )
+    model: str | None = Field(default=None, min_length=1, description="Of that endpoint.")
+    timeout_s: PositiveFloat = Field(default=30.0, description="For each of its answers.")
+
+    @model_validator(mode="after")
+    def _somebody_to_ask(self) -> Explain:
+        if self.namer == "openai" and not (self.endpoint and self.model):
+            raise ValueError("explain.namer: openai needs explain.endpoint and explain.model")
+        return self
+
+    @field_validator("columns")
+    @classmethod
+    def _named_once(cls, names: list[str]) -> list[str]:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"names {', '.join(twice)} more than once; name each column once")
+        if "" in names:
+            raise ValueError("none may be empty")
+        return names
+
+
 class Matching(Section):
     """When a cluster of a new model is one that we know, on the champion's reference sample."""
 
@@ -607,6 +662,7 @@ class Config(Section):
     matching: Matching = Matching()
     gate: Gate = Gate()
     assign: Assign = Assign()
+    explain: Explain = Explain()
     lake: Lake = Lake()
     execution: Execution = Execution()
     retention: Retention = Retention()
@@ -664,7 +720,7 @@ class Config(Section):
         """
         where = {"output", "lake", "execution", "retention", "storage", "prices", "track"}
         of_nights = {"schedule", "matching", "gate", "assign"}
-        settings = self.model_dump(mode="json", exclude=where | of_nights)
+        settings = self.model_dump(mode="json", exclude={*where, *of_nights, "explain"})
         return settings | {"target_slice_mib": self.execution.target_slice_mib}
 
     def fit_settings(self) -> dict[str, Any]:

@@ -48,3 +48,113 @@ def assignment_schema(carried: pa.Schema, keys: Sequence[str]) -> pa.Schema:
 
 # What a run id, a ds or a model id may be: safe as a folder's name, in SQL and in HTML.
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
+
+# cluster_profile: one row a cluster and feature, in the units of the user's columns.
+PROFILE_SCHEMA = pa.schema(
+    [
+        pa.field("ds", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("model_id", pa.string(), nullable=False),
+        pa.field("cluster_id", pa.int32(), nullable=False),  # -1: outliers
+        pa.field("rows", pa.int64(), nullable=False),  # of the cluster
+        pa.field("feature", pa.string(), nullable=False),  # the user's column
+        pa.field("kind", pa.string(), nullable=False),  # number, category, vector, component
+        pa.field("component", pa.int32()),  # its place in the vector
+        pa.field(
+            "value", pa.string()
+        ),  # of a category; null: all values without a row of their own
+        # Without missing values; of a category, of the column that is 1 where it has this value.
+        # A point in time is in seconds since 1970, UTC.
+        pa.field("mean", pa.float64()),
+        pa.field("std", pa.float64()),
+        pa.field("min", pa.float64()),
+        pa.field("max", pa.float64()),
+        *(pa.field(name, pa.float64()) for name in ("p05", "p25", "p50", "p75", "p95")),
+        pa.field("null_share", pa.float64(), nullable=False),
+        # (mean - mean of all other rows) / standard deviation of all rows; of a vector, the length
+        # of the difference of the mean vectors / square root of the sum of all variances.
+        pa.field("difference", pa.float64(), nullable=False),
+        # 1: the largest absolute difference in the cluster; components by themselves.
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("mean_vector", pa.list_(pa.float32())),  # of a vector, unless it is too large
+    ]
+)
+
+# What the stage describe leaves: rules of the surrogate tree, in the user's columns and units.
+RULE_SCHEMA = pa.schema(
+    [
+        pa.field("cluster_id", pa.int32()),  # null: clusters that are too small to have rules
+        pa.field("rule", pa.string(), nullable=False),  # all conditions, as people write them
+        pa.field(
+            "conditions",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("feature", pa.string()),  # of a vector with the place: x[17]
+                        pa.field("low", pa.float64()),  # low < x; null: no such bound
+                        pa.field("high", pa.float64()),  # x <= high; null: no such bound
+                        pa.field("missing", pa.bool_()),  # whether a missing value will do
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+        pa.field("rows", pa.int64(), nullable=False),  # of those that the tree was fitted on
+        pa.field("share", pa.float64(), nullable=False),  # of them
+        pa.field("held_back", pa.int64(), nullable=False),  # rows it was not fitted on
+        pa.field("right", pa.int64(), nullable=False),  # of them, those of the cluster by the model
+        pa.field("precision", pa.float64()),  # right / held_back
+    ]
+)
+# And each cluster that has rows or a name: what it is called, and how well its rules describe it.
+DESCRIBED_SCHEMA = pa.schema(
+    [
+        pa.field("cluster_id", pa.int32(), nullable=False),
+        pa.field("name", pa.string()),
+        # registry: it was there; features, openai: who gave it; null: it has none
+        pa.field("named_by", pa.string()),
+        # On rows held back: of the cluster by the model, by its rules, and by both.
+        pa.field("held_back", pa.int64()),
+        pa.field("told", pa.int64()),
+        pa.field("right", pa.int64()),
+        pa.field("precision", pa.float64()),  # right / told
+        pa.field("recall", pa.float64()),  # right / held_back
+    ]
+)
+
+# cluster_exemplars, beside the user's keys.
+_EXEMPLAR_FIELDS = (
+    pa.field("ds", pa.string(), nullable=False),
+    pa.field("run_id", pa.string(), nullable=False),
+    pa.field("model_id", pa.string(), nullable=False),
+    pa.field("cluster_id", pa.int32(), nullable=False),
+    # central: smallest distance; typical: highest confidence; ambiguous: smallest confidence -
+    # confidence_2. Of equals, the first by shard and place in it.
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field("rank", pa.int32(), nullable=False),  # from 1
+    pa.field("cluster_id_2", pa.int32(), nullable=False),
+    pa.field("confidence", pa.float32(), nullable=False),
+    pa.field("confidence_2", pa.float32(), nullable=False),
+    pa.field("distance", pa.float32(), nullable=False),
+    pa.field("features", pa.list_(pa.float32())),  # the raw row, unless it is too wide to keep
+)
+EXEMPLAR_KINDS = ("central", "typical", "ambiguous")
+_OURS = frozenset(field.name for field in _EXEMPLAR_FIELDS)
+
+
+def exemplar_key(name: str) -> str:
+    """What a key column is called among exemplars: as it is, unless that name is taken there."""
+    return f"key_{name}" if name in _OURS else name
+
+
+def exemplar_schema(carried: pa.Schema, keys: Sequence[str]) -> pa.Schema:
+    """Schema of the exemplars table: where they are from, which they are, the keys, the features.
+
+    Args:
+        carried: Has a field for each key; more do no harm.
+        keys: Names of the key columns; none: shard name and row number stand in.
+    """
+    key_fields = [carried.field(name) for name in keys] or SHARD_KEY_FIELDS
+    renamed = [field.with_name(exemplar_key(field.name)) for field in key_fields]
+    return pa.schema([*_EXEMPLAR_FIELDS[:6], *renamed, *_EXEMPLAR_FIELDS[6:]])

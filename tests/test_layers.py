@@ -27,6 +27,7 @@ LAYERS = {
     "pipeline.engine": 2,
     "pipeline.model": 2,
     "pipeline.clustering": 2,
+    "pipeline.naming": 2,
     "pipeline.lake": 3,
     "pipeline.distributed": 3,
     "pipeline.bill": 3,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +22,8 @@ from pipeline.lake.registry import (
     append,
     latest_entry,
 )
+from pipeline.naming import MOST_NAME
 from pipeline.storage import Store, parquet_bytes, sha256
-
-_MOST_NAME = 100  # characters: what still fits a line of `dec clusters`
 
 
 @dataclass(frozen=True)
@@ -136,9 +135,9 @@ def rename(lake: Store, cluster_id: int, name: str, who: str) -> Entry:
         CommitStateUnknown: Whether the entry landed cannot be told.
     """
     name = name.strip()
-    if not name or not name.isprintable() or len(name) > _MOST_NAME:
+    if not name or not name.isprintable() or len(name) > MOST_NAME:
         raise ConfigError(
-            f"{name!r} is no name for a cluster; give 1 to {_MOST_NAME} printable characters"
+            f"{name!r} is no name for a cluster; give 1 to {MOST_NAME} printable characters"
         )
     entry = latest_entry(lake)
     if entry is None:
@@ -189,6 +188,70 @@ def renamed(clusters: pa.Table, cluster_id: int, name: str) -> pa.Table:
     names = pc.if_else(pa.array(ids == cluster_id), name, clusters["name"])
     index = clusters.schema.get_field_index("name")
     return clusters.set_column(index, clusters.schema.field("name"), names)
+
+
+def name_clusters(
+    lake: Store,
+    names: Mapping[int, str],
+    who: str,
+    *,
+    model_id: str,
+    hold: Callable[[], None] = lambda: None,
+) -> tuple[Entry | None, dict[int, str]]:
+    """Name living clusters that have no name, all by one entry of the registry.
+
+    A name that somebody gave is never touched, and one that a living cluster has is given to no
+    other. Doing it twice changes nothing.
+
+    Args:
+        lake: The output folder.
+        names: By permanent id.
+        who: Names them.
+        model_id: That the names describe the clusters of; where another one serves by now, none is
+            given.
+        hold: Called right before; raises if it must not happen.
+
+    Returns:
+        The newest entry, None without a registry; and the names of all living clusters in it.
+
+    Raises:
+        CommitConflict: Somebody else changed the registry at the same time.
+        CommitStateUnknown: Whether the entry landed cannot be told.
+    """
+    entry = latest_entry(lake)
+    if entry is None:
+        return None, {}
+    table = lake.read_table(entry.clusters.path)
+    alive = living(table)
+    known = dict(zip(alive["cluster_id"].to_pylist(), alive["name"].to_pylist(), strict=True))
+    taken = {name for name in known.values() if name is not None}
+    given: dict[int, str] = {}
+    for cluster_id, name in sorted(names.items()):
+        if cluster_id in known and known[cluster_id] is None and name not in taken:
+            given[cluster_id] = name
+            taken.add(name)
+    if given and entry.champion.model.model_id == model_id:
+        ids = pa.array(list(given), pa.int32())
+        place = pc.index_in(table["cluster_id"], value_set=ids)
+        new = pa.array(list(given.values()), pa.string()).take(place.combine_chunks())
+        index = table.schema.get_field_index("name")
+        column = pc.if_else(pc.is_null(new), table["name"].combine_chunks(), new)
+        entry = append(
+            lake,
+            entry.number,
+            action="rename",
+            commit_id=fingerprint_of(["name", sorted(given.items()), entry.commit_id])[:32],
+            who=who,
+            reason=f"{len(given)} clusters without a name got one",
+            champion=entry.champion,
+            clusters=store_table(
+                lake, "clusters", table.set_column(index, table.schema.field("name"), column)
+            ),
+            transitions=entry.transitions,
+            hold=hold,
+        )
+        known |= given
+    return entry, {cluster: name for cluster, name in known.items() if name is not None}
 
 
 def store_table(lake: Store, kind: str, table: pa.Table) -> StoredFile:

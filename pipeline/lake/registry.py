@@ -16,7 +16,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import PositiveInt
 
-from pipeline.artifacts import Champion, Record, StoredFile
+from pipeline.artifacts import Champion, Record, Sample, StoredFile
 from pipeline.errors import CommitConflict
 from pipeline.lake.commit_log import CommitLog
 from pipeline.lake.receipts import Rewritten, read_receipts, replacements
@@ -212,15 +212,26 @@ def without_forgotten(
     """A champion, or one that may become it, and its clusters table as ``dec forget`` left them."""
     replaced = replacements(read_receipts(lake))
     clusters, _ = _instead(clusters, replaced)
-    sample = champion.reference.sample
+    before = champion.reference.sample
+    sample = _sample_now(before, replaced)
+    if sample is before:
+        return champion, clusters
+    reference = champion.reference.model_copy(update={"sample": sample})
+    return champion.model_copy(update={"reference": reference}), clusters
+
+
+def sample_without_forgotten(lake: Store, sample: Sample) -> Sample:
+    """A sample as ``dec forget`` left it."""
+    return _sample_now(sample, replacements(read_receipts(lake)))
+
+
+def _sample_now(sample: Sample, replaced: Mapping[str, Rewritten]) -> Sample:
     kept = [_instead(part, replaced) for part in sample.parts]
     parts = tuple(part for part, _ in kept)
     if parts == sample.parts:
-        return champion, clusters
+        return sample
     rows = sample.rows - sum(removed for _, removed in kept)
-    sample = sample.model_copy(update={"parts": parts, "rows": rows})
-    reference = champion.reference.model_copy(update={"sample": sample})
-    return champion.model_copy(update={"reference": reference}), clusters
+    return sample.model_copy(update={"parts": parts, "rows": rows})
 
 
 def _instead(file: StoredFile, replaced: Mapping[str, Rewritten]) -> tuple[StoredFile, int]:

@@ -1,0 +1,108 @@
+"""Names for clusters, from what is peculiar to each: by rules here, or by a language model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+MOST_NAME = 100  # characters: what still fits a line of `dec clusters`
+# Parts of a name: two say what a cluster is about; more only where two clusters share those.
+_FEWEST, _MOST = 2, 5
+# In standard deviations of all rows; less is no peculiarity, unless nothing else is one either.
+_NOTICEABLE = 0.5
+_MOST_WORD = 30  # characters of a column's name or a category
+
+
+@dataclass(frozen=True)
+class Trait:
+    """One way in which a cluster differs from all other rows.
+
+    Attributes:
+        feature: The user's column; with its place where it is a component of a vector.
+        value: The category, where the column has some.
+        difference: Of the means, in standard deviations of all rows.
+        mean: Of the cluster, in the user's units; of a category its share. None: not known.
+    """
+
+    feature: str
+    value: str | None
+    difference: float
+    mean: float | None
+
+    @property
+    def words(self) -> str:
+        """As part of a name."""
+        feature, more = short(self.feature), self.difference > 0
+        if self.value is None:
+            return f"{'high' if more else 'low'} {feature}"
+        what = f"{feature}={short(self.value)}"
+        if more:
+            return f"{'mostly' if (self.mean or 0) >= 0.5 else 'more'} {what}"
+        return f"{'no' if not self.mean else 'few'} {what}"
+
+
+def names_by_features(
+    traits_of: Mapping[int, Sequence[Trait]], taken: Collection[str] = ()
+) -> dict[int, str]:
+    """A short name for each cluster, none of them twice.
+
+    Args:
+        traits_of: Of each cluster id, the strongest first.
+        taken: Names that others have.
+
+    Returns:
+        "high amount, low age", for example: two traits, or as many as it takes to be told from
+        the others; where all are the same, with the cluster's id.
+    """
+    found: dict[int, str] = {}
+    used = set(taken)
+    left = sorted(traits_of)
+    for parts in range(_FEWEST, _MOST + 1):
+        tried = {cluster: _joined(traits_of[cluster], parts) for cluster in left}
+        times = Counter(tried.values())
+        alone = {c: name for c, name in tried.items() if times[name] == 1 and name not in used}
+        found |= alone
+        used |= set(alone.values())
+        left = [cluster for cluster in left if cluster not in alone]
+    for cluster in left:
+        name = _numbered(_joined(traits_of[cluster], _FEWEST), cluster)
+        while name in used:  # somebody gave that very name to another
+            name = _numbered(name, cluster)
+        found[cluster] = name
+        used.add(name)
+    return dict(sorted(found.items()))
+
+
+def accepted(name: object) -> str | None:
+    """A name as it may be stored and shown, from wherever it comes; None where it is none."""
+    if not isinstance(name, str):
+        return None
+    name = " ".join(name.split())
+    return name if name and name.isprintable() and len(name) <= MOST_NAME else None
+
+
+def short(text: str) -> str:
+    """A column's name or a category, as part of a name: printable, in one line, not too long."""
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= _MOST_WORD else f"{shown[: _MOST_WORD - 1]}…"
+
+
+def _joined(traits: Sequence[Trait], parts: int) -> str:
+    noticeable = [trait for trait in traits if abs(trait.difference) >= _NOTICEABLE]
+    if not traits:
+        return "unknown"
+    if not noticeable:
+        return "average"
+    name = ""
+    for trait in noticeable[:parts]:
+        longer = f"{name}, {trait.words}" if name else trait.words
+        if len(longer) > MOST_NAME - 20:  # leaves room for an id
+            break
+        name = longer
+    return name
+
+
+def _numbered(name: str, cluster: int) -> str:
+    return f"{name} ({cluster})"

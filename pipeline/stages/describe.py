@@ -1,0 +1,248 @@
+"""describe: what the clusters are called, and rules in the user's columns that tell them apart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.artifacts import (
+    Assignments,
+    Champion,
+    ClusteringModel,
+    Description,
+    Explanation,
+    FeatureColumn,
+    Manifest,
+    Sample,
+    StoredFile,
+)
+from pipeline.clustering.surrogate import imitate
+from pipeline.config import Config, Explain
+from pipeline.distributed.tasks import run_task
+from pipeline.engine import Context, stage
+from pipeline.errors import PipelineError
+from pipeline.lake.clusters import name_clusters
+from pipeline.lake.models import feature_names
+from pipeline.lake.surrogates import labelled_sample, measured_table, rules_table
+from pipeline.lake.traits import rows_of, strongest, traits_of
+from pipeline.naming import names_by_features
+from pipeline.naming.endpoint import Endpoint
+from pipeline.schema import DESCRIBED_SCHEMA
+from pipeline.storage import Store, parquet_bytes, sha256, why
+
+log = logging.getLogger(__name__)
+
+
+def _settings(config: Config) -> Any:
+    chosen = {"tree_depth", "namer", "endpoint", "model"}
+    return config.explain.model_dump(mode="json", include=chosen) | {"seed": config.seed}
+
+
+@stage("describe", version=1, settings=_settings, distributed=True)
+def describe(
+    config: Config,
+    context: Context,
+    manifest: Manifest,
+    sample: Sample,
+    model: ClusteringModel,
+    assignments: Assignments,
+    explanation: Explanation | None,
+    champion: Champion | None = None,
+) -> Description:
+    """Fit the surrogate tree on the model's sample, and name what has no name.
+
+    The rows are published by now: whatever goes wrong here is a warning, and a description that
+    says less. With a champion, ids are permanent and names go into the registry, where those that
+    somebody gave are never touched; else they are in the description alone.
+    """
+    ids = champion.ids if champion else None
+    model = ClusteringModel(**{n: getattr(model, n) for n in ClusteringModel.model_fields})
+    rules, why_none = _rules(config, context, manifest, sample, model, ids)
+    present = assignments.cluster_ids or range(len(assignments.cluster_rows))
+    living = [i for i, rows in zip(present, assignments.cluster_rows, strict=True) if rows]
+    names = _names(config, context, explanation, model, champion) if explanation else _Names()
+    clusters = _described(living, rules, names)
+    path = context.stage_path("describe", "clusters.parquet")
+    return Description(
+        clusters=context.store(path, parquet_bytes(clusters)),
+        rules=rules.file if rules else None,
+        fidelity=rules.fidelity if rules else None,
+        baseline=rules.baseline if rules else None,
+        fitted_rows=rules.fitted_rows if rules else 0,
+        held_back_rows=rules.held_back_rows if rules else 0,
+        looked_at=rules.looked_at if rules else 0,
+        depth=config.explain.tree_depth or 0,
+        why_no_rules=why_none,
+        named=len(names.given),
+        entry=names.entry,
+        model=model,
+        features=manifest.features,
+        sample=sample,
+        ids=ids,
+    )
+
+
+# ------------------------------------------------------------------------------------------ rules
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What the task reports: a file and figures; see ``Description``."""
+
+    file: StoredFile
+    measured: pa.Table
+    fidelity: float
+    baseline: float
+    fitted_rows: int
+    held_back_rows: int
+    looked_at: int
+
+
+def _rules(
+    config: Config,
+    context: Context,
+    manifest: Manifest,
+    sample: Sample,
+    model: ClusteringModel,
+    ids: StoredFile | None,
+) -> tuple[_Rules | None, str]:
+    """The rules; or None, and why there are none."""
+    depth = config.explain.tree_depth
+    if depth is None:
+        return None, "explain.tree_depth is null"
+    try:
+        found = run_task(
+            config.execution,
+            _imitated,
+            *(context.lake, context.stage_path("describe", "rules.parquet")),
+            *(model, manifest.features, sample, ids, depth, config.seed),
+        )
+    except Exception as error:  # the rows are published: that nobody explains them is no failure
+        log.warning("no rules: %s", why(error))
+        return None, why(error)
+    return found, "" if found else "the sample has too few rows"
+
+
+def _imitated(
+    lake: Store,
+    path: str,
+    model: ClusteringModel,
+    features: tuple[FeatureColumn, ...],
+    sample: Sample,
+    ids: StoredFile | None,
+    depth: int,
+    seed: int,
+) -> _Rules | None:
+    x_NF, label_N = labelled_sample(lake, model, features, sample, ids)
+    found = imitate(x_NF, label_N, depth=depth, seed=seed)
+    if found is None:
+        return None
+    content = parquet_bytes(rules_table(found, feature_names(features)))
+    lake.write_bytes(path, content)
+    log.info(
+        "rules agree with the model on %.1f %% of %d rows held back; always saying the largest "
+        "cluster would on %.1f %%",
+        *(100 * found.fidelity, found.held_back_rows, 100 * found.baseline),
+    )
+    return _Rules(
+        file=StoredFile(path=path, sha256=sha256(content), bytes=len(content)),
+        measured=measured_table(found),
+        fidelity=found.fidelity,
+        baseline=found.baseline,
+        fitted_rows=found.fitted_rows,
+        held_back_rows=found.held_back_rows,
+        looked_at=found.features,
+    )
+
+
+# ------------------------------------------------------------------------------------------ names
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What clusters are called.
+
+    Attributes:
+        of: All names by cluster id.
+        given: Who gave those that are new.
+        entry: Of the registry, that has them; 0: none has.
+    """
+
+    of: Mapping[int, str] = field(default_factory=dict)
+    given: Mapping[int, str] = field(default_factory=dict)
+    entry: int = 0
+
+
+def _names(
+    config: Config,
+    context: Context,
+    explanation: Explanation,
+    model: ClusteringModel,
+    champion: Champion | None,
+) -> _Names:
+    try:
+        if champion is None:
+            return _new_names(config.explain, context.lake, explanation, {})
+        return _registered(config, context, explanation, model)
+    except Exception as error:  # as above
+        log.warning("clusters got no names: %s; the next night tries again", why(error))
+        return _Names()
+
+
+def _registered(
+    config: Config, context: Context, explanation: Explanation, model: ClusteringModel
+) -> _Names:
+    """Names that the registry has, and new ones for living clusters that it has none of."""
+    who = f"run {context.run_id}"
+    _, known = name_clusters(context.lake, {}, who, model_id=model.model_id)
+    new = _new_names(config.explain, context.lake, explanation, known)
+    try:
+        entry, known = name_clusters(
+            context.lake, new.of, who, model_id=model.model_id, hold=context.hold
+        )
+    except PipelineError as error:
+        log.warning("new names are not in the registry: %s; the next night tries again", why(error))
+        return _Names(of=known)
+    given = {i: by for i, by in new.given.items() if known.get(i) == new.of[i]}
+    return _Names(of=known, given=given, entry=entry.number if entry and given else 0)
+
+
+def _new_names(
+    settings: Explain, lake: Store, explanation: Explanation, known: Mapping[int, str]
+) -> _Names:
+    """Names for clusters that have none."""
+    if settings.namer is None:
+        return _Names()
+    rows = strongest(lake, explanation.profile)
+    traits = {i: found for i, found in traits_of(rows).items() if i not in known}
+    asked: dict[int, str] = {}
+    if settings.namer == "openai":
+        assert settings.endpoint is not None  # the config was checked
+        assert settings.model is not None
+        endpoint = Endpoint(settings.endpoint, settings.model, settings.timeout_s)
+        asked = endpoint.names(traits, rows_of(rows), known.values())
+    left = {i: found for i, found in traits.items() if i not in asked}
+    by_features = names_by_features(left, {*known.values(), *asked.values()})
+    given = dict.fromkeys(asked, "openai") | dict.fromkeys(by_features, "features")
+    return _Names(of=asked | by_features, given=given)
+
+
+def _described(living: list[int], rules: _Rules | None, names: _Names) -> pa.Table:
+    """One row a cluster, as ``DESCRIBED_SCHEMA`` has it."""
+    measured: dict[int, dict[str, Any]] = {}
+    if rules is not None:
+        measured = {row["cluster_id"]: row for row in rules.measured.to_pylist()}
+    rows = [
+        {
+            **measured.get(cluster, {}),
+            "cluster_id": cluster,
+            "name": names.of.get(cluster),
+            "named_by": names.given.get(cluster, "registry" if cluster in names.of else None),
+        }
+        for cluster in sorted({*living, *measured})
+    ]
+    return pa.Table.from_pylist(rows, DESCRIBED_SCHEMA)
