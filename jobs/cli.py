@@ -122,7 +122,7 @@ def stage(
     """Run one stage of a run; those before it must be complete.
 
     In order: pin, sample, pretrain, init_centroids, refine, evaluate, select, assign, publish,
-    summary.
+    summary, report.
     """
     from jobs.night import guarded, run_night
     from jobs.session import keep_to_this_machine
@@ -315,6 +315,29 @@ def gate(
 
     raise typer.Exit(
         guarded(lambda: explain(config, overrides or [], run, as_json=as_json), as_json)
+    )
+
+
+@app.command()
+def report(
+    config: ConfigPath,
+    run: RunOf,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a run's report again: one HTML file, of what the run has left; no Ray, no network.
+
+    Exit codes: 0 it is there · 3 no such run, or it is not complete.
+    """
+    from jobs.night import guarded
+    from jobs.report import make_report
+
+    raise typer.Exit(
+        guarded(
+            lambda: make_report(config, overrides or [], run, open_it=open_it, as_json=as_json),
+            as_json,
+        )
     )
 
 

@@ -625,6 +625,21 @@ class Description(Artifact):
     ids: StoredFile | None
 
 
+class Report(Artifact):
+    """The page that people look at.
+
+    Attributes:
+        page: HTML file that needs nothing else; see ``pipeline.report``.
+        map: Parquet file with the rows of the map; see ``pipeline.lake.maps``. None: there are too
+            few, or they cannot be read.
+        sections: Ids of what is on the page.
+    """
+
+    page: StoredFile
+    map: StoredFile | None
+    sections: tuple[str, ...]
+
+
 class StageTime(Record):
     """What a stage took when it ran."""
 

@@ -34,6 +34,7 @@ from pipeline.stages.pretrain import pretrain
 from pipeline.stages.promote import promote
 from pipeline.stages.publish import publish
 from pipeline.stages.refine import refine
+from pipeline.stages.report import report
 from pipeline.stages.sample import sample
 from pipeline.stages.select import select
 from pipeline.stages.summary import summary
@@ -52,6 +53,7 @@ STAGES = (
     assign,
     publish,
     summary,
+    report,
 )
 
 
@@ -64,7 +66,9 @@ def run(night: Execution) -> Summary:
     fit = fit_anew(night, manifest)
     assignments = night.complete(assign, manifest, fit.model)  # every row, once
     snapshot = night.complete(publish, fit.model, assignments)  # visible to readers, all at once
-    return night.complete(summary, *fit.trained, fit.comparison, fit.model, assignments, snapshot)
+    result = night.complete(summary, *fit.trained, fit.comparison, fit.model, assignments, snapshot)
+    night.attempt(report, result)  # a page for people
+    return result
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def nightly(night: Execution) -> NightSummary:
     serving, champion = challenge.serving, challenge.serving.champion
     assignments = night.complete(assign, manifest, champion.model, champion)
     snapshot = night.complete(publish, champion.model, assignments, serving)
-    return night.complete(
+    result = night.complete(
         night_summary,
         manifest,
         decision,
@@ -128,6 +132,8 @@ def nightly(night: Execution) -> NightSummary:
         challenge.identity,
         challenge.verdict,
     )
+    night.attempt(report, result)
+    return result
 
 
 @dataclass(frozen=True)

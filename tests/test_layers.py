@@ -31,6 +31,7 @@ LAYERS = {
     "pipeline.lake": 3,
     "pipeline.distributed": 3,
     "pipeline.bill": 3,
+    "pipeline.report": 3,
     "pipeline.stages": 4,
     "pipeline.run": 5,
     "jobs": 6,
@@ -40,6 +41,7 @@ SIDEWAYS = {
     ("pipeline.engine", "pipeline.artifacts"),
     ("pipeline.distributed", "pipeline.lake"),  # training workers read their shares; never back
     ("pipeline.bill", "pipeline.lake"),  # measures its reader, and reads what runs left
+    ("pipeline.report", "pipeline.lake"),  # reads the tables that runs left; never back
     ("pipeline.bill", "pipeline.distributed"),  # a cluster is shared out as there
 }
 
@@ -62,8 +64,11 @@ LIBRARIES = {
         "pipeline.lake",
         "pipeline.distributed",
         "pipeline.bill.measuring",
+        "pipeline.report",
         "pipeline.stages",
     },
+    "jinja2": {"pipeline.report"},
+    "sklearn": {"pipeline.clustering", "pipeline.lake.example"},
     "s3fs": {"pipeline.storage"},
     "pyiceberg": {"pipeline.lake.tables.iceberg"},
     "deltalake": {"pipeline.lake.tables.delta"},

@@ -81,7 +81,9 @@ def _fidelity(
     kept = float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(near, found, strict=True)]))
     pairs_P2 = np.random.default_rng(seed).integers(0, len(z_ND), (20_000, 2))
     pairs_P2 = pairs_P2[pairs_P2[:, 0] != pairs_P2[:, 1]]
-    distances = [np.linalg.norm(p[pairs_P2[:, 0]] - p[pairs_P2[:, 1]], axis=1) for p in (z_ND, xy_N2)]
+    distances = [
+        np.linalg.norm(p[pairs_P2[:, 0]] - p[pairs_P2[:, 1]], axis=1) for p in (z_ND, xy_N2)
+    ]
     if any(np.ptp(d) == 0 for d in distances):  # all rows are the same: no order to keep
         return kept / count, 0.0
     return kept / count, float(spearmanr(*distances).statistic)

@@ -156,7 +156,9 @@ class Clusters:
         try:  # of people, who know better
             if entry := latest_entry(self._run.lake):
                 table = self._run.lake.read_table(entry.clusters.path, ["cluster_id", "name"])
-                names |= {row["cluster_id"]: row["name"] for row in table.to_pylist() if row["name"]}
+                names |= {
+                    row["cluster_id"]: row["name"] for row in table.to_pylist() if row["name"]
+                }
         except Exception:
             log.warning("names of clusters cannot be read", exc_info=True)
         return names
@@ -174,6 +176,8 @@ class Clusters:
         for cluster, card in cards.items():
             if rule := self.explained.rules.get(cluster):
                 card.rule, card.rule_note = rule.text, rule.note
+                if rule.more:
+                    card.rule_note += f"; {rule.more} more of its rules in dec explain"
         self._add_pictures(cards)
         self._add_exemplars(cards)
         return list(cards.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.artifacts import StoredFile
+from pipeline.artifacts import Description, StoredFile
 from pipeline.report.reading import RunFiles
 
 
@@ -14,11 +14,13 @@ class Rule:
 
     Attributes:
         text: Of the surrogate tree.
-        note: How far it can be believed.
+        note: How far it can be believed; a rule is never shown without.
+        more: How many further rules the cluster has.
     """
 
     text: str
     note: str
+    more: int = 0
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,54 @@ class Explained:
         profile: The table ``cluster_profile``.
         exemplars: The table ``cluster_exemplars``.
         names: Of clusters.
-        rules: Of clusters.
-        fidelity: Share of the sample on which the surrogate tree agrees with the model.
+        rules: The rule of each cluster that has most of its rows.
+        description: What the rules rest on, and how far they can be believed.
     """
 
     profile: StoredFile | None = None
     exemplars: StoredFile | None = None
     names: dict[int, str] = field(default_factory=dict)
     rules: dict[int, Rule] = field(default_factory=dict)
-    fidelity: float | None = None
+    description: Description | None = None
 
 
 def explained(run: RunFiles) -> Explained:
-    """Read it."""
-    return Explained(profile=run.stored("explain", "profile"), exemplars=run.stored("explain", "exemplars"))
+    """Read what is there."""
+    description = run.description
+    return Explained(
+        profile=run.stored("explain", "profile"),
+        exemplars=run.stored("explain", "exemplars"),
+        names=_names(run, description),
+        rules=_rules(run, description),
+        description=description,
+    )
+
+
+def _names(run: RunFiles, description: Description | None) -> dict[int, str]:
+    table = run.table(description.clusters) if description else None
+    if table is None:
+        return {}
+    rows = table.select(["cluster_id", "name"]).to_pylist()
+    return {row["cluster_id"]: row["name"] for row in rows if row["name"]}
+
+
+def _rules(run: RunFiles, description: Description | None) -> dict[int, Rule]:
+    table = run.table(description.rules) if description else None
+    if table is None:
+        return {}
+    found: dict[int, Rule] = {}
+    columns = ["cluster_id", "rule", "held_back", "right", "precision", "rows"]
+    rows = sorted(table.select(columns).to_pylist(), key=lambda row: -row["rows"])
+    for row in rows:
+        cluster = row["cluster_id"]
+        if cluster is None:  # of clusters that are too small to have rules
+            continue
+        if cluster in found:
+            one = found[cluster]
+            found[cluster] = Rule(one.text, one.note, one.more + 1)
+            continue
+        share = "never tried on rows held back"
+        if row["precision"] is not None:
+            share = f"right for {row['right']:,} of {row['held_back']:,} rows held back"
+        found[cluster] = Rule(row["rule"], share)
+    return found

@@ -17,6 +17,8 @@ from pipeline.report.reading import RunFiles
 
 NAMES = {"kmeans": "k-means", "autoencoder": "autoencoder + k-means", "dec": "DEC"}
 _LISTED_SHARDS = 20
+# Of modularity: about what another seed makes of the same rows.
+_CLOSE = 0.01
 _ACTIONS = {
     "refit": "a new model was fitted from scratch",
     "refresh": "the champion was trained on",
@@ -72,9 +74,11 @@ def headline(run: RunFiles) -> Headline:
     if night is None:
         return Headline("plain", f"{summary.rows_out:,} rows were labelled", ())
     decision = run.decision
-    fitted = f" It was fitted by run {decision.champion.run_id}." if (
-        decision and decision.champion
-    ) else ""
+    fitted = (
+        f" It was fitted by run {decision.champion.run_id}."
+        if (decision and decision.champion)
+        else ""
+    )
     return Headline(
         "plain",
         f"The champion {night.champion} labelled tonight's rows",
@@ -98,11 +102,15 @@ def _against_kmeans(comparison: Comparison) -> tuple[tuple[str, str], tuple[str,
         f"{figures}: how much more often neighbours in the scaled features share a cluster than "
         f"chance explains, on {comparison.rows:,} rows of the reference sample."
     )
+    close = "slightly " if abs(dec.modularity - plain.modularity) < _CLOSE else ""
+    if dec.empty_clusters != plain.empty_clusters:
+        close = ""
     if ours < theirs:
-        return ("good", "DEC beat plain k-means"), (measured,)
+        title = "DEC was slightly better than plain k-means" if close else "DEC beat plain k-means"
+        return ("good", title), (measured,)
     if ours == theirs:
         return ("even", "DEC was as good as plain k-means, which is simpler"), (measured,)
-    return ("bad", "Plain k-means was better than DEC"), (measured,)
+    return ("bad", f"Plain k-means was {close}better than DEC"), (measured,)
 
 
 def _order(candidate: Candidate) -> tuple[int, float]:
@@ -173,7 +181,9 @@ def what_ran(run: RunFiles) -> list[tuple[str, str]]:
     if isinstance(summary, NightSummary):
         facts.append(("Tonight", f"{_ACTIONS[summary.action]}, because {summary.why}"))
     if run.finished_at:
-        facts.append(("Published", f"{run.finished_at.replace('T', ' ').removesuffix('+00:00')} UTC"))
+        facts.append(
+            ("Published", f"{run.finished_at.replace('T', ' ').removesuffix('+00:00')} UTC")
+        )
     if config:
         path = config.source.path
         facts.append(("Input", path if isinstance(path, str) else ", ".join(path)))
@@ -314,7 +324,7 @@ def times(run: RunFiles) -> dict[str, Any]:
                 money += estimate.nodes * estimate.gpus_per_node * took / 3600 * prices.gpu_hour
             text = f"Compute cost {money:,.2f} {prices.currency} by the config's prices"
             if estimate.money:
-                text += f"; at most {estimate.money.total:,.2f} were planned, with requests and transfer"
+                text += f"; at most {estimate.money.total:,.2f} were planned, requests included"
             found["notes"].append(f"{text}.")
         else:
             found["notes"].append("The config has no prices, so nothing is said of money.")

@@ -17,6 +17,7 @@ from pipeline.artifacts import (
     Champion,
     ClusteringModel,
     Comparison,
+    Description,
     FeatureColumn,
     Identity,
     InitialCentroids,
@@ -31,7 +32,6 @@ from pipeline.artifacts import (
     StoredFile,
     Summary,
     Verdict,
-    WarmStart,
 )
 from pipeline.config import Config
 from pipeline.engine import Marker
@@ -161,6 +161,11 @@ class RunFiles:
         return self._artifact("assign", Assignments)
 
     @property
+    def description(self) -> Description | None:
+        """See the stage describe."""
+        return self._artifact("describe", Description)
+
+    @property
     def decision(self) -> NightDecision | None:
         """Of a night."""
         return self._artifact("decide", NightDecision)
@@ -213,6 +218,14 @@ class RunFiles:
     def _as_left(self, sample: Sample) -> Sample:
         return sample.model_copy(update={"parts": tuple(map(self.as_left, sample.parts))})
 
+    @property
+    def map_file(self) -> StoredFile | None:
+        """The map as ``dec forget`` left it; None where it has to be made."""
+        path = f"{self.path}/stages/report/map.parquet"
+        file = self.stored("report", "map") or StoredFile(path=path, sha256="", bytes=0)
+        file = self.as_left(file)
+        return file if self.lake.exists(file.path) else None
+
     def stored(self, stage: str, name: str) -> StoredFile | None:
         """A file that a stage's artifact names; None where it names none."""
         marker = self._marker(stage)
@@ -248,8 +261,3 @@ class RunFiles:
             )
         except (FileNotFoundError, ValueError):  # of pydantic, too
             return None
-
-
-def warm_start_of(run: RunFiles) -> WarmStart | None:
-    """Of a night that refreshed the champion."""
-    return run._artifact("warm_start", WarmStart)

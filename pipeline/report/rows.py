@@ -114,7 +114,12 @@ def confidence(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
         chosen = [listed[n] for n in np.sort(random.choice(len(listed), _FILES, replace=False))]
     ids = [cluster.id for cluster in clusters.used[:_HISTOGRAMS]]
     place = {cluster: number for number, cluster in enumerate(ids)}
-    all_B, of_KB, rows, files = np.zeros(_BINS, np.int64), np.zeros((len(ids), _BINS), np.int64), 0, 0
+    all_B, of_KB, rows, files = (
+        np.zeros(_BINS, np.int64),
+        np.zeros((len(ids), _BINS), np.int64),
+        0,
+        0,
+    )
     for number, part in enumerate(chosen):
         # Files are sorted by cluster: whole ones, or those with low ids would be all that is seen.
         if rows and rows + part.rows > _ROWS:
@@ -161,7 +166,9 @@ def flow(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
     return {
         "bands": [[row["from_id"], row["to_id"], row["rows"], row["kind"]] for row in shown],
         "all_bands": len(moved),
-        "born": sorted({r["to_id"] for r in rows if r["kind"] == "birth"} - {None})[:_LISTED_CHANGES],
+        "born": sorted({r["to_id"] for r in rows if r["kind"] == "birth"} - {None})[
+            :_LISTED_CHANGES
+        ],
         "died": sorted({r["from_id"] for r in rows if r["kind"] == "death"} - {None})[
             :_LISTED_CHANGES
         ],

@@ -1,0 +1,24 @@
+"""report: a page for people, made of what the run has left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.artifacts import NightSummary, Report, Summary
+from pipeline.config import Config
+from pipeline.engine import Context, stage
+from pipeline.report.making import make
+
+
+def _settings(_: Config) -> Any:
+    return {}
+
+
+@stage("report", version=1, settings=_settings, distributed=False)
+def report(config: Config, context: Context, summary: Summary | NightSummary) -> Report:
+    """Lay out the map, and write ``report/index.html``; ``dec report`` does the same later.
+
+    Everything on the page is read from the run's folder, so that a page can be made again from
+    there alone; the summary says that it is complete.
+    """
+    return make(context.lake, context.run_id)
