@@ -68,7 +68,7 @@ class Condition:
             words = f"{name} ≤ {number(self.high)}"
         else:
             return f"{name} is there"
-        return f"{words} or missing" if self.missing else words
+        return f"({words} or missing)" if self.missing else words
 
 
 @dataclass(frozen=True)
