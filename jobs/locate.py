@@ -129,7 +129,8 @@ def _show(run: Explained, one: _Located, console: Console) -> None:
     console.print(facts)
     if one.why_no_features:
         console.print(
-            f"From the assignments alone; the row itself cannot be looked at: {one.why_no_features}",
+            "From the assignments alone, for the row itself cannot be looked at: "
+            f"{one.why_no_features}",
             markup=False,
         )
     if one.evidence:
