@@ -25,6 +25,7 @@ from pipeline.errors import NumericalError, TransientError
 from pipeline.stages.assign import assign
 from pipeline.stages.decide import decide
 from pipeline.stages.evaluate import evaluate
+from pipeline.stages.explain import explain
 from pipeline.stages.gate import gate
 from pipeline.stages.identify import identify
 from pipeline.stages.init_centroids import init_centroids
@@ -51,6 +52,7 @@ STAGES = (
     select,
     assign,
     publish,
+    explain,
     summary,
 )
 
@@ -64,6 +66,7 @@ def run(night: Execution) -> Summary:
     fit = fit_anew(night, manifest)
     assignments = night.complete(assign, manifest, fit.model)  # every row, once
     snapshot = night.complete(publish, fit.model, assignments)  # visible to readers, all at once
+    night.complete(explain, manifest, fit.model, assignments)  # what the clusters are
     return night.complete(summary, *fit.trained, fit.comparison, fit.model, assignments, snapshot)
 
 
@@ -117,6 +120,7 @@ def nightly(night: Execution) -> NightSummary:
     serving, champion = challenge.serving, challenge.serving.champion
     assignments = night.complete(assign, manifest, champion.model, champion)
     snapshot = night.complete(publish, champion.model, assignments, serving)
+    night.complete(explain, manifest, champion.model, assignments)
     return night.complete(
         night_summary,
         manifest,
