@@ -24,7 +24,9 @@ from pipeline.engine import Execution
 from pipeline.errors import NumericalError, TransientError
 from pipeline.stages.assign import assign
 from pipeline.stages.decide import decide
+from pipeline.stages.describe import describe
 from pipeline.stages.evaluate import evaluate
+from pipeline.stages.explain import explain
 from pipeline.stages.gate import gate
 from pipeline.stages.identify import identify
 from pipeline.stages.init_centroids import init_centroids
@@ -51,6 +53,8 @@ STAGES = (
     select,
     assign,
     publish,
+    explain,
+    describe,
     summary,
 )
 
@@ -64,6 +68,8 @@ def run(night: Execution) -> Summary:
     fit = fit_anew(night, manifest)
     assignments = night.complete(assign, manifest, fit.model)  # every row, once
     snapshot = night.complete(publish, fit.model, assignments)  # visible to readers, all at once
+    about = night.complete(explain, manifest, fit.model, assignments)  # what the clusters are
+    night.complete(describe, manifest, fit.trained[1], fit.model, assignments, about)  # in words
     return night.complete(summary, *fit.trained, fit.comparison, fit.model, assignments, snapshot)
 
 
@@ -117,6 +123,9 @@ def nightly(night: Execution) -> NightSummary:
     serving, champion = challenge.serving, challenge.serving.champion
     assignments = night.complete(assign, manifest, champion.model, champion)
     snapshot = night.complete(publish, champion.model, assignments, serving)
+    about = night.complete(explain, manifest, champion.model, assignments)
+    sampled = champion.reference.sample
+    night.complete(describe, manifest, sampled, champion.model, assignments, about, champion)
     return night.complete(
         night_summary,
         manifest,

@@ -20,6 +20,7 @@ from pipeline.engine import Marker
 from pipeline.errors import InputError
 from pipeline.lake.clusters import keys_as_json, living
 from pipeline.lake.models import feature_names
+from pipeline.lake.profiles import read_exemplars as exemplars_now
 from pipeline.lake.registry import latest_entry, sample_without_forgotten
 from pipeline.lake.surrogates import labelled_sample
 from pipeline.schema import EXEMPLAR_KINDS, PROFILE_SCHEMA
@@ -158,7 +159,10 @@ def exemplars_of(found: Explained, cluster_ids: Sequence[int]) -> list[dict[str,
 
 def read_exemplars(found: Explained, cluster_ids: Sequence[int]) -> pa.Table:
     """The exemplars of some clusters, with their features."""
-    table = _table(found.lake, found.explanation.exemplars)
+    try:
+        table = exemplars_now(found.lake, found.explanation)
+    except FileNotFoundError:
+        raise _gone(found.lake, found.explanation.exemplars) from None
     wanted = pa.array(list(cluster_ids), pa.int32())
     return table.filter(pc.is_in(table["cluster_id"], value_set=wanted))
 

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from chat_endpoint import Server, chat, saying  # noqa: F401
+from chat_endpoint import Server, saying
 
 from pipeline.naming import Trait
 from pipeline.naming.endpoint import KEY, Endpoint

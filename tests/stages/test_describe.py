@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_endpoint import Server, chat, saying  # noqa: F401
+from chat_endpoint import Server, saying
 from explained_runs import KnownRun, known_run
 from nights_by_hand import cluster, register
-
 
 from pipeline.artifacts import Champion
 from pipeline.config import Config
@@ -185,13 +184,13 @@ def test_whatever_fails_is_a_warning(
 # ------------------------------------------------------------------------------- a language model
 
 
-def openai(chat: Server) -> dict[str, Any]:  # noqa: F811
+def openai(chat: Server) -> dict[str, Any]:
     return {"namer": "openai", "endpoint": chat.url, "model": "small", "timeout_s": 5.0}
 
 
 def test_names_by_an_endpoint(
     run: KnownRun,
-    chat: Server,  # noqa: F811
+    chat: Server,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chat.answer = lambda _: (200, saying({"0": "Small orders", "1": "", "2": "Older customers"}))
@@ -210,7 +209,7 @@ def test_names_by_an_endpoint(
 
 def test_an_endpoint_that_fails(
     run: KnownRun,
-    chat: Server,  # noqa: F811
+    chat: Server,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chat.answer = lambda _: (500, b"")
