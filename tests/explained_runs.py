@@ -22,7 +22,6 @@ from pipeline.artifacts import (
     Explanation,
     Manifest,
     PartFile,
-    ProfiledColumn,
     Reference,
     Sample,
     StoredFile,
@@ -36,13 +35,12 @@ from pipeline.lake.samples import write_sample_part
 from pipeline.lake.slices import by_slice, sample_share
 from pipeline.lake.snapshots import FileList, Partition, publish
 from pipeline.model.scaling import Scaler
-from pipeline.schema import PROFILE_SCHEMA, exemplar_schema
 from pipeline.stages import describe as describing
+from pipeline.stages import explain as explaining
 from pipeline.stages.pin import pin
 from pipeline.storage import Store, parquet_bytes
 
 ROWS = 1_200
-QUANTILES = (5, 25, 50, 75, 95)
 # amount, age, then a vector of noise: 0 differs from the others in amount, 2 in age.
 CENTROIDS = np.array(
     [[10, 30, 0, 0, 0, 0], [100, 30, 0, 0, 0, 0], [100, 60, 0, 0, 0, 0]], np.float32
@@ -67,7 +65,7 @@ def known_table() -> tuple[pa.Table, NDArray[np.int64]]:
     return table, group
 
 
-@dataclass
+@dataclass(repr=False)
 class KnownRun:
     """The run, as far as it was made.
 
@@ -111,13 +109,18 @@ class KnownRun:
         self, monkeypatch: pytest.MonkeyPatch, champion: Champion | None = None, **explain: Any
     ) -> Description:
         """The stage, with its task in this process."""
-        monkeypatch.setattr(describing, "run_task", lambda _, work, *words: work(*words))
+        monkeypatch.setattr(describing, "run_task", in_this_process)
         chosen = self.config.explain.model_copy(update=explain)
         config = self.config.model_copy(update={"explain": chosen})
         inputs = (self.manifest, self.sample, self.model, self.assignments, self.explanation)
         found = describing.describe.run(config, self.context, *inputs, champion)
         mark(self.context, describing.describe, found)
         return found
+
+
+def in_this_process(_: Any, work: Any, *words: Any, **named: Any) -> Any:
+    """A task without Ray."""
+    return work(*words, **named)
 
 
 def mark(context: Context, stage: Stage[Any, Any] | str, artifact: Artifact) -> None:
@@ -145,6 +148,7 @@ def known_run(folder: Path, *, shards: int = 3, **source: Any) -> KnownRun:
         "source": {"path": str(folder / "in"), "features": ["amount", "age", "v"], "keys": ["id"]},
         "output": str(folder / "lake"),
         "clusters": 3,
+        "explain": {"exemplars": 2},
     }
     settings["source"] |= source  # type: ignore[operator]
     config_path = folder / "config.yaml"
@@ -166,7 +170,10 @@ def known_run(folder: Path, *, shards: int = 3, **source: Any) -> KnownRun:
     model = ClusteringModel(**vars(files), scaling="none")
     sample = _sample(config, context, manifest, model)
     assignments, rows = _assign(config, context, manifest, model)
-    explanation = _explain(context, manifest, model, table, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explaining, "run_task", in_this_process)
+        explanation = explaining.explain.run(config, context, manifest, model, assignments)
+    mark(context, explaining.explain, explanation)
     return KnownRun(
         *(config, str(config_path), context, table, group, manifest, model, sample),
         *(assignments, explanation, rows),
@@ -224,91 +231,3 @@ def _assign(
     )
     mark(context, "assign", assignments)
     return assignments, rows
-
-
-def _explain(
-    context: Context, manifest: Manifest, model: ClusteringModel, table: pa.Table, rows: pa.Table
-) -> Explanation:
-    """Profile and exemplars, computed directly."""
-    constant = {"ds": context.ds, "run_id": context.run_id, "model_id": model.model_id}
-    label = rows.sort_by("id")["cluster_id"].to_numpy()
-    vector = table["v"].combine_chunks().flatten().to_numpy().reshape(-1, 4).astype(np.float64)
-    scalars = {"amount": table["amount"].to_numpy(), "age": table["age"].to_numpy().astype(float)}
-    profile = []
-    for cluster in range(3):
-        mine = label == cluster
-        about: dict[str, Any] = {**constant, "cluster_id": cluster, "rows": int(mine.sum())}
-        own = []
-        for name, x in scalars.items():
-            own.append(about | {"feature": name, "kind": "number"} | _moments(x, mine))
-            points = zip(QUANTILES, np.percentile(x[mine], QUANTILES), strict=True)
-            own[-1] |= {f"p{p:02}": float(value) for p, value in points}
-        apart = vector[mine].mean(axis=0) - vector[~mine].mean(axis=0)
-        distance = float(np.linalg.norm(apart) / np.sqrt(vector.var(axis=0).sum()))
-        own.append(about | {"feature": "v", "kind": "vector", "difference": distance})
-        own[-1]["mean_vector"] = vector[mine].mean(axis=0).tolist()
-        own.sort(key=lambda row: -abs(row["difference"]))
-        parts = [
-            about | {"feature": "v", "kind": "component", "component": i} | _moments(x, mine)
-            for i, x in enumerate(vector.T)
-        ]
-        parts.sort(key=lambda row: -abs(row["difference"]))
-        for found in (own, parts):
-            profile += [row | {"rank": rank} for rank, row in enumerate(found, start=1)]
-    profile = [{"null_share": 0.0} | row for row in profile]
-    keys = pa.schema([("id", pa.int64())])
-    exemplars = [
-        {"kind": kind, "rank": rank, **constant}
-        | {name: row[name] for name in ("id", "cluster_id", "cluster_id_2", "confidence")}
-        | {name: row[name] for name in ("confidence_2", "distance")}
-        | {"features": _features(table, row["id"])}
-        for cluster in range(3)
-        for kind, order in (("central", 1), ("typical", -1), ("ambiguous", 1))
-        for rank, row in enumerate(_first(rows, cluster, kind, order), start=1)
-    ]
-    path = context.stage_path("explain")
-    explanation = Explanation(
-        profile=context.store(
-            f"{path}/profile.parquet",
-            parquet_bytes(pa.Table.from_pylist(profile, PROFILE_SCHEMA)),
-        ),
-        exemplars=context.store(
-            f"{path}/exemplars.parquet",
-            parquet_bytes(pa.Table.from_pylist(exemplars, exemplar_schema(keys, ["id"]))),
-        ),
-        clusters=3,
-        rows=ROWS,
-        columns=tuple(
-            ProfiledColumn(name=n, kind=k, type=t, clustered=True, width=w)
-            for n, k, t, w in (
-                ("amount", "number", "double", 1),
-                ("age", "number", "int32", 1),
-                ("v", "vector", "float", 4),
-            )
-        ),
-        exemplars_kept=2,
-        quantile_points=0,
-    )
-    mark(context, "explain", explanation)
-    return explanation
-
-
-def _moments(x: NDArray[np.float64], mine: NDArray[np.bool_]) -> dict[str, float]:
-    inside, outside = x[mine], x[~mine]
-    found = {name: float(getattr(inside, name)()) for name in ("mean", "std", "min", "max")}
-    return found | {"difference": float((inside.mean() - outside.mean()) / x.std())}
-
-
-def _first(rows: pa.Table, cluster: int, kind: str, order: int) -> list[dict[str, Any]]:
-    found = [row for row in rows.to_pylist() if row["cluster_id"] == cluster]
-    if kind == "ambiguous":
-        found.sort(key=lambda row: row["confidence"] - row["confidence_2"])
-    else:
-        name = "distance" if kind == "central" else "confidence"
-        found.sort(key=lambda row: order * row[name])
-    return found[:2]
-
-
-def _features(table: pa.Table, key: int) -> list[float]:
-    (row,) = table.slice(key - 1000, 1).to_pylist()
-    return [row["amount"], row["age"], *row["v"]]

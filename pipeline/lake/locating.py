@@ -34,7 +34,7 @@ from pipeline.lake.reading import Reader, pieces_of
 from pipeline.lake.snapshots import latest_snapshot, read_file_list
 from pipeline.model.devices import embeddings
 from pipeline.schema import SHARD_KEY_COLUMNS
-from pipeline.storage import Store, open_input, why
+from pipeline.storage import Store, open_input, version_of, why
 
 # Files that are looked at together: nearly all of that is waiting for a store.
 _AT_A_TIME = 16
@@ -192,8 +192,11 @@ def raw_rows(lake: Store, run_id: str, rows: pa.Table) -> list[NDArray[np.float6
 def _raw_row(
     reader: Reader, manifest: Manifest, pieces: pa.Table, key: pa.Table
 ) -> NDArray[np.float64] | str:
-    places = _places(manifest, pieces, key)
+    gone: list[str] = []
+    places = _places(manifest, pieces, key, gone)
     first = list(itertools.islice(places, 2))
+    if not first and gone:
+        return f"shard {gone[0]} is gone, or changed since the run read it"
     if not first:
         return "the input has no row of that key any more"
     if len(first) > 1:
@@ -207,8 +210,13 @@ def _raw_row(
     return np.asarray(block.x_BF[0], np.float64)
 
 
-def _places(manifest: Manifest, pieces: pa.Table, key: pa.Table) -> Iterator[tuple[int, int]]:
-    """Piece and place in its row group of every row of the input with this key."""
+def _places(
+    manifest: Manifest, pieces: pa.Table, key: pa.Table, gone: list[str]
+) -> Iterator[tuple[int, int]]:
+    """Piece and place in its row group of every row of the input with this key.
+
+    Shards that are not there as they were pinned are added to ``gone``, by name.
+    """
     if not manifest.keys:
         shard, number = (key[name][0].as_py() for name in SHARD_KEY_COLUMNS)
         first, rows = pieces["first_row"].to_numpy(), pieces["rows"].to_numpy()
@@ -222,13 +230,25 @@ def _places(manifest: Manifest, pieces: pa.Table, key: pa.Table) -> Iterator[tup
     with ThreadPoolExecutor(_AT_A_TIME) as readers:
         for start in range(0, len(shards), _AT_A_TIME):
             some = shards[start : start + _AT_A_TIME]
-            for found in readers.map(lambda ends: _in_shard(pieces, ends, keys), some):
-                yield from found
+            results = readers.map(lambda ends: _in_shard(pieces, ends, keys), some)
+            for (first, _), found in zip(some, results, strict=True):
+                if found is None:
+                    gone.append(pieces["name"][first].as_py())
+                else:
+                    yield from found
 
 
-def _in_shard(pieces: pa.Table, ends: tuple[int, int], keys: KeySet) -> list[tuple[int, int]]:
+def _in_shard(
+    pieces: pa.Table, ends: tuple[int, int], keys: KeySet
+) -> list[tuple[int, int]] | None:
+    """The same in one shard; None where that is not the one that was pinned."""
     url = pieces["url"][ends[0]].as_py()
     found = []
+    try:
+        if version_of(url) != pieces["version"][ends[0]].as_py():
+            return None
+    except FileNotFoundError:
+        return None
     with open_input(url) as source:
         parquet = pq.ParquetFile(source)
         in_file = [name for name in keys.names if name in parquet.schema_arrow.names]

@@ -62,7 +62,7 @@ def test_names_by_features(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> No
     clusters = clusters_of(run, found)
     assert {i: row["name"] for i, row in clusters.items()} == {
         0: "low amount, low age",
-        1: "high amount, low age",
+        1: "low age, high amount",
         2: "high age, high amount",
     }
     assert {row["named_by"] for row in clusters.values()} == {"features"}
@@ -197,7 +197,7 @@ def test_names_by_an_endpoint(
     found = run.describe(monkeypatch, **openai(chat))
     assert {i: (r["name"], r["named_by"]) for i, r in clusters_of(run, found).items()} == {
         0: ("Small orders", "openai"),
-        1: ("high amount, low age", "features"),
+        1: ("low age, high amount", "features"),
         2: ("Older customers", "openai"),
     }
     # Features and figures, and nothing of any row.
