@@ -122,7 +122,7 @@ def stage(
     """Run one stage of a run; those before it must be complete.
 
     In order: pin, sample, pretrain, init_centroids, refine, evaluate, select, assign, publish,
-    summary.
+    explain, describe, summary.
     """
     from jobs.night import guarded, run_night
     from jobs.session import keep_to_this_machine
