@@ -419,10 +419,10 @@ def read_profile(lake: Store, path: str) -> Profile:
         OSError: It is not there, or cannot be read.
         pyarrow.ArrowException: It is damaged.
     """
-    with open_input(lake.locate(path)) as source:
-        parquet = pq.ParquetFile(source)
-        content = json.loads(parquet.metadata.metadata[_METADATA_KEY])
-        clusters, categories, exemplars = (parquet.read_row_group(n) for n in range(3))
+    # In one request: all of it is needed.
+    parquet = pq.ParquetFile(pa.BufferReader(lake.read_bytes(path)))
+    content = json.loads(parquet.metadata.metadata[_METADATA_KEY])
+    clusters, categories, exemplars = (parquet.read_row_group(n) for n in range(3))
     layout = Layout.from_json(content["layout"])
     ids_K = clusters["dec_cluster_id"].to_numpy().astype(np.int64)
     arrays = {f"{n}_KF": _matrix(clusters[f"dec_{n}"], layout.starts[-1]) for n in _MOMENTS}
