@@ -8,7 +8,7 @@ cluster and value of a category, and one an exemplar.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,6 +27,8 @@ from pipeline.schema import EXEMPLAR_KINDS, exemplar_key
 from pipeline.storage import Store, open_input
 
 FOLDER = "profiles"
+# Where the newest publish of each ds has its tables, for whoever reads by folder.
+COPIES = ("cluster_profile", "cluster_exemplars")
 VERSION = 1  # of what is in them: another one, and every slice is labelled anew
 
 _METADATA_KEY = b"dec_pipeline"
@@ -321,6 +323,24 @@ def profile_path(part: str) -> str:
     return "/".join(("runs", run, FOLDER, *rest))
 
 
+def copy_path(table: str, ds: str) -> str:
+    """Where the newest publish of a ds has one of ``COPIES``, below the output."""
+    return f"{table}/ds={ds}/{table.removeprefix('cluster_')}.parquet"
+
+
+def gone_profiles(lake: Store, paths: Iterable[str]) -> list[str]:
+    """Locations of those that are not there; one listing a folder."""
+    names: dict[str, set[str]] = {}
+    gone = []
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if folder not in names:
+            names[folder] = {found.name for found in lake.list(folder)}
+        if name not in names[folder]:
+            gone.append(lake.locate(path))
+    return gone
+
+
 def write_profile(lake: Store, path: str, profile: Profile, identity: str) -> None:
     """Write a profile, and look at what is there then.
 
@@ -399,10 +419,10 @@ def read_profile(lake: Store, path: str) -> Profile:
         OSError: It is not there, or cannot be read.
         pyarrow.ArrowException: It is damaged.
     """
-    with open_input(lake.locate(path)) as source:
-        parquet = pq.ParquetFile(source)
-        content = json.loads(parquet.metadata.metadata[_METADATA_KEY])
-        clusters, categories, exemplars = (parquet.read_row_group(n) for n in range(3))
+    # In one request: all of it is needed.
+    parquet = pq.ParquetFile(pa.BufferReader(lake.read_bytes(path)))
+    content = json.loads(parquet.metadata.metadata[_METADATA_KEY])
+    clusters, categories, exemplars = (parquet.read_row_group(n) for n in range(3))
     layout = Layout.from_json(content["layout"])
     ids_K = clusters["dec_cluster_id"].to_numpy().astype(np.int64)
     arrays = {f"{n}_KF": _matrix(clusters[f"dec_{n}"], layout.starts[-1]) for n in _MOMENTS}
@@ -433,8 +453,12 @@ def _matrix(column: pa.ChunkedArray, width: int) -> NDArray[Any]:
 
 def read_exemplars(lake: Store, explanation: Explanation) -> pa.Table:
     """The exemplars table of a run, without rows that were forgotten since."""
-    path = explanation.exemplars.path
+    return lake.read_table(as_it_is_now(lake, explanation.exemplars.path))
+
+
+def as_it_is_now(lake: Store, path: str) -> str:
+    """The file itself, or what took its place when rows were forgotten."""
     instead = replacements(read_receipts(lake))
     while path in instead and (new := instead[path].new):
         path = new
-    return lake.read_table(path)
+    return path

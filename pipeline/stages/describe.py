@@ -50,7 +50,7 @@ def describe(
     sample: Sample,
     model: ClusteringModel,
     assignments: Assignments,
-    explanation: Explanation,
+    explanation: Explanation | None,
     champion: Champion | None = None,
 ) -> Description:
     """Fit the surrogate tree on the model's sample, and name what has no name.
@@ -64,7 +64,7 @@ def describe(
     rules, why_none = _rules(config, context, manifest, sample, model, ids)
     present = assignments.cluster_ids or range(len(assignments.cluster_rows))
     living = [i for i, rows in zip(present, assignments.cluster_rows, strict=True) if rows]
-    names = _names(config, context, explanation, model, champion)
+    names = _names(config, context, explanation, model, champion) if explanation else _Names()
     clusters = _described(living, rules, names)
     path = context.stage_path("describe", "clusters.parquet")
     return Description(

@@ -28,6 +28,8 @@ from pipeline.errors import TransientError
 from pipeline.lake.profile_tables import Origin, exemplars_table, profile_table
 from pipeline.lake.profiles import (
     Profile,
+    copy_path,
+    gone_profiles,
     merged,
     profile_bytes,
     profile_path,
@@ -62,7 +64,7 @@ def explain(
     bytes, whoever did what and however often.
 
     Raises:
-        TransientError: A profile is gone; assign writes it again.
+        TransientError: Profiles are gone. Assign is not complete then, whatever its marker says.
     """
     lake = context.lake
     parts = [file.path for file in read_file_list(lake, assignments.files.path).files]
@@ -70,6 +72,13 @@ def explain(
     while any(part in instead for part in parts):
         parts = [getattr(instead.get(part), "new", None) or part for part in parts]
     paths = [profile_path(p) for p in sorted(parts, key=lambda p: p.rpartition("/")[2])]
+    if gone := gone_profiles(lake, paths):
+        # A marker that says nothing counts as none; not every role may delete.
+        lake.write_bytes(context.stage_path("assign", "done.json"), b"")
+        raise TransientError(
+            f"{len(gone):,} of {len(paths):,} profiles of parts are gone, such as {gone[0]}; the "
+            "assignments are published all the same. The same run id writes them again"
+        )
     memory = "give nodes more memory, or lower explain.exemplars"
     made: list[str] = []
     while len(paths) > _TOGETHER:
@@ -112,13 +121,7 @@ def _round(config: Config, lake: Store, paths: Sequence[str], folder: str) -> li
 
 
 def _merged(lake: Store, paths: Sequence[str]) -> Profile:
-    try:
-        return merged([read_profile(lake, path) for path in paths])
-    except FileNotFoundError as error:
-        raise TransientError(
-            f"{error.filename or lake.url}: the profile of a part is gone; the clusters of this "
-            "run cannot be explained any more. Its assignments are not affected"
-        ) from None
+    return merged([read_profile(lake, path) for path in paths])
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def _explain(
     served = latest.partitions.get(origin.ds) if latest else None
     if served is not None and served.run_id == origin.run_id:  # else another run's are there
         for name, table in content.items():
-            lake.write_bytes(copy_path(name, origin.ds), table)
+            lake.write_bytes(copy_path(f"cluster_{name}", origin.ds), table)
     layout, moments = profile.layout, profile.moments
     return _Found(
         **stored,
@@ -163,8 +166,3 @@ def _explain(
         quantile_points=layout.points,
         left_out=layout.left_out,
     )
-
-
-def copy_path(name: str, ds: str) -> str:
-    """Where the newest publish of a ds has its table, for whoever reads by folder."""
-    return f"cluster_{name}/ds={ds}/{name}.parquet"
