@@ -122,7 +122,7 @@ def stage(
     """Run one stage of a run; those before it must be complete.
 
     In order: pin, sample, pretrain, init_centroids, refine, evaluate, select, assign, publish,
-    summary, report.
+    explain, describe, summary, report.
     """
     from jobs.night import guarded, run_night
     from jobs.session import keep_to_this_machine
@@ -315,6 +315,63 @@ def gate(
 
     raise typer.Exit(
         guarded(lambda: explain(config, overrides or [], run, as_json=as_json), as_json)
+    )
+
+
+@app.command("explain")
+def explain_run(
+    config: ConfigPath,
+    run: RunOf,
+    cluster: Annotated[
+        int | None, typer.Option(metavar="ID", help="One cluster: profile, rules, exemplars.")
+    ] = None,
+    versus: Annotated[
+        int | None, typer.Option(metavar="ID", help="What tells --cluster from this one.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain a run's clusters: names, strongest features, rules and how true they are, exemplars.
+
+    Rules come from a small decision tree that imitates the model; how often it agrees with the
+    model, on rows that it was not fitted on, is shown beside them.
+    """
+    from jobs.explain import show_explanation
+    from jobs.night import guarded
+
+    raise typer.Exit(
+        guarded(
+            lambda: show_explanation(
+                config, overrides or [], run, cluster=cluster, versus=versus, as_json=as_json
+            ),
+            as_json,
+        )
+    )
+
+
+@app.command()
+def locate(
+    config: ConfigPath,
+    run: RunOf,
+    keys: Annotated[
+        list[str],
+        typer.Option(
+            "--key", metavar="COLUMN=VALUE", help="Of the row; of one key column the value. Repeat."
+        ),
+    ],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find one row by its key: cluster, confidence, runner-up, what speaks for each, its like.
+
+    What speaks for a cluster is how near the row's values are to its means; for that the row is
+    read from the input, where it still is as the run read it.
+    """
+    from jobs.locate import locate as locate_row
+    from jobs.night import guarded
+
+    raise typer.Exit(
+        guarded(lambda: locate_row(config, overrides or [], run, keys, as_json=as_json), as_json)
     )
 
 

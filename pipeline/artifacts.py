@@ -564,8 +564,9 @@ class Explanation(Artifact):
 
     Attributes:
         profile: Parquet file, ``PROFILE_SCHEMA``: one row a cluster and feature.
-        exemplars: Parquet file, ``exemplar_schema``: rows that stand for each cluster. Rows that
-            were forgotten since are no more in what ``pipeline.lake.profiles.read_exemplars`` reads.
+        exemplars: Parquet file, ``exemplar_schema``: rows that stand for each cluster. It may be
+            another file by now, without rows that were forgotten: see
+            ``pipeline.lake.profiles.read_exemplars``.
         clusters: That have rows.
         rows: In all of them.
         columns: That are profiled, in the order of the table.

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pipeline import logs
 from pipeline.artifacts import Artifact, Record, StageTime, StoredFile, fingerprint_of
 from pipeline.config import Config
-from pipeline.errors import InputError, Interrupted, LeaseHeld
+from pipeline.errors import InputError
 from pipeline.progress import Progress, Watchers, figures
 from pipeline.storage import Store, sha256
 
@@ -192,31 +192,6 @@ class Execution:
         if self.only == stage.name:
             raise StageReached
         return artifact
-
-    def attempt(self, stage: Stage[P, A], *inputs: P.args, **named: P.kwargs) -> A | None:
-        """The same of a stage that the result does not need: None, and a warning, where it fails.
-
-        For what comes after the rows are published. The stage has no marker then, so the next
-        attempt at the run tries again.
-
-        Raises:
-            LeaseHeld: Somebody else works on this run by now.
-            Interrupted: This attempt is to end.
-            Exception: Whatever went wrong, where this stage alone was asked for.
-        """
-        try:
-            return self.complete(stage, *inputs, **named)
-        except (StageReached, LeaseHeld, Interrupted):
-            raise
-        except Exception as error:
-            if self.only is not None:
-                raise
-            log.warning(
-                "run %s stage %s: failed, and what is published stays: %s",
-                *(self.context.run_id, stage.name, error),
-                exc_info=True,
-            )
-            return None
 
     def _work(
         self, stage: Stage[P, A], fingerprint: str, *inputs: P.args, **named: P.kwargs

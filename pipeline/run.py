@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from pipeline.artifacts import (
+    Artifact,
     ClusteringModel,
     Comparison,
     Identity,
@@ -20,11 +22,13 @@ from pipeline.artifacts import (
     Summary,
     Verdict,
 )
-from pipeline.engine import Execution
-from pipeline.errors import NumericalError, TransientError
+from pipeline.engine import Execution, Stage, StageReached
+from pipeline.errors import Interrupted, LeaseHeld, NumericalError, TransientError
 from pipeline.stages.assign import assign
 from pipeline.stages.decide import decide
+from pipeline.stages.describe import describe
 from pipeline.stages.evaluate import evaluate
+from pipeline.stages.explain import explain
 from pipeline.stages.gate import gate
 from pipeline.stages.identify import identify
 from pipeline.stages.init_centroids import init_centroids
@@ -42,6 +46,9 @@ from pipeline.stages.warm_start import refreshed, warm_start
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+A = TypeVar("A", bound=Artifact)
+
 STAGES = (
     pin,
     sample,
@@ -52,6 +59,8 @@ STAGES = (
     select,
     assign,
     publish,
+    explain,
+    describe,
     summary,
     report,
 )
@@ -66,9 +75,30 @@ def run(night: Execution) -> Summary:
     fit = fit_anew(night, manifest)
     assignments = night.complete(assign, manifest, fit.model)  # every row, once
     snapshot = night.complete(publish, fit.model, assignments)  # visible to readers, all at once
+    about = after_publish(night, explain, manifest, fit.model, assignments)  # what clusters are
+    after_publish(night, describe, manifest, fit.trained[1], fit.model, assignments, about)
     result = night.complete(summary, *fit.trained, fit.comparison, fit.model, assignments, snapshot)
-    night.attempt(report, result)  # a page for people
+    after_publish(night, report, result)  # a page for people
     return result
+
+
+def after_publish(
+    night: Execution, stage: Stage[P, A], *inputs: P.args, **named: P.kwargs
+) -> A | None:
+    """Complete a stage that only says more of what readers have by now; None where it fails.
+
+    A night that is published is a success without it; the same run id tries it again.
+    """
+    try:
+        return night.complete(stage, *inputs, **named)
+    except (StageReached, Interrupted, LeaseHeld):
+        raise
+    except Exception as error:
+        if night.only is not None:
+            raise
+        log.warning("stage %s failed, and the run goes on without: %s", stage.name, error)
+        log.debug("stage %s", stage.name, exc_info=True)
+        return None
 
 
 @dataclass(frozen=True)
@@ -121,6 +151,9 @@ def nightly(night: Execution) -> NightSummary:
     serving, champion = challenge.serving, challenge.serving.champion
     assignments = night.complete(assign, manifest, champion.model, champion)
     snapshot = night.complete(publish, champion.model, assignments, serving)
+    about = after_publish(night, explain, manifest, champion.model, assignments)
+    of_model = (manifest, champion.reference.sample, champion.model)
+    after_publish(night, describe, *of_model, assignments, about, champion)
     result = night.complete(
         night_summary,
         manifest,
@@ -132,7 +165,7 @@ def nightly(night: Execution) -> NightSummary:
         challenge.identity,
         challenge.verdict,
     )
-    night.attempt(report, result)
+    after_publish(night, report, result)
     return result
 
 

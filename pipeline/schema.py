@@ -61,9 +61,7 @@ PROFILE_SCHEMA = pa.schema(
         pa.field("feature", pa.string(), nullable=False),  # the user's column
         pa.field("kind", pa.string(), nullable=False),  # number, category, vector, component
         pa.field("component", pa.int32()),  # its place in the vector
-        pa.field(
-            "value", pa.string()
-        ),  # of a category; null: all values without a row of their own
+        pa.field("value", pa.string()),  # of a category; null: all that have no row of their own
         # Without missing values; of a category, of the column that is 1 where it has this value.
         # A point in time is in seconds since 1970, UTC.
         pa.field("mean", pa.float64()),

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from chat_endpoint import chat  # noqa: F401
 from object_store import s3_endpoint, s3_env  # noqa: F401
 
 from pipeline.config import Config

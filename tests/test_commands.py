@@ -20,6 +20,8 @@ from pipeline.storage import Store
 
 COMMANDS = (
     ("gate", "RUN"),
+    ("explain", "RUN"),
+    ("locate", "RUN", "--key", "1"),
     ("promote", "RUN", "--why", "it is better"),
     ("rollback",),
     ("clusters",),
@@ -65,7 +67,7 @@ def test_a_bucket_that_is_not_there(
     assert "s3://no-such-bucket/lake" in line_of(result)
 
 
-@pytest.mark.parametrize("words", COMMANDS[2:], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", COMMANDS[4:], ids=lambda words: words[0])
 def test_an_output_that_is_a_file(words: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = dec(tmp_path, str(tmp_path / "file"), *words)

@@ -69,6 +69,8 @@ def test_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
         "lake.format=delta",
         "retention.days=1",
         "track.tensorboard=a",
+        "explain.exemplars=9",
+        "explain.columns=[country]",
     ],
 )
 def test_where_and_how_fast_do_not_change_the_result(tmp_path: Path, override: str) -> None:

@@ -41,6 +41,12 @@ _LISTED = 1_000  # keys a LIST
 _RENEWALS = 12  # of the lease, in the time that it lasts: a GET, a LIST and a PUT each
 # Bytes of an assignment as stored, without the keys, and of a key.
 _ASSIGNMENT_BYTES, _KEY_BYTES = 20, 8
+# Of pipeline.lake.profiles and pipeline.stages.explain; a test keeps them equal.
+MOST_CELLS, TOGETHER = 2**22, 16
+# A profile to be merged: a file to be understood, and each of its clusters × features.
+_PROFILE_S, _CELL_S, _CELL_BYTES = 0.005, 1e-7, 40
+# Of pipeline.clustering.surrogate, likewise, and a value of its rows on each level of the tree.
+_TREE_ROWS, _TREE_FEATURES, _TREE_CELLS, _TREE_CELL_S = 20_000, 256, 4_000_000, 1e-7
 # What a slice's assignments take in memory while they are sorted and written, a row.
 _SORTING_BYTES = 200
 
@@ -250,6 +256,8 @@ class _Paper:
             StageEstimate(stage="select", **self._requests(0, 0)),
             self.assign(),
             self.publish(),
+            self.explain(),
+            self.describe(),
             StageEstimate(stage="summary", **self._requests(0, self.to_s3)),
         ]
 
@@ -417,7 +425,7 @@ class _Paper:
             of_row += self.config.clusters * rates.gpu_learn_ns * 1e-9
             card_s = facts.rows * of_row / (cluster.actors * cluster.actor_gpus)
             encode_s = near_s = 0.0
-        beside_s = (facts.width * rates.value_ns + rates.write_ns) * 1e-9
+        beside_s = (facts.width * (rates.value_ns + rates.profile_ns) + rates.write_ns) * 1e-9
         core_s = facts.rows * (encode_s + near_s + beside_s)
         slices = max(1, facts.slices)
         slots = min(slices, cluster.actors * cluster.actor_threads)
@@ -430,7 +438,9 @@ class _Paper:
         group_bytes = facts.rows / max(1, facts.row_groups) * facts.row_bytes
         a_slice = facts.rows / slices * _SORTING_BYTES + group_bytes
         keys = len(self.config.source.keys) or 2
-        of_parts = 3 * slices + cluster.actors * (_FILE_GETS + 2 * _TABLE_GETS)
+        of_parts = 5 * slices + cluster.actors * (_FILE_GETS + 2 * _TABLE_GETS)
+        if self.config.explain.columns:
+            of_parts += _TABLE_GETS + _FOOTER_GETS
         return StageEstimate(
             stage="assign",
             rows=facts.rows,
@@ -445,7 +455,7 @@ class _Paper:
                 + min(slices, cluster.actor_threads + self.from_s3) * a_slice
             ),
             **self._requests(
-                gets + self.to_s3 * (of_parts + _TABLE_GETS), self.to_s3 * (slices + 1)
+                gets + self.to_s3 * (of_parts + _TABLE_GETS), self.to_s3 * (2 * slices + 1)
             ),
         )
 
@@ -458,6 +468,41 @@ class _Paper:
             memory_mib=_BASE_MIB,
             **self._requests(self.to_s3 * 12, self.to_s3 * (lists + 10)),
         )
+
+    def explain(self) -> StageEstimate:
+        """The profiles of all parts, put together some at a time, and two tables with a copy."""
+        slices, rates = max(1, self.facts.slices), self.rates
+        cells = min(MOST_CELLS, self.config.clusters * self.facts.width)
+        profiles, tasks = slices, 0
+        while slices > TOGETHER:
+            slices = math.ceil(slices / TOGETHER)
+            profiles, tasks = profiles + slices, tasks + slices
+        core_s = profiles * (_PROFILE_S + cells * _CELL_S)
+        slots = max(1.0, min(tasks, self.cluster.cores))
+        wait = self.to_s3 * profiles * rates.request_s / slots
+        lists = 3 + self.facts.slices // _LISTED
+        return StageEstimate(
+            stage="explain",
+            written_bytes=tasks * cells * _CELL_BYTES,
+            fixed_seconds=0.2 + (rates.tasks_s if tasks else 0.0),
+            work_seconds=core_s / slots + wait,
+            busy_core_hours=core_s / 3600,
+            memory_mib=_mib(3 * cells * _CELL_BYTES),
+            **self._requests(
+                self.to_s3 * (profiles + _FILE_GETS + 1), self.to_s3 * (tasks + 4 + lists)
+            ),
+        )
+
+    def describe(self) -> StageEstimate:
+        """One task: the sample is labelled, and a tree fitted; then clusters are named."""
+        width = min(self.facts.width, _TREE_FEATURES)
+        rows = min(self.sample_rows, _TREE_ROWS, _TREE_CELLS // max(1, width))
+        core_s = self.sample_rows * 2 * self.net.encoder / self.encode_flops
+        core_s += rows * width * (self.config.explain.tree_depth or 0) * _TREE_CELL_S
+        raw = self.sample_rows * self.facts.row_bytes
+        gets = _FILE_GETS + _TABLE_GETS * (3 + self.sample_parts)
+        found = self._one_task("describe", core_s, 2 * raw + rows * width * 16, gets=gets)
+        return found.model_copy(update=self._requests(self.to_s3 * gets, self.to_s3 * 4))
 
     # ------------------------------------------------------------------------- what they share
 

@@ -43,6 +43,7 @@ class Rates:
         nearest_ns: The nearest two, each row and cluster: 236,000 rows/s of 1,000 clusters.
         value_ns: Reading Parquet, each feature: 2.4 million rows/s of 64.
         moments_ns: The scaler's statistics, each feature.
+        profile_ns: Those of the clusters, each feature.
         augment_ns: Shifting, turning and zooming, each pixel.
         write_ns: Sorting and writing an assignment.
         kmeans_gflop_s: FAISS with few clusters.
@@ -72,6 +73,7 @@ class Rates:
     nearest_ns: float = 4.0
     value_ns: float = 3.0
     moments_ns: float = 10.0
+    profile_ns: float = 1.5
     augment_ns: float = 20.0
     write_ns: float = 600.0
     kmeans_gflop_s: float = 16.0

@@ -32,6 +32,10 @@ _HELD_BACK_SHARE = 0.2
 # Rules about fewer rows are accidents of the sample.
 _LEAST_LEAF_ROWS = 5
 _FEATURES_AT_A_TIME = 64
+# Larger numbers are as good as this one: scikit-learn adds them all up in single precision.
+_LARGEST = 1e30
+# Up to here floats tell one integer from the next.
+_LARGEST_INTEGER = 2.0**53
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Condition:
             words = f"{name} ≤ {number(self.high)}"
         else:
             return f"{name} is there"
-        return f"{words} or missing" if self.missing else words
+        return f"({words} or missing)" if self.missing else words
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ def imitate(
 
 def number(value: float) -> str:
     """A number in the fewest digits that are exactly it."""
-    if value == int(value) and abs(value) < 1e15:
+    if value == int(value) and abs(value) < _LARGEST_INTEGER:
         return str(int(value))
     return repr(float(value))
 
@@ -221,7 +225,7 @@ def between(below: float, above: float) -> float:
     ``x <= t`` then parts values up to ``below`` from those of ``above`` on.
     """
     middle = below / 2 + above / 2
-    if below == int(below) and above == int(above):
+    if below == int(below) and above == int(above) and abs(middle) < _LARGEST_INTEGER:
         return float(math.floor(middle))
     for digits in range(1, 17):
         rounded = float(f"{middle:.{digits}g}")
@@ -245,9 +249,8 @@ def _finite_or_nan(x_BF: NDArray[np.generic]) -> NDArray[np.float64]:
 
 
 def _as_tree_input(x_BC: NDArray[np.float64]) -> NDArray[np.float32]:
-    """What scikit-learn computes with; larger values are as large as there is one."""
-    largest = np.finfo(np.float32).max
-    return np.clip(x_BC, -largest, largest).astype(np.float32)
+    """What scikit-learn computes with, in single precision."""
+    return np.clip(x_BC, -_LARGEST, _LARGEST).astype(np.float32)
 
 
 def _telling_features(

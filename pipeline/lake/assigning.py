@@ -17,7 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.artifacts import Champion, ClusteringModel, Manifest, PartFile, fingerprint_of
+from pipeline.artifacts import (
+    Champion,
+    ClusteringModel,
+    Manifest,
+    PartFile,
+    ProfiledColumn,
+    fingerprint_of,
+)
 from pipeline.clustering.drift import bin_counts
 from pipeline.config import Config
 from pipeline.errors import NumericalError, PipelineError
@@ -31,11 +38,13 @@ from pipeline.lake.parts import (
     statistics_of,
     write_part,
 )
+from pipeline.lake.profiles import Layout, is_profile, profile_path, write_profile
+from pipeline.lake.profiling import SliceProfile
 from pipeline.lake.reading import Reader
 from pipeline.lake.reference import load_bins
 from pipeline.model.dec import nearest_two
 from pipeline.model.devices import claimed_device, embeddings
-from pipeline.schema import assignment_schema
+from pipeline.schema import ASSIGNMENT_FIELDS, assignment_schema
 from pipeline.storage import Store
 
 # Rows of a slice that drift is measured on: of wide rows one in a hundred, for each costs as much
@@ -60,6 +69,7 @@ class AssignJob:
             was distributed.
         published: Parts of earlier nights, by name, that may be carried; None: parts are of this
             run and ds alone.
+        explained: Columns that rows are not clustered by, but profiled.
     """
 
     config: Config
@@ -73,6 +83,7 @@ class AssignJob:
     gpus: float = 0.0
     champion: Champion | None = None
     published: Mapping[str, PartFile] | None = None
+    explained: tuple[ProfiledColumn, ...] = ()
 
 
 class Assigner:
@@ -86,7 +97,7 @@ class Assigner:
     def __init__(self, job: AssignJob) -> None:
         self._job = job
         self._threads = threading.Semaphore(job.threads)
-        self._reader = Reader.of(job.config, job.manifest, carry=True)
+        self._reader = Reader.of(job.config, job.manifest, carry=True, explained=job.explained)
         device = claimed_device(job.gpus)
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "none"
         self._name = f"actor on node {node} computes on {device}"
@@ -94,6 +105,13 @@ class Assigner:
             job.lake, job.model, job.config, job.manifest.width, device
         )
         self._schema = assignment_schema(job.manifest.carried_schema, job.manifest.keys)
+        keys = self._schema.names[: len(self._schema) - len(ASSIGNMENT_FIELDS)]
+        self._keys = pa.schema([self._schema.field(name) for name in keys])
+        self._clusters = len(self._model.clusters.centroids_KD)
+        manifest, wanted = job.manifest, job.config.explain.exemplars
+        self._layout = Layout.of(
+            self._clusters, manifest.features, job.explained, wanted, manifest.dtype
+        )
         self._ids: ClusterIds | None = None
         self._edges_FB: NDArray[np.float64] | None = None
         if job.champion:
@@ -117,6 +135,8 @@ class Assigner:
             path, statistics, size = carried
         else:
             done = read_statistics(job.lake, path, identity)
+            if done and not is_profile(job.lake, profile_path(path), identity):
+                done = None
             statistics, size = done or self._write(pieces, path, identity)
         # As JSON: the classes in a contingency may be numbers or strings, not one Arrow type.
         row = {"path": path, "bytes": size, "statistics": json.dumps(asdict(statistics))}
@@ -128,6 +148,7 @@ class Assigner:
         of = {
             "schema": str(self._schema),
             "settings": f"{job.config.source.nulls} {job.manifest.label} {alpha}",
+            "profile": fingerprint_of(self._layout.to_json()),
         }
         if job.champion is None:
             model = job.model.fingerprint
@@ -155,6 +176,8 @@ class Assigner:
         found = read_statistics(self._job.lake, file.path, identity)
         if found is None or found[1] != file.bytes:
             return None  # gone or damaged: it is labelled again
+        if not is_profile(self._job.lake, profile_path(file.path), identity):
+            return None
         return file.path, *found
 
     def _write(self, pieces: pa.Table, path: str, identity: str) -> tuple[PartStatistics, int]:
@@ -164,9 +187,14 @@ class Assigner:
         rows_in = int(pieces["rows"].to_numpy().sum())
         chosen: list[NDArray[np.generic]] = []
         every, next_row = _every(rows_in, self._reader.width), 0
+        names = pieces.select(["shard", "name"]).to_pydict()
+        shards = dict(zip(*names.values(), strict=True))
+        profile = SliceProfile(self._layout, self._clusters, rows_in, self._keys, shards)
         for block in self._reader.blocks(pieces):
             assert block.carried is not None  # keys are always read here
             tables.append(self._table(block.carried, torch.from_numpy(np.array(block.x_BF))))
+            with self._threads:
+                profile.add(block, tables[-1])
             if label_name:
                 labels.append(block.carried[label_name])
             chosen.append(np.array(block.x_BF[next_row::every]))  # or the block stays in memory
@@ -188,6 +216,8 @@ class Assigner:
             x_BF = np.concatenate(chosen)
             bins = bin_counts(x_BF, self._edges_FB).tolist()
             statistics = replace(statistics, bins=bins, binned_rows=len(x_BF))
+        # First the profile: a part that is there has one.
+        write_profile(self._job.lake, profile_path(path), profile.finished(), identity)
         return statistics, write_part(self._job.lake, path, table, statistics)
 
     def _table(self, carried: pa.Table, x_BF: Tensor) -> pa.Table:

@@ -17,7 +17,7 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,9 +27,10 @@ from pipeline.artifacts import PartFile
 from pipeline.errors import CommitConflict, ConfigError
 from pipeline.lake import registry
 from pipeline.lake.forgotten_keys import KeySet
-from pipeline.lake.holdings import Census, Holding, ds_of_run
+from pipeline.lake.holdings import COPY, Census, Holding, ds_of_run
 from pipeline.lake.lease import take
 from pipeline.lake.parts import DELTA_FOLDER
+from pipeline.lake.profiles import as_it_is_now
 from pipeline.lake.receipts import Count, Kind, Receipt, read_receipts
 from pipeline.lake.snapshots import (
     FileList,
@@ -205,6 +206,7 @@ class _Change:
             number = snapshot.snapshot if snapshot else None
             self._let_the_table_follow()
         self._remove_staged()
+        self._put_copies_again()
         between = (n for n in snapshot_files(self._lake) if self._newest() < n < (number or 0))
         finished = receipt.model_copy(
             update={
@@ -262,6 +264,19 @@ class _Change:
     def _serves(self, ds: str, partition: Partition) -> bool:
         latest = latest_snapshot(self._lake)
         return latest is not None and latest.partitions.get(ds) == partition
+
+    def _put_copies_again(self) -> None:
+        """Copies of the exemplars went at once, too; they come from the run that serves the ds."""
+        latest = latest_snapshot(self._lake)
+        for file in self._receipt.files:
+            copy = COPY.fullmatch(file.old)
+            partition = latest.partitions.get(copy[1]) if copy and latest else None
+            if partition and not self._lake.exists(file.old):
+                table = f"runs/{partition.run_id}/stages/explain/exemplars.parquet"
+                # A run that has none by now makes it, and the copy, when it goes on.
+                with suppress(FileNotFoundError):
+                    content = self._lake.read_bytes(as_it_is_now(self._lake, table))
+                    self._lake.write_bytes(file.old, content)
 
     def _remove_staged(self) -> None:
         """Files that only a run's markers name, or that the registry names no more, go at once."""

@@ -26,6 +26,8 @@ from pipeline.config import Retention
 from pipeline.errors import ConfigError, InputError, LeaseHeld, TransientError
 from pipeline.lake.lease import Lease, is_free, is_held, store_time, take
 from pipeline.lake.parts import DELTA_FOLDER
+from pipeline.lake.profiles import COPIES, profile_path
+from pipeline.lake.profiles import FOLDER as PROFILES
 from pipeline.lake.receipts import read_receipts, withdrawn_parts
 from pipeline.lake.registry import FOLDER as REGISTRY
 from pipeline.lake.registry import entry_numbers, read_entry
@@ -270,7 +272,10 @@ class _Census:
                 going = [p for p in files if not (published and _HISTORY.fullmatch(p))]
             elif run in self._published:
                 kind = "unlisted files"
-                folders = (f"runs/{run}/assignments/", f"{DELTA_FOLDER}/{run}/")
+                folders = (
+                    *(f"runs/{run}/assignments/", f"{DELTA_FOLDER}/{run}/"),
+                    f"runs/{run}/{PROFILES}/",
+                )
                 staged = (p for p in files if p.startswith(folders) and self._aged(files[p]))
                 going = [p for p in staged if not _LEFTOVER.fullmatch(p)]
             else:
@@ -312,6 +317,8 @@ class _Census:
         files |= {file.name: file for file in self._lake.list()}
         for folder in (FOLDER, REGISTRY, "footers"):
             files |= {f"{folder}/{file.name}": file for file in self._lake.list(folder)}
+        for folder in COPIES:
+            files |= {f"{folder}/{file.name}": file for file in self._lake.walk(folder)}
         for run in self.run_files.keys() - self._candidates:
             files |= self.run_files[run]
         if left := [p for p, f in files.items() if _LEFTOVER.fullmatch(p) and self._aged(f)]:
@@ -346,7 +353,7 @@ class _Census:
                     f"snapshot {number} names {self._lake.locate(path)}, which does not exist; "
                     "nothing was removed. Restore it, or remove that snapshot"
                 ) from None
-            self._protected |= {path, *(file.path for file in listed.files)}
+            self._protected |= {path, *_with_profiles(file.path for file in listed.files)}
 
     def _read_registry(self) -> int:
         """Keep what entries with the newest champions name; returns the newest entry's number."""
@@ -379,7 +386,7 @@ class _Census:
                     listed = read_file_list(self._lake, path)
                     # What was forgotten is kept by the snapshots that name it, and by no run.
                     files = {file.path for file in listed.files} - self._withdrawn
-                    self._protected |= {path, *files}
+                    self._protected |= {path, *_with_profiles(files)}
 
     def _ds(self, run: str) -> str | None:
         try:
@@ -387,6 +394,13 @@ class _Census:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         return ds if isinstance(ds, str) and re.fullmatch(NAME_PATTERN, ds) else None
+
+
+def _with_profiles(parts: Iterable[str]) -> Iterator[str]:
+    """Part files, and what is known of the clusters in each."""
+    for path in parts:
+        yield path
+        yield profile_path(path)
 
 
 def _by_folder(root: str, files: Iterable[FoundFile]) -> dict[str, dict[str, FoundFile]]:

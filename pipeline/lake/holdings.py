@@ -30,9 +30,11 @@ from pipeline.lake.parts import (
     statistics_of,
     write_part,
 )
+from pipeline.lake.profiles import profile_path, read_profile, write_profile
 from pipeline.lake.receipts import Kind, Rewritten
 from pipeline.lake.samples import FEATURES
 from pipeline.lake.snapshots import read_file_list, read_snapshot, snapshot_files
+from pipeline.schema import exemplar_key
 from pipeline.storage import Store, open_input, parquet_bytes, sha256, why
 
 # Requests that are under way at a time; nearly all of a scan is waiting for them.
@@ -42,6 +44,10 @@ _REWRITTEN_AT_A_TIME = 4
 _EXEMPLARS = "exemplars"
 _PART = re.compile(rf"(runs/([^/]+)/assignments|{DELTA_FOLDER}/([^/]+))/.*\.parquet")
 _OF_STAGE = re.compile(r"(runs/([^/]+)/stages|registry)/.*\.parquet")
+# Exemplars: of a part, or of some while they are put together; of a run; of the newest of a ds.
+_OF_PARTS = re.compile(r"runs/[^/]+/(profiles|stages/explain/merged)/.*\.parquet")
+_OF_RUN = re.compile(r"runs/[^/]+/stages/explain/exemplars[^/]*\.parquet")
+COPY = re.compile(r"cluster_exemplars/ds=([^/]+)/exemplars\.parquet")
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ class Census:
             named |= {entry.clusters.path, *(part.path for part in parts)}
         of_run: dict[str, tuple[str, ...]] = {}
         complete: dict[str, bool] = {}
-        for folder in ("runs", DELTA_FOLDER, registry.FOLDER):
+        for folder in ("runs", DELTA_FOLDER, registry.FOLDER, "cluster_exemplars"):
             for file in self._lake.walk(folder):
                 path = f"{folder}/{file.name}"
                 part, of_stage = _PART.fullmatch(path), _OF_STAGE.fullmatch(path)
@@ -146,6 +152,11 @@ class Census:
                     continue
                 if part:
                     run = part[2] or part[3]
+                elif copy := COPY.fullmatch(path):
+                    self._files[path] = Holding(path, "exemplars", ds=(copy[1],))
+                    continue
+                elif _OF_PARTS.fullmatch(path):
+                    run = path.split("/")[1]
                 elif of_stage:
                     run = of_stage[2] or ""
                 else:
@@ -156,6 +167,9 @@ class Census:
                 kind: Kind = "assignments" if part else "reference sample"
                 # Beside the registry's log lie tables of challengers, too.
                 kept = path in named or (not part and (complete[run] or not run))
+                if (of_parts := bool(_OF_PARTS.fullmatch(path))) or _OF_RUN.fullmatch(path):
+                    # A part that is written again gets a profile of its own.
+                    kind, kept = "exemplars", kept and not of_parts
                 self._files[path] = Holding(path, kind, ds=of_run[run], named=kept, run=run)
 
     def _looked_at(self, file: Holding) -> Holding | None:
@@ -164,6 +178,8 @@ class Census:
             with open_input(self._lake.locate(file.path)) as source:
                 parquet = pq.ParquetFile(source)
                 schema = parquet.schema_arrow
+                if file.kind == "exemplars":
+                    return self._with_exemplars(file, parquet)
                 if _EXEMPLARS in schema.names and file.kind != "assignments":
                     rows = int(self._listed(parquet.read([_EXEMPLARS])).sum())
                     return replace(file, kind="exemplars", rows=rows) if rows else None
@@ -188,6 +204,22 @@ class Census:
                 "is not known, and nothing was removed. Run it again"
             ) from error
         return replace(file, rows=rows) if rows else None
+
+    def _with_exemplars(self, file: Holding, parquet: pq.ParquetFile) -> Holding | None:
+        names = [exemplar_key(name) for name in self._keys.names]
+        if not {*names} <= {*parquet.schema_arrow.names}:
+            return None  # of a table with other keys
+        # Before them, a profile has rows that are none.
+        first = parquet.num_row_groups - 1 if _OF_PARTS.fullmatch(file.path) else 0
+        groups = list(range(first, parquet.num_row_groups))
+        rows = int(self._among_exemplars(parquet.read_row_groups(groups, columns=names)).sum())
+        return replace(file, rows=rows) if rows else None
+
+    def _among_exemplars(self, table: pa.Table) -> NDArray[np.bool_]:
+        """Which rows have one of the keys."""
+        table = table.select([exemplar_key(name) for name in self._keys.names])
+        table = table.rename_columns(self._keys.names)
+        return self._keys_for(table.schema).found_in(table)
 
     def _has_rows(self, file: Holding, schema: pa.Schema) -> bool:
         if file.kind != "assignments":
@@ -226,7 +258,9 @@ class Census:
             parquet = pq.ParquetFile(source)
             table = parquet.read()
             statistics = statistics_in(parquet.metadata)
-        if holding.kind == "exemplars":
+        if _OF_RUN.fullmatch(holding.path):
+            table = table.filter(pa.array(~self._among_exemplars(table)))
+        elif holding.kind == "exemplars":
             table = _without(table, self._listed(table))
         else:
             keys = self._keys_for(table.schema)
@@ -250,8 +284,19 @@ class Census:
         names = ("identity", "rows_in", "rows", "cluster_rows", "confidence_sum", "contingency")
         now = replace(statistics, **{name: getattr(now, name) for name in names})
         path = part_path(holding.path.rpartition("/")[0], identity)
+        self._write_profile(holding.path, path, identity)
         size = write_part(self._lake, path, table, now)
         return Rewritten(**gone, new=path, bytes=size, rows=len(table))
+
+    def _write_profile(self, old: str, new: str, identity: str) -> None:
+        """What a part is known by, without the rows; what was summed up of them stays."""
+        try:
+            profile = read_profile(self._lake, profile_path(old))
+        except (OSError, pa.ArrowException, KeyError, ValueError):
+            return  # of an older version, or damaged: there are no keys in it that anybody reads
+        kept_B = pa.array(~self._among_exemplars(profile.exemplars))
+        profile = replace(profile, exemplars=profile.exemplars.filter(kept_B))
+        write_profile(self._lake, profile_path(new), profile, identity)
 
 
 def ds_of_run(lake: Store, run: str) -> tuple[str, ...]:

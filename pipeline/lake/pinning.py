@@ -29,6 +29,7 @@ from pipeline.errors import BadShard, ConfigError, InputError, PipelineError
 from pipeline.lake.bad_shards import ShardVersion, check_bound, diagnosed
 from pipeline.lake.columns import is_vector, memory_dtype, number_type, storage_type
 from pipeline.lake.example import write_digits_once
+from pipeline.lake.explained import explained_columns
 from pipeline.lake.hive import hive_types_of, with_hive_columns
 from pipeline.storage import FoundFile, Store, absolute, find_parquet, open_input, why
 
@@ -219,6 +220,7 @@ def _wanted(
                 continue
             if sum(footer.rows):
                 schema = with_hive_columns(footer.schema, file.url, hive_types)
+                explained_columns(config.explain.columns, schema, file.name)  # raises
                 return _resolve(config, schema, file.name)
         start, some = start + some, min(2 * some, _SHARDS_AHEAD)
     check_bound(config, bad, len(files))

@@ -13,7 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artifacts import FeatureColumn, Manifest, StoredFile, encode_schema
+from pipeline.artifacts import (
+    FeatureColumn,
+    Manifest,
+    ProfiledColumn,
+    StoredFile,
+    encode_schema,
+)
 from pipeline.config import Config
 from pipeline.counts import count
 from pipeline.errors import InputError, says_out_of_memory
@@ -39,12 +45,14 @@ class RowBlock:
         carried: Key columns and label of the same rows; None when they were not asked for.
         shard: Number of their shard in the manifest.
         row_numbers_B: Their places in it, shape (rows,), int64.
+        explained: Columns of ``Reader.explained`` that the shard has, as it has them.
     """
 
     x_BF: NDArray[np.generic]
     carried: pa.Table | None
     shard: int
     row_numbers_B: NDArray[np.int64]
+    explained: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class Reader:
         nulls: What a missing value does: "error", "mean" (kept, as NaN) or "drop" (the row).
         carried: Key columns and label; empty leaves them unread.
         shard_keys: Whether shard name and row number stand in for the keys.
+        explained: Columns of which nothing is asked, and which a shard may lack.
     """
 
     features: tuple[FeatureColumn, ...]
@@ -64,9 +73,17 @@ class Reader:
     nulls: str
     carried: pa.Schema
     shard_keys: bool
+    explained: tuple[ProfiledColumn, ...] = ()
 
     @classmethod
-    def of(cls, config: Config, manifest: Manifest, *, carry: bool) -> Reader:
+    def of(
+        cls,
+        config: Config,
+        manifest: Manifest,
+        *,
+        carry: bool,
+        explained: tuple[ProfiledColumn, ...] = (),
+    ) -> Reader:
         """The reader for a pinned input; ``carry`` reads key columns and label too."""
         return cls(
             features=manifest.features,
@@ -74,6 +91,7 @@ class Reader:
             nulls=config.source.nulls,
             carried=manifest.carried_schema if carry else pa.schema([]),
             shard_keys=carry and not manifest.keys,
+            explained=explained,
         )
 
     @property
@@ -147,7 +165,7 @@ class Reader:
         # Without checksums, which Spark writes, damage in uncompressed pages is not to be seen.
         parquet = pq.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True)
         in_file = parquet.schema_arrow.names
-        names = dict.fromkeys((*(column.name for column in self.features), *self.carried.names))
+        names = dict.fromkeys(self._names())
         block_rows = max(1024, _BLOCK_BYTES // (self.width * np.dtype(self.dtype).itemsize))
         wanted = [column for column, name in enumerate(_roots(parquet)) if name in names]
         for piece in pieces:
@@ -175,11 +193,16 @@ class Reader:
                     kind = pa.int64()  # as a feature it must read as a number
                     if name in self.carried.names:
                         kind = self.carried.field(name).type
+                    elif any(c.name == name and c.kind == "category" for c in self.explained):
+                        kind = pa.string()
                     table = table.append_column(name, hive_column(value, len(table), kind))
         return table
 
     def _names(self) -> list[str]:
-        return [*(column.name for column in self.features), *self.carried.names]
+        features, explained = (
+            [column.name for column in columns] for columns in (self.features, self.explained)
+        )
+        return [*features, *self.carried.names, *explained]
 
     def _block(
         self,
@@ -196,13 +219,16 @@ class Reader:
         except RaggedVectors as ragged:
             raise ragged_error(shard, *ragged.args) from None
         carried = self._carried(shard, table, row_number)
+        names = [c.name for c in self.explained if c.name in table.column_names]
+        explained = table.select(names) if names else None
         if missing_B is not None and self.nulls == "error":
             raise self._missing(parquet, shard, url)
         row_numbers_B = np.arange(row_number, row_number + len(table))
         if missing_B is not None and self.nulls == "drop":
             x_BF, row_numbers_B = x_BF[~missing_B], row_numbers_B[~missing_B]
             carried = carried.filter(pa.array(~missing_B)) if carried is not None else None
-        yield RowBlock(x_BF, carried, shard_number, row_numbers_B)
+            explained = explained.filter(pa.array(~missing_B)) if names else None
+        yield RowBlock(x_BF, carried, shard_number, row_numbers_B, explained)
 
     def _carried(self, shard: str, table: pa.Table, row_number: int) -> pa.Table | None:
         if not len(self.carried) and not self.shard_keys:

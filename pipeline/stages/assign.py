@@ -29,6 +29,7 @@ from pipeline.errors import InputError, OutOfMemory, PipelineError, TransientErr
 from pipeline.lake.assigning import Assigner, AssignJob
 from pipeline.lake.carrying import published_parts
 from pipeline.lake.cluster_ids import OUTLIER, ClusterIds
+from pipeline.lake.explained import explained_of
 from pipeline.lake.models import feature_names, settings_of
 from pipeline.lake.parts import BinnedRows, PartStatistics, parts_folder
 from pipeline.lake.quarantine import without_bad_shards
@@ -56,12 +57,13 @@ def _settings(config: Config) -> Any:
     # Whether shards may be left out is decided by the time of the publish.
     names = {"nulls": config.source.nulls, "on_bad_shard": config.source.on_bad_shard}
     settings = names | {"alpha": config.refine.alpha}
+    settings |= {"explain": config.explain.model_dump(include={"columns", "exemplars"})}
     # Files of a Delta table lie elsewhere, and no table takes parts that a night has carried.
     table = config.lake.format
     return settings | ({"table": table} if table != "parquet" else {})
 
 
-@stage("assign", version=1, settings=_settings, distributed=True)
+@stage("assign", version=2, settings=_settings, distributed=True)
 @without_bad_shards
 def assign(
     config: Config,
@@ -192,6 +194,7 @@ class _Attempts:
         self._published: dict[str, PartFile] | None = None
         if _carries(config, context, champion):
             self._published = published_parts(context.lake, model.model_id, context.ds)
+        self._explained = explained_of(config, manifest, context.lake)
         self.slices = by_slice(pieces_of(manifest, context.lake))
         self._attempts = self._narrower = 0
 
@@ -221,6 +224,7 @@ class _Attempts:
             gpus=resources.claim.gpus,
             champion=self._champion,
             published=self._published,
+            explained=self._explained,
         )
         self._attempts += 1
         before = self.most_parts

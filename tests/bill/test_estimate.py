@@ -15,7 +15,8 @@ from pipeline.clustering import quality
 from pipeline.clustering.kmeans import WORK, affordable
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.stages import evaluate
+from pipeline.lake import profiles
+from pipeline.stages import evaluate, explain
 
 # 1,000 FLOP/s, an update takes a second, and nothing else takes time.
 SLOW = Rates(
@@ -174,6 +175,8 @@ def test_figures_that_are_other_modules() -> None:
     assert paper.STABILITY_RESTARTS == evaluate._STABILITY_RESTARTS
     assert paper.STABILITY_WORK == evaluate._STABILITY_WORK
     assert paper.ASKED_ROWS == evaluate._ASKED_ROWS
+    assert paper.MOST_CELLS == profiles._MOST_CELLS
+    assert paper.TOGETHER == explain._TOGETHER
     assert paper._SILHOUETTE_ROWS == quality._SILHOUETTE_ROWS
     assert paper._MOST_ROWS_PER_CLUSTER == quality._MOST_ROWS_PER_CLUSTER
 

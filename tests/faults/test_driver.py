@@ -70,7 +70,12 @@ def test_killed_in_every_stage_at_three_points_each(
             else:
                 pytest.fail(f"stage {stage} was over each time before it could be hit")
             ledger.injected(FAULT, stage)
-            if stage in ("publish", "summary"):  # readers see all of it or nothing
+            if stage in (
+                "publish",
+                "explain",
+                "describe",
+                "summary",
+            ):  # readers see all of it or nothing
                 assert night.snapshots() in ([], ["1.json"])
                 assert not night.snapshots() or night.rows().num_rows == ROWS
             else:

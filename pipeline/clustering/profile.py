@@ -1,0 +1,390 @@
+"""What clusters look like, feature by feature: statistics that may be merged.
+
+Moments are exact over all rows. Quantiles come from points: values that stand for equal shares of
+a cluster's rows. All values are kept while they are few; more are thinned evenly by rank.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Values of a cluster in a batch, from which on it is worth its own calls of numpy.
+_LARGE_VALUES = 4_096
+
+
+@dataclass(frozen=True)
+class GroupMoments:
+    """Statistics of each feature in each cluster, missing values left out.
+
+    Attributes:
+        ids_K: Clusters that have rows, ascending, shape (n_clusters,), int64.
+        rows_K: Rows of each, int64.
+        count_KF: Values seen, shape (n_clusters, features), int64; the others are missing.
+        mean_KF: Their mean, float64.
+        m2_KF: Σ (x − mean)², float64.
+        min_KF: Smallest value, float64; +inf when none was seen.
+        max_KF: Largest value, float64; −inf when none was seen.
+    """
+
+    ids_K: NDArray[np.int64]
+    rows_K: NDArray[np.int64]
+    count_KF: NDArray[np.int64]
+    mean_KF: NDArray[np.float64]
+    m2_KF: NDArray[np.float64]
+    min_KF: NDArray[np.float64]
+    max_KF: NDArray[np.float64]
+
+    @classmethod
+    def none(cls, features: int) -> GroupMoments:
+        """Those of no rows."""
+        nothing, empty = np.zeros(0, np.int64), np.zeros((0, features))
+        return cls(nothing, nothing, empty.astype(np.int64), empty, empty, empty, empty)
+
+    @classmethod
+    def of(cls, ids_B: NDArray[np.integer], x_BF: NDArray[np.generic]) -> GroupMoments:
+        """Moments of some rows.
+
+        Args:
+            ids_B: The cluster of each, shape (rows,).
+            x_BF: Values, shape (rows, features); not finite means missing.
+        """
+        if not len(ids_B):
+            return cls.none(x_BF.shape[1])
+        order_B = np.argsort(ids_B, kind="stable")
+        ids_K, starts_K, rows_K = np.unique(ids_B[order_B], return_index=True, return_counts=True)
+        x_BF = x_BF[order_B]
+        # Few large groups one by one stay in cache; many small ones in one sweep, which is slower
+        # a value but not a group.
+        each = x_BF.size >= _LARGE_VALUES * len(ids_K)
+        edges = [*starts_K.tolist(), len(x_BF)] if each else [0, len(x_BF)]
+        parts = [
+            _sums(x_BF[start:end], starts_K if not each else np.zeros(1, np.int64))
+            for start, end in itertools.pairwise(edges)
+        ]
+        count_KF, mean_KF, m2_KF, min_KF, max_KF = (
+            np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+        )
+        return cls(ids_K.astype(np.int64), rows_K, count_KF, mean_KF, m2_KF, min_KF, max_KF)
+
+    def merge(self, other: GroupMoments) -> GroupMoments:
+        """Those of both sets of rows together (Chan, Golub & LeVeque 1983, eq. 2.1)."""
+        one, two = self, other
+        if not np.array_equal(self.ids_K, other.ids_K):
+            ids_K = np.union1d(self.ids_K, other.ids_K)
+            one, two = self._of_clusters(ids_K), other._of_clusters(ids_K)
+        count_KF = one.count_KF + two.count_KF
+        share_KF = two.count_KF / np.maximum(count_KF, 1)
+        delta_KF = two.mean_KF - one.mean_KF
+        return GroupMoments(
+            ids_K=one.ids_K,
+            rows_K=one.rows_K + two.rows_K,
+            count_KF=count_KF,
+            mean_KF=one.mean_KF + delta_KF * share_KF,
+            m2_KF=one.m2_KF + two.m2_KF + np.square(delta_KF) * one.count_KF * share_KF,
+            min_KF=np.minimum(one.min_KF, two.min_KF),
+            max_KF=np.maximum(one.max_KF, two.max_KF),
+        )
+
+    def beside(self, other: GroupMoments) -> GroupMoments:
+        """Those of more features of the same rows, behind these."""
+        names = ("count_KF", "mean_KF", "m2_KF", "min_KF", "max_KF")
+        both = {n: np.concatenate([getattr(self, n), getattr(other, n)], axis=1) for n in names}
+        return GroupMoments(self.ids_K, self.rows_K, **both)
+
+    def _of_clusters(self, ids_K: NDArray[np.int64]) -> GroupMoments:
+        """The same, with clusters that have no rows."""
+        place_K = np.searchsorted(ids_K, self.ids_K)
+
+        def spread(values: NDArray[np.generic], nothing: float) -> NDArray[np.generic]:
+            found = np.full((len(ids_K), *values.shape[1:]), nothing, values.dtype)
+            found[place_K] = values
+            return found
+
+        nothing = {"min_KF": np.inf, "max_KF": -np.inf}
+        spreads = {
+            name: spread(values, nothing.get(name, 0))
+            for name, values in vars(self).items()
+            if name != "ids_K"
+        }
+        return GroupMoments(ids_K=ids_K, **spreads)
+
+    def total(self) -> GroupMoments:
+        """All clusters as one, whose id is 0."""
+        if len(self.ids_K) == 0:
+            return self
+        count_F = self.count_KF.sum(axis=0)
+        mean_F = (self.count_KF * self.mean_KF).sum(axis=0) / np.maximum(count_F, 1)
+        apart_F = (self.count_KF * np.square(self.mean_KF - mean_F)).sum(axis=0)
+        return GroupMoments(
+            ids_K=np.zeros(1, np.int64),
+            rows_K=self.rows_K.sum(keepdims=True),
+            count_KF=count_F[None],
+            mean_KF=mean_F[None],
+            m2_KF=(self.m2_KF.sum(axis=0) + apart_F)[None],
+            min_KF=self.min_KF.min(axis=0)[None],
+            max_KF=self.max_KF.max(axis=0)[None],
+        )
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How clusters differ from the rest of the rows.
+
+    Attributes:
+        away_KF: Mean less that of all other rows, shape (n_clusters, features), float64; 0 where
+            either side has no values.
+        spread_F: Standard deviation of all rows.
+    """
+
+    away_KF: NDArray[np.float64]
+    spread_F: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, moments: GroupMoments) -> Contrast:
+        """Every cluster against all the others together."""
+        total = moments.total()
+        count_F, mean_F, m2_F = (v[0] for v in (total.count_KF, total.mean_KF, total.m2_KF))
+        rest_KF = count_F - moments.count_KF
+        # mean − mean of the rest = (mean − mean of all) · n / (n − n_k)
+        away_KF = (moments.mean_KF - mean_F) * (count_F / np.maximum(rest_KF, 1))
+        away_KF[(rest_KF == 0) | (moments.count_KF == 0)] = 0.0
+        return cls(away_KF, np.sqrt(m2_F / np.maximum(count_F, 1)))
+
+    def differences(self) -> NDArray[np.float64]:
+        """In standard deviations of all rows; 0 where all have the same value."""
+        found: NDArray[np.float64] = np.divide(
+            self.away_KF, self.spread_F, out=np.zeros_like(self.away_KF), where=self.spread_F > 0
+        )
+        return found
+
+    def lengths(self, of: slice) -> NDArray[np.float64]:
+        """Of the differences of mean vectors, over the root of the sum of all variances."""
+        length_K = np.sqrt(np.square(self.away_KF[:, of]).sum(axis=1))
+        spread = float(np.sqrt(np.square(self.spread_F[of]).sum()))
+        return length_K / spread if spread > 0 else np.zeros_like(length_K)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Values that stand for equal shares of the rows of a cell: a cluster and a column.
+
+    Attributes:
+        ids_K: Clusters, ascending.
+        number_KS: Points of each cell, shape (n_clusters, columns), int64.
+        values: Those of all cells one after the other, ascending in each.
+    """
+
+    ids_K: NDArray[np.int64]
+    number_KS: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+    @classmethod
+    def none(cls, columns: int) -> Points:
+        """Those of no rows."""
+        return cls(np.zeros(0, np.int64), np.zeros((0, columns), np.int64), np.zeros(0))
+
+    @classmethod
+    def of(cls, ids_B: NDArray[np.integer], x_BS: NDArray[np.generic], most: int) -> Points:
+        """At most so many points of each cell; all its values where they are no more."""
+        ids_K, place_B = np.unique(ids_B, return_inverse=True)
+        columns = x_BS.shape[1]
+        number_KS = np.zeros((len(ids_K), columns), np.int64)
+        kept_number = np.zeros_like(number_KS)
+        kept: list[NDArray[np.float64]] = []
+        for column in range(columns):
+            value_B = x_BS[:, column].astype(np.float64)
+            finite_B = np.isfinite(value_B)
+            value_B, cell_B = value_B[finite_B], place_B[finite_B]
+            order_B = np.argsort(value_B)
+            order_B = order_B[np.argsort(cell_B[order_B], kind="stable")]
+            number_K = np.bincount(cell_B, minlength=len(ids_K))
+            number_KS[:, column] = number_K
+            kept_number[:, column] = np.minimum(number_K, most)
+            kept.append(value_B[order_B][_even_places(number_K, kept_number[:, column])])
+        return cls(ids_K.astype(np.int64), kept_number, _by_cluster(kept, kept_number))
+
+    @classmethod
+    def merged(
+        cls, pieces: Sequence[tuple[Points, GroupMoments]], columns: Sequence[int], most: int
+    ) -> Points:
+        """Those of all pieces' rows together, at most so many a cell.
+
+        Args:
+            pieces: Points, and the moments of the same rows: how many a cell stands for.
+            columns: Which of the moments' features the points are of.
+            most: Points of each cell.
+        """
+        ids_K = np.unique(np.concatenate([moments.ids_K for _, moments in pieces]))
+        cells: list[NDArray[np.int64]] = []
+        weights: list[NDArray[np.float64]] = []
+        for points, moments in pieces:
+            place = np.searchsorted(ids_K, points.ids_K)
+            cell_KS = place[:, None] * len(columns) + np.arange(len(columns))
+            rows_KS = moments.count_KF[np.searchsorted(moments.ids_K, points.ids_K)][:, columns]
+            number = points.number_KS.ravel()
+            cells.append(np.repeat(cell_KS.ravel(), number))
+            weights.append(np.repeat(rows_KS.ravel() / np.maximum(number, 1), number))
+        value, cell, weight = (
+            np.concatenate(parts)
+            for parts in ([points.values for points, _ in pieces], cells, weights)
+        )
+        order = np.argsort(value, kind="stable")
+        order = order[np.argsort(cell[order], kind="stable")]
+        value, cell, weight = value[order], cell[order], weight[order]
+        size = len(ids_K) * len(columns)
+        number = np.bincount(cell, minlength=size)
+        heaviest = np.zeros(size)
+        np.maximum.at(heaviest, cell, weight)
+        whole = (number <= most) & (heaviest <= 1)  # every row is there by itself
+        kept = np.where(whole | (number == 0), number, most)
+        chosen = _by_weight(weight, number, kept, whole)
+        return cls(ids_K, kept.reshape(len(ids_K), len(columns)), value[chosen])
+
+    def quantiles(
+        self, shares: Sequence[float], count_KS: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Of each cell, shape (n_clusters, columns, shares); NaN where it has no points.
+
+        Interpolated as numpy does where every row has its point; else points lie in the middle of
+        the shares that they stand for.
+
+        Args:
+            shares: In [0, 1].
+            count_KS: Values that the cell stands for.
+        """
+        number = self.number_KS.ravel()
+        start = np.cumsum(number) - number
+        found = np.full((len(number), len(shares)), np.nan)
+        some = number > 0
+        exact = number == count_KS.ravel()
+        for place, share in enumerate(shares):
+            rank = np.where(exact, (number - 1) * share, number * share - 0.5)
+            rank = np.clip(rank, 0, np.maximum(number - 1, 0))[some]
+            below = np.floor(rank).astype(np.int64)
+            above = np.minimum(below + 1, number[some] - 1)
+            low, high = self.values[start[some] + below], self.values[start[some] + above]
+            found[some, place] = low + (high - low) * (rank - below)
+        return found.reshape(*self.number_KS.shape, len(shares))
+
+
+def _sums(
+    x_BF: NDArray[np.generic], starts_K: NDArray[np.int64]
+) -> tuple[
+    NDArray[np.int64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+]:
+    """Count, mean, Σ (x − mean)², least and greatest of rows that are sorted by their cluster.
+
+    Args:
+        x_BF: The rows.
+        starts_K: Where each cluster begins.
+    """
+    alone = len(starts_K) == 1
+    rows_K = np.diff(np.append(starts_K, len(x_BF)))
+
+    def reduced(ufunc: np.ufunc, values_BF: NDArray[np.generic]) -> NDArray[np.float64]:
+        if alone:
+            return np.asarray(ufunc.reduce(values_BF, axis=0, keepdims=True), np.float64)
+        return np.asarray(ufunc.reduceat(values_BF, starts_K, axis=0), np.float64)
+
+    value_BF = x_BF.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        sum_KF = reduced(np.add, value_BF)
+    count_KF = np.repeat(rows_K[:, None], x_BF.shape[1], axis=1)
+    least_BF = most_BF = x_BF
+    finite_BF: NDArray[np.bool_] | None = None
+    if not np.isfinite(sum_KF).all():
+        finite_BF = np.isfinite(value_BF)
+        count_KF = reduced(np.add, finite_BF.astype(np.int32)).astype(np.int64)
+        least_BF, most_BF = (np.where(finite_BF, x_BF, limit) for limit in (np.inf, -np.inf))
+        value_BF = np.where(finite_BF, value_BF, 0.0)
+        sum_KF = reduced(np.add, value_BF)
+    mean_KF = sum_KF / np.maximum(count_KF, 1)
+    value_BF -= mean_KF if alone else np.repeat(mean_KF, rows_K, axis=0)
+    if finite_BF is not None:
+        value_BF[~finite_BF] = 0.0
+    if alone:
+        m2_KF = np.einsum("bf,bf->f", value_BF, value_BF)[None]
+    else:
+        m2_KF = reduced(np.add, np.square(value_BF, out=value_BF))
+    min_KF, max_KF = reduced(np.minimum, least_BF), reduced(np.maximum, most_BF)
+    # Rounding of a mean of equal values is no spread.
+    m2_KF[min_KF >= max_KF] = 0.0
+    return count_KF, mean_KF, m2_KF, min_KF, max_KF
+
+
+def _even_places(number: NDArray[np.int64], kept: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the kept ones are among so many of each cell, evenly by rank."""
+    start = np.repeat(np.cumsum(number) - number, kept)
+    turn = np.arange(int(kept.sum())) - np.repeat(np.cumsum(kept) - kept, kept)
+    step = np.repeat(number / np.maximum(kept, 1), kept)
+    places: NDArray[np.int64] = start + np.floor((turn + 0.5) * step).astype(np.int64)
+    return places
+
+
+def _by_weight(
+    weight: NDArray[np.float64],
+    number: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    whole: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """The same where points differ in weight: a heavy one may stand for several shares."""
+    total = np.cumsum(weight)
+    end = np.cumsum(number)
+    first = end - number
+    base = np.where(first > 0, total[np.maximum(first - 1, 0)], 0.0) if len(total) else first * 0.0
+    held = np.where(number > 0, total[np.maximum(end - 1, 0)] - base, 0.0) if len(total) else base
+    turn = np.arange(int(kept.sum())) - np.repeat(np.cumsum(kept) - kept, kept)
+    target = np.repeat(base, kept) + (turn + 0.5) * np.repeat(held / np.maximum(kept, 1), kept)
+    place = np.searchsorted(total, target)
+    place = np.clip(place, np.repeat(first, kept), np.repeat(np.maximum(end - 1, 0), kept))
+    return np.where(np.repeat(whole, kept), np.repeat(first, kept) + turn, place)
+
+
+def _by_cluster(
+    columns: Sequence[NDArray[np.float64]], number_KS: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Values of each column, one cluster after the other → of each cluster, column by column."""
+    if not columns:
+        return np.zeros(0)
+    clusters, width = number_KS.shape
+    cell = [
+        np.repeat(np.arange(clusters) * width + column, number_KS[:, column])
+        for column in range(width)
+    ]
+    return np.concatenate(columns)[np.argsort(np.concatenate(cell), kind="stable")]
+
+
+def first_of_each(
+    ids_B: NDArray[np.integer], most: int, *by: NDArray[np.generic]
+) -> NDArray[np.int64]:
+    """Which rows come first in their cluster: at most so many of each, by cluster, then in order.
+
+    Args:
+        ids_B: The cluster of each row.
+        most: Rows of each cluster.
+        by: Values that rows are ordered by, the first decides; of equals, the first row is first.
+    """
+    order_B = np.lexsort((*reversed(by), ids_B))
+    sorted_B = ids_B[order_B]
+    first_B = np.searchsorted(sorted_B, sorted_B)
+    chosen: NDArray[np.int64] = order_B[np.arange(len(order_B)) - first_B < most]
+    return chosen
+
+
+def ranks(difference_KF: NDArray[np.float64]) -> NDArray[np.int32]:
+    """1 for the largest absolute difference of each cluster, and so on; of equals, the first."""
+    order_KF = np.argsort(-np.abs(difference_KF), axis=1, kind="stable")
+    found = np.empty(order_KF.shape, np.int32)
+    np.put_along_axis(
+        found, order_KF, np.arange(1, order_KF.shape[1] + 1, dtype=np.int32)[None], axis=1
+    )
+    return found

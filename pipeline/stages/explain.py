@@ -1,0 +1,168 @@
+"""explain: what the clusters are, as two tables, from the profiles that assigning left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.artifacts import (
+    Assignments,
+    ClusteringModel,
+    Explanation,
+    Manifest,
+    ProfiledColumn,
+    StoredFile,
+)
+from pipeline.config import Config
+from pipeline.distributed.resources import READER
+from pipeline.distributed.retries import with_retries
+from pipeline.distributed.tasks import map_slices, run_task
+from pipeline.engine import Context, stage
+from pipeline.errors import TransientError
+from pipeline.lake.profile_tables import Origin, exemplars_table, profile_table
+from pipeline.lake.profiles import (
+    Profile,
+    copy_path,
+    gone_profiles,
+    merged,
+    profile_bytes,
+    profile_path,
+    read_profile,
+)
+from pipeline.lake.receipts import read_receipts, replacements
+from pipeline.lake.snapshots import latest_snapshot, read_file_list
+from pipeline.schema import exemplar_schema
+from pipeline.storage import Store, parquet_bytes, sha256
+
+log = logging.getLogger(__name__)
+
+# Profiles that a task puts together; a million of them take five rounds.
+_TOGETHER = 16
+
+
+def _settings(_: Config) -> Any:
+    return {}  # what the tables hold was decided when rows were labelled
+
+
+@stage("explain", version=1, settings=_settings, distributed=True)
+def explain(
+    config: Config,
+    context: Context,
+    manifest: Manifest,
+    model: ClusteringModel,
+    assignments: Assignments,
+) -> Explanation:
+    """Merge the profiles of all parts in tasks, as a tree, and write the tables and their copies.
+
+    Profiles are put together in the order of their names, so that the same parts lead to the same
+    bytes, whoever did what and however often.
+
+    Raises:
+        TransientError: Profiles are gone. Assign is not complete then, whatever its marker says.
+    """
+    lake = context.lake
+    parts = [file.path for file in read_file_list(lake, assignments.files.path).files]
+    instead = replacements(read_receipts(lake))  # parts that were written again without some rows
+    while any(part in instead for part in parts):
+        parts = [getattr(instead.get(part), "new", None) or part for part in parts]
+    paths = [profile_path(p) for p in sorted(parts, key=lambda p: p.rpartition("/")[2])]
+    if gone := gone_profiles(lake, paths):
+        # A marker that says nothing counts as none; not every role may delete.
+        lake.write_bytes(context.stage_path("assign", "done.json"), b"")
+        raise TransientError(
+            f"{len(gone):,} of {len(paths):,} profiles of parts are gone, such as {gone[0]}; the "
+            "assignments are published all the same. The same run id writes them again"
+        )
+    memory = "give nodes more memory, or lower explain.exemplars"
+    made: list[str] = []
+    while len(paths) > _TOGETHER:
+        folder = context.stage_path("explain", f"merged/{len(paths)}")
+        work = partial(_round, config, lake, paths, folder)
+        paths = with_retries(config.execution, "explain", work, memory=memory)
+        made += paths
+    found = run_task(
+        config.execution,
+        _explain,
+        *(lake, context.stage_path("explain"), paths),
+        origin=Origin(ds=context.ds, run_id=context.run_id, model_id=model.model_id),
+        schema=exemplar_schema(manifest.carried_schema, manifest.keys),
+    )
+    with suppress(OSError):  # not every role may delete
+        lake.delete(made)
+        lake.prune(context.stage_path("explain", "merged"))
+    for what in found.left_out:
+        log.warning("explain: there is no room for %s", what)
+    return Explanation(**vars(found))
+
+
+def _round(config: Config, lake: Store, paths: Sequence[str], folder: str) -> list[str]:
+    """Put together some profiles a task; the files of what comes of it, in their order."""
+    groups = [paths[n : n + _TOGETHER] for n in range(0, len(paths), _TOGETHER)]
+    names = [f"{folder}/{n:06}.parquet" for n in range(len(groups))]
+    work = [
+        pa.table({"path": group, "into": [name] * len(group)})
+        for group, name in zip(groups, names, strict=True)
+    ]
+
+    def merge(some: pa.Table) -> pa.Table:
+        into = some["into"][0].as_py()
+        lake.write_bytes(into, profile_bytes(_merged(lake, some["path"].to_pylist()), into))
+        return pa.table({"into": [into]})
+
+    for _ in map_slices(config.execution, work, merge, claim=READER):
+        pass
+    return names
+
+
+def _merged(lake: Store, paths: Sequence[str]) -> Profile:
+    return merged([read_profile(lake, path) for path in paths])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the task reports: files and figures, never rows; see ``Explanation``."""
+
+    profile: StoredFile
+    exemplars: StoredFile
+    clusters: int
+    rows: int
+    columns: tuple[ProfiledColumn, ...]
+    exemplars_kept: int
+    quantile_points: int
+    left_out: tuple[str, ...]
+
+
+def _explain(
+    lake: Store, folder: str, paths: Sequence[str], *, origin: Origin, schema: pa.Schema
+) -> _Found:
+    profile = _merged(lake, paths)
+    content = {
+        "profile": parquet_bytes(profile_table(profile, origin)),
+        "exemplars": parquet_bytes(exemplars_table(profile, origin, schema)),
+    }
+    stored = {}
+    for name, table in content.items():
+        path = f"{folder}/{name}.parquet"
+        lake.write_bytes(path, table)
+        stored[name] = StoredFile(path=path, sha256=sha256(table), bytes=len(table))
+    latest = latest_snapshot(lake)
+    served = latest.partitions.get(origin.ds) if latest else None
+    if served is not None and served.run_id == origin.run_id:  # else another run's are there
+        for name, table in content.items():
+            lake.write_bytes(copy_path(f"cluster_{name}", origin.ds), table)
+    layout, moments = profile.layout, profile.moments
+    return _Found(
+        **stored,
+        clusters=len(moments.ids_K),
+        rows=int(moments.rows_K.sum()),
+        columns=tuple(layout.columns[n] for n in layout.kept),
+        exemplars_kept=layout.exemplars,
+        quantile_points=layout.points,
+        left_out=layout.left_out,
+    )
