@@ -30,6 +30,7 @@ LAYERS = {
     "pipeline.lake": 3,
     "pipeline.distributed": 3,
     "pipeline.bill": 3,
+    "pipeline.tuning": 3,
     "pipeline.stages": 4,
     "pipeline.run": 5,
     "jobs": 6,
@@ -40,6 +41,7 @@ SIDEWAYS = {
     ("pipeline.distributed", "pipeline.lake"),  # training workers read their shares; never back
     ("pipeline.bill", "pipeline.lake"),  # measures its reader, and reads what runs left
     ("pipeline.bill", "pipeline.distributed"),  # a cluster is shared out as there
+    ("pipeline.tuning", "pipeline.lake"),  # reads the sample
 }
 
 # Who may import what is heavy or belongs to one place; a unit, or one module of it.
@@ -52,6 +54,7 @@ LIBRARIES = {
         "pipeline.lake",
         "pipeline.distributed",
         "pipeline.bill.measuring",
+        "pipeline.tuning",
         "pipeline.stages",
     },
     "pyarrow": {
@@ -61,6 +64,7 @@ LIBRARIES = {
         "pipeline.lake",
         "pipeline.distributed",
         "pipeline.bill.measuring",
+        "pipeline.tuning.trials",
         "pipeline.stages",
     },
     "s3fs": {"pipeline.storage"},
@@ -72,6 +76,7 @@ LIBRARIES = {
     "mlflow": {"jobs.tracking.mlflow"},
     "tensorboard": {"jobs.tracking.tensorboard"},
     "openlineage": {"jobs.tracking.openlineage"},
+    "optuna": {"jobs.tune"},
     "typer": {"jobs"},
     "rich": {"jobs"},
     "pickle": set(),
