@@ -91,11 +91,11 @@ def reason(outcome: Outcome) -> list[str]:
     lines = [
         f"{len(outcome.trials)} trials on {outcome.rows:,} rows, {outcome.fewest} to "
         f"{outcome.most} clusters, without labels.",
-        f"{len(found.left_out)} left out for their cluster sizes, memorising or failure; "
-        f"{len(found.front)} of the others on the front of stability, modularity and silhouette.",
-        f"Best score {found.best_score:.3f} with {found.best.settings.clusters} clusters; "
-        f"{len(found.tied)} within its standard error of {found.error:.3f}, of which this one has "
-        "the fewest clusters and the smallest model.",
+        f"{len(found.left_out)} left out for their cluster sizes, memorising or failure.",
+        f"Best score {found.best_score:.3f} (modularity + silhouette / 2 + stability / 20) with "
+        f"{found.best.settings.clusters} clusters; {len(found.tied)} within its standard error of "
+        f"{found.error:.3f}, of which this one has the smallest network, "
+        f"{chosen.settings.clusters} clusters and {found.score:.3f}.",
         f"Stability {measures.stability:.3f}, modularity {measures.modularity:.3f}, silhouette "
         f"{measures.silhouette:.3f}, smallest cluster {measures.smallest_share:.1%}, largest "
         f"{measures.largest_share:.1%} of the rows.",
@@ -256,10 +256,11 @@ def curve_svg(outcome: Outcome) -> str:
 
     def x_of(k: int) -> float:
         first, last = math.log(counts[0]), math.log(max(counts[-1], counts[0] + 1))
-        return _LEFT + (math.log(k) - first) / (last - first) * (_WIDTH - _LEFT - _RIGHT)
+        share: float = (math.log(k) - first) / (last - first)
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     def y_of(value: float) -> float:
-        return _TOP + (1 - value) / (1 - low) * (_HEIGHT - _TOP - _BOTTOM)
+        return float(_TOP + (1 - value) / (1 - low) * (_HEIGHT - _TOP - _BOTTOM))
 
     chosen = outcome.found.trial.settings.clusters
     title = f"{outcome.folder.id}: measures by number of clusters, {chosen} recommended"

@@ -1,18 +1,17 @@
-"""Which trial is recommended: limits, a front, a score, and the simplest of those that tie.
+"""Which trial is recommended: limits, a score, and the smallest of those that tie.
 
 Decision 0030 says why each part is there, and tests/benchmarks/TUNE.md how often it is right.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.tuning.measures import Measures
-from pipeline.tuning.trials import Trial, order_of
+from pipeline.tuning.trials import Trial
 
 # Of an even share, in the smallest cluster: fewer rows are stragglers, not a cluster.
 _LEAST_OF_EVEN = 0.05
@@ -21,6 +20,10 @@ _MOST_SHARE = 0.9
 # A model whose KL on rows that it did not see is three times that on its own has memorised them.
 _LEAST_GENERALISATION = 1 / 3
 FAILED_SCORE = -1.0
+# Of silhouette and stability beside modularity, which has 1. A silhouette prefers round clusters,
+# which the true ones need not be. Two fits agree by chance: from one K to the next, stability goes
+# up and down by a tenth, modularity by less than a hundredth. Decision 0030 has the figures.
+_SILHOUETTE, _STABILITY = 0.5, 0.05
 
 
 def breach(trial: Trial) -> str | None:
@@ -40,8 +43,8 @@ def breach(trial: Trial) -> str | None:
 
 
 def score_of(measures: Measures) -> float:
-    """Modularity and stability together: their geometric mean, 0 where either is not above 0."""
-    return math.sqrt(max(0.0, measures.modularity) * max(0.0, measures.stability))
+    """Modularity + silhouette / 2 + stability / 20: each with about as much noise as the first."""
+    return measures.modularity + _SILHOUETTE * measures.silhouette + _STABILITY * measures.stability
 
 
 def searched_score(trial: Trial) -> float:
@@ -77,8 +80,8 @@ class Recommendation:
         best: The trial with the highest score.
         best_score: That score.
         error: A standard error of a score; see ``score_error``.
-        front: Trials on the Pareto front of stability, modularity and silhouette.
-        tied: Trials within one error of the best, the recommended one among them.
+        front: The Pareto front of stability, modularity and silhouette: what there is to trade.
+        tied: Those within one error of the best, the recommended one among them.
         left_out: Those that break a limit, with the limit.
     """
 
@@ -96,38 +99,48 @@ def recommend(trials: Sequence[Trial]) -> Recommendation | None:
     """Choose; None where every trial breaks a limit.
 
     1. Trials that break a limit are out.
-    2. Those on the Pareto front of stability, modularity and silhouette are left.
-    3. Of them, the one with the highest score is the best.
-    4. Of those within one standard error of it, the one with the fewest clusters is recommended,
-       and of several the smallest model.
+    2. Of the others, the one with the highest score is the best. No other one beats it in one of
+       stability, modularity and silhouette without losing in another.
+    3. Of those within one standard error of it, the smallest network is recommended: the narrowest,
+       then the one with the smallest embedding, then the one that is refined for the fewest passes;
+       and among equals the one with the highest score. The number of clusters is no size to be kept
+       small: too few are as wrong as too many.
     """
     left_out = [(trial, why) for trial in trials if (why := breach(trial))]
     allowed = [trial for trial in trials if not breach(trial)]
     if not allowed:
         return None
-    front = on_front(allowed)
-    best = max(front, key=searched_score)
+    best = max(allowed, key=searched_score)
     error = score_error(allowed)
-    tied = [t for t in front if searched_score(t) >= searched_score(best) - error]
-    chosen = min(tied, key=lambda trial: order_of(trial.settings))
+    tied = [t for t in allowed if searched_score(t) >= searched_score(best) - error]
+    chosen = min(tied, key=_cost)
     return Recommendation(
         trial=chosen,
         score=searched_score(chosen),
         best=best,
         best_score=searched_score(best),
         error=error,
-        front=tuple(front),
+        front=tuple(on_front(allowed)),
         tied=tuple(tied),
         left_out=tuple(left_out),
     )
 
 
+def _cost(trial: Trial) -> tuple[float, ...]:
+    settings = trial.settings
+    network = (settings.width, settings.embedding, settings.refine_passes)
+    return (*network, -searched_score(trial))
+
+
 def score_error(trials: Sequence[Trial]) -> float:
     """A standard error of a score, pooled over trials.
 
-    A trial has two fits, too few to say how much its own score varies; but all trials together
-    have many. The modularities of two fits differ by √2 standard deviations in the root mean
-    square; the score of a trial varies as their mean does, at least.
+    A trial has two fits, too few to say how much its own score varies; all trials together have
+    many. Stability, which is one number of both fits, adds to it what nobody can tell from them.
     """
-    errors = [trial.measures.modularity_error for trial in trials if trial.measures]
-    return float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
+    squares = [
+        found.modularity_error**2 + (_SILHOUETTE * found.silhouette_error) ** 2
+        for found in (trial.measures for trial in trials)
+        if found is not None
+    ]
+    return float(np.sqrt(np.mean(squares))) if squares else 0.0
