@@ -1,6 +1,6 @@
 """How often ``dec tune`` is right: its recommendation against the labels that it does not see.
 
-    python -m tests.benchmarks.tune [--data FOLDER] [--tables digits …] [--seeds 2 3 4] [--trials 16]
+    python -m tests.benchmarks.tune [--data FOLDER] [--tables digits …] [--seeds 2 3] [--trials 16]
 
 Every table is tuned once a seed by the command itself, on a sample and with a small network: the
 budget is part of the result. Labels score each trial and decide nothing. What is finished is kept

@@ -1,4 +1,4 @@
-"""``dec tune`` as a user runs it: in parallel on a real Ray, killed, resumed, and its config used."""
+"""``dec tune`` as a user runs it: in parallel on a real Ray, killed, resumed, its config used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "clusters": 10,
     "evaluate": {"label": "label"},
 }
+Done = subprocess.CompletedProcess[str]
 ASKED = ("--clusters", "5:12", "--rows", "400", "--run-id", "t")
 
 
@@ -46,7 +46,7 @@ def environment(ray_address: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def killed(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, bytes]]:
+def killed(folder: Path, environment: dict[str, str]) -> dict[str, bytes]:
     """The trials of a tuning that was killed when the first of them were done."""
     words = ["tune", "config.yaml", *ASKED, "--trials", "4"]
     process = subprocess.Popen(
@@ -62,7 +62,7 @@ def killed(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, byte
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert done
-    yield done
+    return done
 
 
 def trials_in(folder: Path) -> dict[str, bytes]:
@@ -70,9 +70,7 @@ def trials_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths}
 
 
-def tune(
-    folder: Path, environment: dict[str, str], *words: str
-) -> subprocess.CompletedProcess[str]:
+def tune(folder: Path, environment: dict[str, str], *words: str) -> Done:
     return subprocess.run(
         [sys.executable, "-m", "jobs.cli", "tune", "config.yaml", *ASKED, *words],
         cwd=folder,
@@ -85,14 +83,12 @@ def tune(
 
 
 @pytest.fixture(scope="module")
-def resumed(
-    killed: dict[str, bytes], folder: Path, environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
+def resumed(killed: dict[str, bytes], folder: Path, environment: dict[str, str]) -> Done:
     return tune(folder, environment, "--trials", "4")
 
 
 def test_resumed_it_does_what_is_left(
-    killed: dict[str, bytes], resumed: subprocess.CompletedProcess[str], folder: Path
+    killed: dict[str, bytes], resumed: Done, folder: Path
 ) -> None:
     assert resumed.returncode == 0, resumed.stderr
     now = trials_in(folder)
@@ -104,13 +100,13 @@ def test_resumed_it_does_what_is_left(
     assert all(line.startswith("tune: ") for line in lines)
 
 
-def test_what_a_person_sees(resumed: subprocess.CompletedProcess[str], folder: Path) -> None:
+def test_what_a_person_sees(resumed: Done, folder: Path) -> None:
     assert "best trial of each number of clusters" in resumed.stdout
     assert "← recommended" in resumed.stdout
     assert str(folder / "lake/tuning/t/recommended.yaml") in resumed.stdout
 
 
-def test_what_it_leaves(resumed: subprocess.CompletedProcess[str], folder: Path) -> None:
+def test_what_it_leaves(resumed: Done, folder: Path) -> None:
     left = folder / "lake/tuning/t"
     table = pq.read_table(left / "trials.parquet")
     assert len(table) == len(trials_in(folder))
@@ -126,7 +122,7 @@ def test_what_it_leaves(resumed: subprocess.CompletedProcess[str], folder: Path)
 
 
 def test_the_recommended_config_is_the_old_one_but_for_what_was_searched(
-    resumed: subprocess.CompletedProcess[str], folder: Path
+    resumed: Done, folder: Path
 ) -> None:
     path = folder / "lake/tuning/t/recommended.yaml"
     found, before = load_config(str(path)), load_config(str(folder / "config.yaml"))
@@ -140,7 +136,7 @@ def test_the_recommended_config_is_the_old_one_but_for_what_was_searched(
 
 
 def test_asked_again_it_answers_at_once(
-    resumed: subprocess.CompletedProcess[str], folder: Path, environment: dict[str, str]
+    resumed: Done, folder: Path, environment: dict[str, str]
 ) -> None:
     count = len(trials_in(folder))
     again = tune(
@@ -154,7 +150,7 @@ def test_asked_again_it_answers_at_once(
 
 
 def test_the_recommended_config_runs(
-    resumed: subprocess.CompletedProcess[str], folder: Path, environment: dict[str, str]
+    resumed: Done, folder: Path, environment: dict[str, str]
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "jobs.cli", "run", "lake/tuning/t/recommended.yaml", "--json"],
@@ -170,7 +166,7 @@ def test_the_recommended_config_runs(
 
 
 def test_the_same_id_for_another_question(
-    resumed: subprocess.CompletedProcess[str], folder: Path, environment: dict[str, str]
+    resumed: Done, folder: Path, environment: dict[str, str]
 ) -> None:
     other = tune(folder, environment, "--set", "pretrain.passes=3")
     assert other.returncode == 2
