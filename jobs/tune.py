@@ -66,17 +66,16 @@ def tune_config(
         PipelineError: What stopped it; what is done is kept.
     """
     keep_to_this_machine()  # before anything imports Ray
+    # Light work first: what is wrong with config, input or range shows before anything starts.
+    config = of_ds(configured(config_path, overrides), checked_ds(wish.ds))
+    tuner = _Tuner(config, wish)
     listen()
     with own_screen(wanted_format()) as screen:
-        tuning_id = ""
+        tuner.screen = screen
         try:
-            config = of_ds(configured(config_path, overrides), checked_ds(wish.ds))
-            tuner = _Tuner(config, wish, screen)
-            tuning_id = tuner.id
             outcome = tuner.outcome(config_path)
-        except (KeyboardInterrupt, SystemExit):
-            # Ctrl-C, or a scheduler's SIGTERM
-            raise Interrupted(_how_to_resume(config_path, wish, tuning_id, overrides)) from None
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a scheduler's SIGTERM
+            raise Interrupted(_how_to_resume(config_path, wish, tuner.id, overrides)) from None
         finally:
             stop_ray()
         if as_json:
@@ -90,9 +89,10 @@ class _Tuner:
 
     Attributes:
         id: Of the tuning.
+        screen: Where it tells how it goes on.
     """
 
-    def __init__(self, config: Config, wish: Wish, screen: Screen) -> None:
+    def __init__(self, config: Config, wish: Wish) -> None:
         from pipeline.lake.pinning import list_shards
         from pipeline.tuning.space import cluster_range, parsed_range
         from pipeline.tuning.trials import TrialFolder
@@ -104,7 +104,7 @@ class _Tuner:
         self._range: Callable[[int], tuple[int, int]] = lambda n: cluster_range(wish.clusters, n)
         fewest, most = self._range(rows)
         self.config = _sampled(config, rows)
-        self._given, self._wish, self._screen = config, wish, screen
+        self._given, self._wish, self.screen = config, wish, Screen()
         files = [[file.url, file.bytes, file.version] for file in list_shards(config)]
         identity = [_searched(self.config), files, rows, fewest, most, pipeline.__version__]
         self._fingerprint = fingerprint_of(identity)
@@ -206,7 +206,7 @@ class _Tuner:
             listen()
 
     def _say(self, line: str) -> None:
-        self._screen.say(f"tune: {line}")
+        self.screen.say(f"tune: {line}")
 
     def _search(self, manifest: Manifest, sample: Sample, fewest: int, most: int) -> None:
         """Ray Tune runs the trials that are left, as many at a time as fit; Optuna suggests."""
@@ -371,8 +371,6 @@ def _searched(config: Config) -> dict[str, Any]:
 
 
 def _how_to_resume(config_path: str, wish: Wish, tuning_id: str, overrides: Sequence[str]) -> str:
-    if not tuning_id:
-        return "interrupted before the tuning began"
     words = [f"dec tune {config_path} --run-id {tuning_id} --trials {wish.trials}"]
     words += [f"--rows {wish.rows}"]
     words += [f"--clusters {wish.clusters}"] if wish.clusters else []

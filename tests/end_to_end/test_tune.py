@@ -27,6 +27,8 @@ SETTINGS: dict[str, Any] = {
     "output": "lake",
     "clusters": 10,
     "evaluate": {"label": "label"},
+    # Two at a time on the four CPUs of the tests' Ray.
+    "execution": {"workers": 1, "cpus_per_worker": 2},
 }
 Done = subprocess.CompletedProcess[str]
 ASKED = ("--clusters", "5:12", "--rows", "400", "--run-id", "t")
