@@ -342,6 +342,9 @@ def _watch(tuning: Any, done: int, wanted: int, say: Callable[[str], None]) -> A
         def __init__(self) -> None:
             self.ended = done
 
+        def __reduce__(self) -> Any:  # Tune pickles it for a restore that never comes
+            return tune.Callback, ()
+
         def _tell(self, parameters: dict[str, Any]) -> None:
             self.ended += 1
             settings = from_parameters(parameters, tuning.config)
