@@ -19,8 +19,10 @@ if TYPE_CHECKING:  # they import torch, which must not come before keep_to_this_
     from pipeline.tuning.rule import Recommendation
     from pipeline.tuning.trials import Trial, TrialFolder
 
-_BAR = 24  # characters of the curve in a terminal
+_BAR = 16  # characters of the curve in a terminal of 80
 _LISTED = 12
+# Two fits of anything that deserved a name agreed better: 0.34 was the least of decision 0030.
+_WEAK = 0.3
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,11 @@ def reason(outcome: Outcome) -> list[str]:
             f"KL on rows that it learnt from over that on others: {measures.generalisation:.2f}; "
             "1 means nothing was memorised."
         )
+    if measures.stability < _WEAK:
+        lines.append(
+            "Note: two fits hardly agree with one another. Either there are no such clusters, or "
+            "the trials learn too little: try more --rows, more passes, or fewer clusters."
+        )
     return lines
 
 
@@ -152,7 +159,7 @@ def model_of(trial: Trial) -> str:
         f"embedding {settings.embedding}",
         f"width ×{settings.width:g}",
         settings.scaling,
-        f"{settings.refine_passes} passes",
+        f"{settings.refine_passes} pass{'' if settings.refine_passes == 1 else 'es'}",
     ]
     if settings.augmentation is not None:
         words.append(f"augment ×{settings.augmentation:g}")
@@ -193,16 +200,18 @@ def _curve(outcome: Outcome) -> Table:
     )
     for name in ("clusters", "stability", "modularity", "silhouette", *(["NMI"] if scored else [])):
         table.add_column(name, justify="right")
-    table.add_column("score")
+    table.add_column("score", justify="right")
+    table.add_column("", no_wrap=True)
     for trial, score in points:
         found = trial.measures
         assert found is not None  # a trial that failed broke a limit
-        mark = " ← recommended" if trial == outcome.found.trial else ""
+        chosen = trial.settings.clusters == outcome.found.trial.settings.clusters
         figures = [f"{found.stability:.3f}", f"{found.modularity:.3f}", f"{found.silhouette:.3f}"]
         if scored:
             figures.append("–" if found.nmi is None else f"{100 * found.nmi:.1f}")
         bar = _bar((score - low) / (high - low) if high > low else 1.0)
-        table.add_row(str(trial.settings.clusters), *figures, f"{score:.3f} {bar}{mark}")
+        mark = "  ←" if chosen else ""
+        table.add_row(str(trial.settings.clusters), *figures, f"{score:.3f}", bar + mark)
     return table
 
 

@@ -42,7 +42,7 @@ def small(clusters: int = 3, **model: object) -> Config:
 def table(rows: int = 300) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     found = blobs(rows)
     x = found["x"].combine_chunks().flatten().to_numpy().reshape(rows, -1)
-    return x, found["label"].to_numpy().astype(np.int64)
+    return x.copy(), found["label"].to_numpy().astype(np.int64)
 
 
 @pytest.fixture(autouse=True)
