@@ -31,12 +31,11 @@ def four(classes: NDArray[np.int64] | None = None) -> Judged:
     return Judged(POINTS, (1,), POINTS, near, np.arange(4), classes)
 
 
-def small(clusters: int = 3, **model: object) -> Config:
-    settings = {**SMALL, "model": {**SMALL["model"], **model}}
+def small() -> Config:
     source = {"path": "in", "features": ["x"]}
-    return Config.model_validate(
-        {**settings, "source": source, "output": "out", "clusters": clusters}
-    )
+    pretrain = {"passes": 20, "min_updates": 0}  # of 150 rows, five updates each
+    places = {"source": source, "output": "out", "clusters": 3}
+    return Config.model_validate({**SMALL, **places, "pretrain": pretrain})
 
 
 def table(rows: int = 300) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
