@@ -160,7 +160,7 @@ def tune(
     ] = 24,
     rows: Annotated[
         int, typer.Option(min=40, metavar="ROWS", help="Of the sample that is tried on.")
-    ] = 5_000,
+    ] = 5_000,  # a trial fits either half of them: enough for the measures to peak
     run_id: Annotated[
         str | None,
         typer.Option(

@@ -33,10 +33,6 @@ from pipeline.storage import Store, check_writable, why
 
 log = logging.getLogger(__name__)
 
-# Enough for the measures to peak where they should; a trial fits half of them, twice.
-DEFAULT_ROWS = 5_000
-DEFAULT_TRIALS = 24
-
 
 @dataclass(frozen=True)
 class Wish:
@@ -50,11 +46,11 @@ class Wish:
         ds: Logical date, where the source has a place for one.
     """
 
-    clusters: str | None = None
-    trials: int = DEFAULT_TRIALS
-    rows: int = DEFAULT_ROWS
-    run_id: str | None = None
-    ds: str | None = None
+    clusters: str | None
+    trials: int
+    rows: int
+    run_id: str | None
+    ds: str | None
 
 
 def tune_config(

@@ -210,7 +210,7 @@ def _curve(outcome: Outcome) -> Table:
         if scored:
             figures.append("–" if found.nmi is None else f"{100 * found.nmi:.1f}")
         bar = _bar((score - low) / (high - low) if high > low else 1.0)
-        mark = "  ←" if chosen else ""
+        mark = " ←" if chosen else ""
         table.add_row(str(trial.settings.clusters), *figures, f"{score:.3f}", bar + mark)
     return table
 

@@ -104,7 +104,10 @@ def test_resumed_it_does_what_is_left(
 
 def test_what_a_person_sees(resumed: Done, folder: Path) -> None:
     assert "best trial of each number of clusters" in resumed.stdout
-    assert "← recommended" in resumed.stdout
+    chosen = json.loads((folder / "lake/tuning/t/recommendation.json").read_text())["settings"]
+    (marked,) = (line for line in resumed.stdout.splitlines() if line.rstrip().endswith("←"))
+    assert marked.split()[0] == str(chosen["clusters"])
+    assert max(map(len, resumed.stdout.split("trials that no other")[0].splitlines())) <= 80
     assert str(folder / "lake/tuning/t/recommended.yaml") in resumed.stdout
 
 
