@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,8 +28,6 @@ from pipeline.config import Config
 from pipeline.engine import Context, Execution
 from pipeline.errors import ConfigError, Interrupted, NumericalError, TransientError
 from pipeline.storage import Store, check_writable, why
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,13 +117,12 @@ class _Tuner:
                 "give a folder or bucket that you may write to"
             ) from None
         logs.begin(self.id, pipeline="tune")
-        began = time.monotonic()
         self._check_same()
         manifest, sample = self._sampled()
         fewest, most = self._range(sample.rows)
         self._begin(sample, fewest, most)
         done = self.folder.all()
-        if len(done) < self._wish.trials:
+        if max(len(done), self._asked_before()) < self._wish.trials:
             note = f", {len(done)} of them done before" if done else ""
             self._say(
                 f"{self._wish.trials} trials on {sample.rows:,} rows, {fewest} to {most} clusters"
@@ -153,10 +148,18 @@ class _Tuner:
             most=most,
             trials=tuple(trials),
             found=found,
-            seconds=time.monotonic() - began,
+            asked=max(self._wish.trials, self._asked_before()),
         )
         write_outcome(outcome)
         return outcome
+
+    def _asked_before(self) -> int:
+        """Trials of a search that came to its end: a suggestion that came twice is there once."""
+        try:
+            asked = self.lake.read_json(self.folder.path("recommendation.json"))["asked"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return 0
+        return asked if isinstance(asked, int) else 0
 
     def _check_same(self) -> None:
         """An id that was given by hand stands for one question."""

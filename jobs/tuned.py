@@ -38,7 +38,7 @@ class Outcome:
         most: The other one.
         trials: All of them.
         found: What is recommended, and why.
-        seconds: This attempt took.
+        asked: Trials that were asked for; more than there are where a suggestion came twice.
     """
 
     config: Config
@@ -49,7 +49,7 @@ class Outcome:
     most: int
     trials: tuple[Trial, ...]
     found: Recommendation
-    seconds: float
+    asked: int
 
     @property
     def recommended(self) -> Config:
@@ -70,6 +70,7 @@ class Outcome:
             "recommended": self.folder.lake.locate(self.folder.path("recommended.yaml")),
             "rows": self.rows,
             "clusters": [self.fewest, self.most],
+            "asked": self.asked,
             "trials": len(self.trials),
             "left_out": len(found.left_out),
             "settings": found.trial.settings.model_dump(mode="json"),
