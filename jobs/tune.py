@@ -65,7 +65,7 @@ def tune_config(
     with own_screen(wanted_format()) as screen:
         tuner.screen = screen
         try:
-            outcome = tuner.outcome(config_path)
+            outcome = tuner.outcome()
         except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a scheduler's SIGTERM
             raise Interrupted(_how_to_resume(config_path, wish, tuner.id, overrides)) from None
         finally:
@@ -105,7 +105,7 @@ class _Tuner:
         self.folder = TrialFolder(self.lake, self.id)
         self._context = Context(self.id, checked_ds(wish.ds), self.lake, start_ray=self._start_ray)
 
-    def outcome(self, config_path: str) -> Outcome:
+    def outcome(self) -> Outcome:
         """Do what is left, and choose."""
         from pipeline.tuning.rule import recommend
 
@@ -141,7 +141,6 @@ class _Tuner:
             )
         outcome = Outcome(
             config=self._given,
-            config_path=config_path,
             folder=self.folder,
             rows=sample.rows,
             fewest=fewest,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # they import torch, which must not come before keep_to_this_
 
 _BAR = 16  # characters of the curve in a terminal of 80
 _LISTED = 12
+_COMMENT = 98  # characters of a line
 # Two fits of anything that deserved a name agreed better: 0.34 was the least of decision 0030.
 _WEAK = 0.3
 
@@ -31,7 +33,6 @@ class Outcome:
 
     Attributes:
         config: As it was given.
-        config_path: Where.
         folder: Of the tuning.
         rows: Of the sample.
         fewest: Clusters, the bounds of the range.
@@ -42,7 +43,6 @@ class Outcome:
     """
 
     config: Config
-    config_path: str
     folder: TrialFolder
     rows: int
     fewest: int
@@ -120,7 +120,8 @@ def recommended_yaml(outcome: Outcome) -> str:
     """The recommended config as a file: what differs from the defaults, and the reason above."""
     settings = outcome.recommended.model_dump(mode="json", exclude_defaults=True)
     comments = [f"Recommended by `dec tune`, tuning {outcome.folder.id}.", *reason(outcome)]
-    head = "".join(f"# {line}\n" for line in comments)
+    wrapped = [part for line in comments for part in textwrap.wrap(line, _COMMENT)]
+    head = "".join(f"# {line}\n" for line in wrapped)
     return head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
