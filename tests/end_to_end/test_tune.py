@@ -18,8 +18,13 @@ import yaml
 from conftest import SMALL, Dec
 from typer.testing import CliRunner
 
+import pipeline
 from jobs.cli import app
 from pipeline.config import load_config
+from pipeline.lake.forgetting import forget
+from pipeline.lake.forgotten_keys import read_keys
+from pipeline.schema import UNDATED
+from pipeline.storage import Store
 
 SETTINGS: dict[str, Any] = {
     **SMALL,
@@ -124,6 +129,20 @@ def test_what_it_leaves(resumed: Done, folder: Path) -> None:
         word for word in ("href", "script", "<image") if word in ET.tostring(picture, "unicode")
     ]
     assert not list((folder / "lake/tuning").rglob("*.pkl"))
+
+
+def test_its_sample_is_known_to_forget_and_to_gc(resumed: Done, folder: Path) -> None:
+    lake = Store(str(folder / "lake"))
+    (part, *_) = sorted((folder / "lake/runs/t/stages/sample/reference").glob("*.parquet"))
+    (folder / "keys.csv").write_text(f"id\n{pq.read_table(part)['id'][0].as_py()}\n")
+    keys = read_keys(str(folder / "keys.csv"), ["id"])
+    (count,) = forget(lake, keys, who="somebody", dry_run=True).counts
+    assert (count.kind, count.rows) == ("reference sample", 1)
+    assert lake.read_json("runs/t/run.json") == {
+        "run_id": "t",
+        "ds": UNDATED,
+        "version": pipeline.__version__,
+    }
 
 
 def test_the_recommended_config_is_the_old_one_but_for_what_was_searched(
