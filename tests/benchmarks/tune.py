@@ -38,6 +38,8 @@ TABLES: dict[str, tuple[int, list[int], str | None]] = {
     "pendigits": (3000, [128, 64], "pendigits.parquet"),
     "mnist": (3000, [256, 128], "mnist.parquet"),
     "reuters": (3000, [256, 128], "reuters21578_top10_tfidf2000.parquet"),
+    # The same again, to see what more rows are worth.
+    "mnist, more rows": (10_000, [256, 128], "mnist.parquet"),
 }
 BUDGET = {
     "pretrain": {"passes": 15, "min_updates": 400},
@@ -91,7 +93,7 @@ class Result(BaseModel):
 def tuned(table: str, seed: int, data: Path, trials: int) -> Result:
     """Run ``dec tune`` on a table, and read what it left."""
     rows, hidden, file = TABLES[table]
-    work = Path(tempfile.mkdtemp(prefix=f"tune-{table}-"))
+    work = Path(tempfile.mkdtemp(prefix="tune-"))
     place = {"path": str(data / file)} if file else {"path": str(work / "in"), "example": "digits"}
     config = {
         "source": {**place, "features": ["x"], "keys": ["id"]},
