@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # they import torch, which must not come before keep_to_this_
     from pipeline.tuning.rule import Recommendation
     from pipeline.tuning.trials import Trial, TrialFolder
 
-_BAR = 16  # characters of the curve in a terminal of 80
+_BAR = 10  # characters of the curve in a terminal of 80
 _LISTED = 12
 _COMMENT = 98  # characters of a line
 # Two fits of anything that deserved a name agreed better: 0.34 was the least of decision 0030.
