@@ -24,6 +24,8 @@ FAILED_SCORE = -1.0
 # which the true ones need not be. Two fits agree by chance: from one K to the next, stability goes
 # up and down by a tenth, modularity by less than a hundredth. Decision 0030 has the figures.
 _SILHOUETTE, _STABILITY = 0.5, 0.05
+# Of the square of a standard normal: what a median of squares is of their mean.
+_MEDIAN = 0.455
 
 
 def breach(trial: Trial) -> str | None:
@@ -136,11 +138,12 @@ def score_error(trials: Sequence[Trial]) -> float:
     """A standard error of a score, pooled over trials.
 
     A trial has two fits, too few to say how much its own score varies; all trials together have
-    many. Stability, which is one number of both fits, adds to it what nobody can tell from them.
+    many. By their median, for the worst trials vary most and shall not decide what ties with the
+    best. Stability, which is one number of both fits, adds to it what nobody can tell from them.
     """
     squares = [
         found.modularity_error**2 + (_SILHOUETTE * found.silhouette_error) ** 2
         for found in (trial.measures for trial in trials)
         if found is not None
     ]
-    return float(np.sqrt(np.mean(squares))) if squares else 0.0
+    return float(np.sqrt(np.median(squares) / _MEDIAN)) if squares else 0.0

@@ -72,15 +72,16 @@ def test_the_best_where_nothing_comes_near() -> None:
 
 
 def test_of_those_that_tie_the_smallest_network_and_then_the_best() -> None:
-    # The error of each modularity is 0.01; half of that of a silhouette makes it 0.011.
+    # The error of each modularity is 0.01, half of that of each silhouette 0.005; one is far off.
     best = trial(12, modularity=0.805)
     narrow = trial(9, width=0.5, modularity=0.796)
     better = trial(10, width=0.5, modularity=0.797)
-    far = trial(5, width=0.25, modularity=0.79)
-    found = recommend([best, narrow, better, far])
+    far = trial(5, width=0.25, modularity=0.788)
+    wild = trial(40, modularity=0.3, modularity_error=0.2)
+    found = recommend([best, narrow, better, far, wild])
     assert found is not None
     assert found.best == best
-    assert found.error == pytest.approx((0.01**2 + 0.005**2) ** 0.5)
+    assert found.error == pytest.approx(((0.01**2 + 0.005**2) / 0.455) ** 0.5)
     assert far not in found.tied
     assert found.trial == better
     assert found.score < found.best_score
