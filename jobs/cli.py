@@ -147,6 +147,52 @@ def stage(
 
 
 @app.command()
+def tune(
+    config: ConfigPath,
+    clusters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEWEST:MOST", help="Numbers of clusters. Default: 5:50, or as rows allow."
+        ),
+    ] = None,
+    trials: Annotated[
+        int, typer.Option(min=1, metavar="N", help="In all, those done before included.")
+    ] = 24,
+    rows: Annotated[
+        int, typer.Option(min=40, metavar="ROWS", help="Of the sample that is tried on.")
+    ] = 5_000,  # a trial fits either half of them: enough for the measures to peak
+    run_id: Annotated[
+        str | None,
+        typer.Option(
+            "--run-id",
+            metavar="ID",
+            help="Names the tuning; the same id again resumes it. Default: from what is asked.",
+        ),
+    ] = None,
+    ds: Ds = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose K, embedding, width, scaling, augmentation and refinement on a sample, without labels.
+
+    Trials run in parallel, and each is kept when it ends: the same command goes on where it was
+    stopped. Leaves all trials and a recommended config in tuning/ID/ of the output.
+
+    Exit codes: 0 done · 1 unexpected · 2 config · 3 input · 4 no trial may be recommended ·
+    6 try again · 130 interrupted.
+    """
+    from jobs.night import guarded
+
+    def act() -> None:
+        from jobs.tune import Wish, tune_config
+
+        wish = Wish(clusters, trials, rows, run_id, ds)
+        tune_config(config, overrides or [], wish, as_json=as_json)
+
+    raise typer.Exit(guarded(act, as_json))
+
+
+@app.command()
 def submit(
     config: ConfigPath,
     address: Annotated[

@@ -32,6 +32,7 @@ LAYERS = {
     "pipeline.distributed": 3,
     "pipeline.bill": 3,
     "pipeline.report": 3,
+    "pipeline.tuning": 3,
     "pipeline.stages": 4,
     "pipeline.run": 5,
     "jobs": 6,
@@ -43,6 +44,7 @@ SIDEWAYS = {
     ("pipeline.bill", "pipeline.lake"),  # measures its reader, and reads what runs left
     ("pipeline.report", "pipeline.lake"),  # reads the tables that runs left; never back
     ("pipeline.bill", "pipeline.distributed"),  # a cluster is shared out as there
+    ("pipeline.tuning", "pipeline.lake"),  # reads the sample
 }
 
 # Who may import what is heavy or belongs to one place; a unit, or one module of it.
@@ -55,6 +57,7 @@ LIBRARIES = {
         "pipeline.lake",
         "pipeline.distributed",
         "pipeline.bill.measuring",
+        "pipeline.tuning",
         "pipeline.stages",
     },
     "pyarrow": {
@@ -65,6 +68,7 @@ LIBRARIES = {
         "pipeline.distributed",
         "pipeline.bill.measuring",
         "pipeline.report",
+        "pipeline.tuning.trials",
         "pipeline.stages",
     },
     "jinja2": {"pipeline.report"},
@@ -78,6 +82,7 @@ LIBRARIES = {
     "mlflow": {"jobs.tracking.mlflow"},
     "tensorboard": {"jobs.tracking.tensorboard"},
     "openlineage": {"jobs.tracking.openlineage"},
+    "optuna": {"jobs.tune"},
     "typer": {"jobs"},
     "rich": {"jobs"},
     "pickle": set(),

@@ -120,3 +120,8 @@ def kmeans(
             best = KMeansResult(np.array(search.centroids), tuple(counts.tolist()), objective, ())
     assert best is not None  # restarts >= 1 by the config
     return KMeansResult(best.centroids_KD, best.cluster_rows, best.objective, tuple(objectives))
+
+
+def use_threads(threads: int) -> None:
+    """Let FAISS compute in this process on so many threads from now on."""
+    faiss.omp_set_num_threads(threads)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.artifacts import (
     Candidate,
@@ -40,7 +40,7 @@ from pipeline.engine import Context, stage
 from pipeline.errors import NumericalError
 from pipeline.lake.models import centroids_bytes, load_autoencoder, load_centroids, load_scaler
 from pipeline.lake.samples import sampled_classes, sampled_embeddings, sampled_held_out
-from pipeline.model.dec import clustering_loss, rows_at_a_time, soft_assignment
+from pipeline.model.generalisation import generalisation
 from pipeline.storage import Store
 
 # Of each row that is asked; few, for it is the near ones that tell where a cluster ends.
@@ -49,7 +49,6 @@ _NEIGHBOURS = 10
 _ASKED_ROWS = 10_000
 # What is equal in modularity to these decimals goes to the simpler method.
 _DECIMALS = 3
-_ENCODE_ROWS = 2048
 # Rows of the sample that k-means is fitted to here, and that neighbours are looked for among, or 39
 # a cluster where that is more; the rest is measured on all rows of the sample. For centroids it
 # makes no visible difference, and scaled features can be a hundred times as wide as the embeddings
@@ -150,7 +149,7 @@ def _measure(
         centroids_KF=baseline.centroids_KD,
         restarts=len(baseline.objectives),
         held_out_rows=int(held_out.sum()),
-        generalisation=_generalisation(
+        generalisation=generalisation(
             torch.from_numpy(spaces["refined"]),
             load_centroids(lake, model.centroids),
             torch.from_numpy(held_out),
@@ -247,32 +246,6 @@ def _stability(config: Config, points: NDArray[np.float32]) -> float | None:
         for half_of_them in (rows[:half], rows[half : 2 * half])
     )
     return stability(first, second)
-
-
-def _generalisation(
-    z_ND: Tensor, centroids_KD: Tensor, held_out_N: Tensor, alpha: float
-) -> float | None:
-    """KL of the rows that training saw over KL of those that it did not; see ``Comparison``.
-
-    The frequencies of the target come from the seen rows of the sample, for both.
-    """
-    seen, unseen = z_ND[~held_out_N], z_ND[held_out_N]
-    if not len(seen) or not len(unseen):
-        return None
-    frequency_K = torch.zeros(len(centroids_KD), dtype=torch.float64)
-    some = rows_at_a_time(len(centroids_KD), _ENCODE_ROWS)
-    for z_BD in torch.split(seen, some):
-        frequency_K += soft_assignment(z_BD, centroids_KD, alpha).sum(dim=0, dtype=torch.float64)
-
-    def mean_kl(rows_ND: Tensor) -> float:
-        kl = (
-            clustering_loss(z_BD, centroids_KD, frequency_K, alpha)[0].item()
-            for z_BD in torch.split(rows_ND, some)
-        )
-        return sum(kl) / len(rows_ND)
-
-    held_out_kl = mean_kl(unseen)
-    return mean_kl(seen) / held_out_kl if held_out_kl > 0 else None
 
 
 def _scores(labels: NDArray[np.int64], classes: NDArray[np.int64] | None) -> Scores | None:

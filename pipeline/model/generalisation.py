@@ -1,0 +1,46 @@
+"""Whether a clustering holds for rows that it did not learn from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.model.dec import clustering_loss, rows_at_a_time, soft_assignment
+
+_ROWS = 2048
+
+
+def generalisation(
+    z_ND: Tensor, centroids_KD: Tensor, unseen_N: Tensor, alpha: float
+) -> float | None:
+    """KL of the rows that training saw over KL of those that it did not.
+
+    G in Xie et al. 2016, section 5.2: near 1 where the model has learnt, small where it has
+    memorised. The frequencies of the target come from the seen rows, for both.
+
+    Args:
+        z_ND: Embeddings, shape (rows, embedding).
+        centroids_KD: Shape (n_clusters, embedding).
+        unseen_N: Which rows training did not see, shape (rows,), bool.
+        alpha: Of the Student-t kernel.
+
+    Returns:
+        None where either kind is missing, or nothing is left to divide by.
+    """
+    seen, unseen = z_ND[~unseen_N], z_ND[unseen_N]
+    if not len(seen) or not len(unseen):
+        return None
+    frequency_K = torch.zeros(len(centroids_KD), dtype=torch.float64)
+    some = rows_at_a_time(len(centroids_KD), _ROWS)
+    for z_BD in torch.split(seen, some):
+        frequency_K += soft_assignment(z_BD, centroids_KD, alpha).sum(dim=0, dtype=torch.float64)
+
+    def mean_kl(rows_ND: Tensor) -> float:
+        kl = (
+            clustering_loss(z_BD, centroids_KD, frequency_K, alpha)[0].item()
+            for z_BD in torch.split(rows_ND, some)
+        )
+        return sum(kl) / len(rows_ND)
+
+    unseen_kl = mean_kl(unseen)
+    return mean_kl(seen) / unseen_kl if unseen_kl > 0 else None

@@ -1,0 +1,127 @@
+"""A fit of the sample in memory, on one processor: the pipeline's own model, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.clustering.kmeans import kmeans
+from pipeline.config import Config
+from pipeline.model.augmentation import augmentation_of
+from pipeline.model.autoencoder import Autoencoder
+from pipeline.model.devices import embeddings
+from pipeline.model.pretraining import Pretraining
+from pipeline.model.refinement import ClusterModel, Refinement, embedding_factor
+from pipeline.model.scaling import Moments, Scaler
+
+
+class RowsInMemory:
+    """Rows that one process has all of, in a seeded order a pass (a ``TrainingRows``).
+
+    Args:
+        x_NF: Raw rows, shape (rows, features).
+        seed: With the pass, decides the order.
+    """
+
+    def __init__(self, x_NF: Tensor, seed: int) -> None:
+        self._x_NF, self._seed = x_NF, seed
+        self.total_rows, self.features = x_NF.shape
+
+    def batches(self, pass_number: int, batch_rows: int, *, shuffled: bool) -> Iterator[Tensor]:
+        """Every row once, shape (≤ batch_rows, features)."""
+        if not shuffled:
+            yield from torch.split(self._x_NF, batch_rows)
+            return
+        random = np.random.default_rng([self._seed, pass_number])
+        order_N = torch.from_numpy(random.permutation(self.total_rows))
+        for some_B in torch.split(order_N, batch_rows):
+            yield self._x_NF[some_B]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model, and what it makes of rows.
+
+    Attributes:
+        encoder: Of scaled rows.
+        scaler: Of raw rows.
+        centroids_KD: Shape (n_clusters, embedding).
+        updates: Of the target that refinement made.
+    """
+
+    encoder: torch.nn.Module
+    scaler: Scaler
+    centroids_KD: Tensor
+    updates: int
+
+    @torch.no_grad()
+    def embedded(self, x_NF: Tensor) -> Tensor:
+        """Embeddings of raw rows, shape (rows, embedding)."""
+        return embeddings(self.encoder, self.scaler, x_NF).float().cpu()
+
+
+def fit(
+    config: Config,
+    x_NF: NDArray[np.generic],
+    widths: Sequence[int],
+    device: torch.device | None = None,
+) -> Fit:
+    """Scaler, autoencoder, k-means, DEC: what the stages of a run do, on these rows alone.
+
+    Args:
+        config: Decides the model and both trainings.
+        x_NF: Raw rows, shape (rows, features).
+        widths: Features that each column holds.
+        device: Where it computes; None: on the processor.
+
+    Raises:
+        NumericalError: A training diverged, or ended without a partition.
+    """
+    scaler = Scaler.fit(config.source.scaling, Moments.of(x_NF), widths)
+    x = torch.from_numpy(np.array(x_NF))  # a copy: Arrow's memory is read-only
+    rows = RowsInMemory(x, config.seed)
+    augmentation = augmentation_of(config.augment, config.source.image_shape)
+    model = config.model
+    autoencoder = Autoencoder(
+        rows.features, model.hidden, model.embedding, config.seed, precision=model.precision
+    ).to(device)
+    pretraining = Pretraining(
+        autoencoder, scaler, config.pretrain, config.seed, augmentation=augmentation
+    )
+    for _ in pretraining.run(rows):
+        pass
+    with torch.no_grad():
+        z_ND = embeddings(autoencoder.encoder, scaler, x).float().cpu().numpy()
+    found = kmeans(
+        z_ND,
+        config.clusters,
+        restarts=config.centroids.restarts,
+        iterations=config.centroids.iterations,
+        seed=config.seed,
+    )
+    factor = embedding_factor(
+        config.refine.start_spread, found.objective / len(z_ND), model.embedding
+    )
+    autoencoder.rescale_embedding(factor)
+    centroids_KD = torch.from_numpy(found.centroids_KD) * factor
+    refinement = Refinement(
+        ClusterModel(autoencoder.encoder, centroids_KD, config.refine.alpha).to(device),
+        scaler,
+        config.refine,
+        decoder=autoencoder.decoder,
+        augmentation=augmentation,
+        reference=lambda: x,
+        seed=config.seed,
+    )
+    updates = [update.number for update in refinement.run(rows)]
+    return Fit(
+        encoder=refinement.model.encoder.requires_grad_(False),
+        scaler=refinement.scaler,
+        centroids_KD=refinement.model.centroids_KD.detach().float().cpu(),
+        updates=updates[-1],
+    )

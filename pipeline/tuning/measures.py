@@ -1,0 +1,187 @@
+"""What a trial is judged by, without labels and in a space that no trial has made.
+
+A fit looks best in its own embedding, and another trial has another embedding; so the judge is the
+space of the scaled features as they came, the same for every trial whatever scaling it tries. See
+decisions 0007 and 0030.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.artifacts import Record
+from pipeline.clustering.agreement import agreement
+from pipeline.clustering.kmeans import nearest_centroid
+from pipeline.clustering.quality import (
+    contingency_of,
+    macro_silhouette,
+    modularity,
+    nearest_neighbours,
+    stability,
+    stratified_rows,
+)
+from pipeline.config import Config
+from pipeline.model.generalisation import generalisation
+from pipeline.model.scaling import Moments, Scaler
+from pipeline.tuning.fitting import Fit, fit
+
+# As in the stage that compares DEC with its baselines.
+_NEIGHBOURS = 10
+_ASKED_ROWS = 10_000
+
+
+class Measures(Record):
+    """The measures of a trial: means over its two fits, each on a half of the sample.
+
+    Attributes:
+        stability: ARI of the two fits' partitions of the whole sample; 1 where they are the same.
+        modularity: Of the neighbour graph of the common space; see ``clustering.quality``.
+        modularity_error: Standard error of that mean, from the two.
+        silhouette: Macro-averaged, in the common space.
+        silhouette_error: Of that mean.
+        generalisation: KL of the half that a fit saw over that of the other half, near 1 where it
+            has learnt, small where it has memorised; None where a half has no KL left.
+        empty_clusters: Clusters without a row, in the worse of the fits.
+        smallest_share: Of the rows, in the smallest cluster of both fits.
+        largest_share: Of the rows, in the largest.
+        nmi: Agreement with the label column; decides nothing. None without one.
+    """
+
+    stability: float
+    modularity: float
+    modularity_error: float
+    silhouette: float
+    silhouette_error: float
+    generalisation: float | None
+    empty_clusters: int
+    smallest_share: float
+    largest_share: float
+    nmi: float | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The rows of a tuning, and the space in which all trials are judged.
+
+    Attributes:
+        x_NF: Raw rows, shape (rows, features).
+        widths: Features that each column holds.
+        space_NF: The same rows in the common space, float32.
+        near_QM: Nearest neighbours there; see ``nearest_neighbours``.
+        order_N: The rows in random order: the first half is the first fit's, the rest the other's.
+        classes_N: True classes, for scoring alone; None where nobody knows them.
+    """
+
+    x_NF: NDArray[np.generic]
+    widths: tuple[int, ...]
+    space_NF: NDArray[np.float32]
+    near_QM: NDArray[np.int64]
+    order_N: NDArray[np.int64]
+    classes_N: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        x_NF: NDArray[np.generic],
+        widths: Sequence[int],
+        scaling: Scaler | None = None,
+        *,
+        seed: int,
+        classes_N: NDArray[np.int64] | None = None,
+    ) -> Judged:
+        """Prepare rows for any number of trials.
+
+        Args:
+            x_NF: Raw rows, shape (rows, features).
+            widths: Features that each column holds.
+            scaling: Makes the common space of raw rows; None: every column to variance 1.
+            seed: Decides the halves, and which rows are asked for their neighbours.
+            classes_N: True classes, −1 where unknown, shape (rows,).
+        """
+        scaling = scaling or Scaler.fit("standard", Moments.of(x_NF), widths)
+        order_N = np.random.default_rng(seed).permutation(len(x_NF))
+        x_NF, classes_N = x_NF[order_N], None if classes_N is None else classes_N[order_N]
+        space_NF = scaling(torch.from_numpy(np.array(x_NF))).numpy()
+        return cls(
+            x_NF=x_NF,
+            widths=tuple(widths),
+            space_NF=space_NF,
+            near_QM=nearest_neighbours(space_NF, _ASKED_ROWS, _NEIGHBOURS),
+            order_N=order_N,
+            classes_N=classes_N,
+        )
+
+    @property
+    def halves(self) -> tuple[slice, slice]:
+        """The rows of either fit: disjoint, of the same size, at most one row left over."""
+        half = len(self.x_NF) // 2
+        return slice(0, half), slice(half, 2 * half)
+
+
+def measure(config: Config, rows: Judged, device: torch.device | None = None) -> Measures:
+    """Fit each half with a seed of its own, label all rows with both, and judge.
+
+    Raises:
+        NumericalError: A fit came to nothing.
+    """
+    seeds = (config.seed, (config.seed + 1) % 2**32)
+    fits = [
+        fit(config.model_copy(update={"seed": seed}), rows.x_NF[half], rows.widths, device)
+        for seed, half in zip(seeds, rows.halves, strict=True)
+    ]
+    return judge(config, rows, fits)
+
+
+def judge(config: Config, rows: Judged, fits: Sequence[Fit]) -> Measures:
+    """The measures of two fits, of the first and of the second half of the rows."""
+    x = torch.from_numpy(rows.x_NF)
+    partitions, generalisations = [], []
+    for found, half in zip(fits, rows.halves, strict=True):
+        z_ND = found.embedded(x)
+        partitions.append(nearest_centroid(z_ND.numpy(), found.centroids_KD.numpy()))
+        unseen_N = torch.ones(len(x), dtype=torch.bool)
+        unseen_N[half] = False
+        generalisations.append(
+            generalisation(z_ND, found.centroids_KD, unseen_N, config.refine.alpha)
+        )
+    known = [value for value in generalisations if value is not None]
+    return judged_partitions(rows, partitions, config.clusters, config.seed).model_copy(
+        update={"generalisation": float(np.mean(known)) if known else None}
+    )
+
+
+def judged_partitions(
+    rows: Judged, partitions: Sequence[NDArray[np.int64]], clusters: int, seed: int
+) -> Measures:
+    """The measures of two partitions of the rows, shape (rows,) each, without generalisation."""
+    modularities, silhouettes, scores, sizes = [], [], [], []
+    for labels_N in partitions:
+        drawn = stratified_rows(labels_N, clusters, seed)
+        modularities.append(modularity(rows.near_QM, labels_N, clusters))
+        silhouettes.append(macro_silhouette(rows.space_NF[drawn], labels_N[drawn]))
+        sizes.append(np.bincount(labels_N, minlength=clusters))
+        if rows.classes_N is not None:
+            scores.append(agreement(contingency_of(labels_N, rows.classes_N)).nmi)
+    first, second = partitions
+    return Measures(
+        stability=stability(first, second),
+        modularity=float(np.mean(modularities)),
+        modularity_error=_error(modularities),
+        silhouette=float(np.mean(silhouettes)),
+        silhouette_error=_error(silhouettes),
+        generalisation=None,
+        empty_clusters=max(int((size == 0).sum()) for size in sizes),
+        smallest_share=float(min(size.min() for size in sizes)) / len(first),
+        largest_share=float(max(size.max() for size in sizes)) / len(first),
+        nmi=float(np.mean(scores)) if scores else None,
+    )
+
+
+def _error(two: Sequence[float]) -> float:
+    """Standard error of the mean of two values."""
+    return abs(two[0] - two[1]) / 2
