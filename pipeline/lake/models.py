@@ -32,6 +32,7 @@ from pipeline.model.refinement import ClusterModel
 from pipeline.model.scaling import Scaler
 from pipeline.storage import Store, parquet_bytes, sha256, why
 
+_TABLE = "encoder.0.tables.{}"  # of a CategoryEmbedding, among the weights
 _SCALING_KEY = b"scaling"
 _MEANS_KEY = b"means"  # of raw features; only where columns are typed
 
@@ -47,8 +48,8 @@ def load_autoencoder(lake: Store, weights: StoredFile, config: Config, width: in
     Of typed columns a scaled row is wider than a row; then the file says how wide.
     """
     model, state = config.model, load(lake.read_bytes(weights.path))
-    tables = (state.get(f"encoder.0.tables.{number}") for number in itertools.count())
-    categories = [len(table) for table in itertools.takewhile(lambda t: t is not None, tables)]
+    names = itertools.takewhile(state.__contains__, map(_TABLE.format, itertools.count()))
+    categories = [len(state[name]) for name in names]
     last = 2 * len(model.hidden)  # linear layers, with an activation between two of them
     if (bias := state.get(f"decoder.{last}.bias")) is not None:
         width = len(bias)
@@ -193,8 +194,12 @@ def store_model_card(
         files: The model.
         facts: How it came about, as Markdown.
     """
-    said = {c.name: f"vector of {c.width}" if c.vector else c.type for c in manifest.features}
-    columns = ", ".join(f"`{name}` ({what})" if what else f"`{name}`" for name, what in said.items())
+    columns = ", ".join(
+        f"`{c.name}` (vector of {c.width})"
+        if c.vector
+        else f"`{c.name}`" + (f" ({c.type})" if c.type else "")
+        for c in manifest.features
+    )
     layers = "-".join(map(str, (manifest.width, *config.model.hidden, config.model.embedding)))
     encoder = f"Encoder {layers}" if files.weights else "No encoder: centroids are scaled features"
     if bad := manifest.quarantined:

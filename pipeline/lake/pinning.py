@@ -10,7 +10,7 @@ import json
 import math
 import re
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -551,7 +551,7 @@ class _Wanted:
     features: tuple[str, ...]
     carried: tuple[str, ...]
     label: str | None
-    types: dict[str, str]  # of the features that the config gives one
+    types: Mapping[str, str]  # of the features that the config gives one
 
     def type_of(self, name: str, kind: pa.DataType) -> ColumnType | None:
         """The type of a feature column of this Arrow type; None: plain numbers, or none at all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -119,7 +120,7 @@ def embedded_width(channels: int) -> int:
     A rule of thumb that fast.ai found by trying (Howard & Gugger 2020, "fastai: A Layered API for
     Deep Learning", emb_sz_rule); never more than channels.
     """
-    return min(channels, round(1.6 * channels**0.56))
+    return min(channels, round(1.6 * math.pow(channels, 0.56)))
 
 
 class Autoencoder(nn.Module):

@@ -129,6 +129,20 @@ class TypedScaler(Scaler):
         channels: By kind, in the order of ``KINDS``; those of one category beside one another.
     """
 
+    _circle_raw: Tensor
+    _circle_offset: Tensor
+    _circle_factor: Tensor
+    _circle_turns: Tensor
+    _circle_shift: Tensor
+    _linear_raw: Tensor
+    _linear_offset: Tensor
+    _linear_factor: Tensor
+    _mask_raw: Tensor
+    _mask_offset: Tensor
+    _mask_factor: Tensor
+    _loss: Tensor
+    _missing: Tensor
+
     def __init__(self, mean_F: NDArray[np.float64], channels: Sequence[Channel]) -> None:
         features = len(mean_F)
         super().__init__("standard", mean_F, np.zeros(features), np.ones(features))
@@ -161,8 +175,8 @@ class TypedScaler(Scaler):
             first = group[0]
             self._groups.append((start, len(group), first.feature, first.factor, first.loss))
 
-    def _keep(self, name: str, values: list[float] | list[int], dtype: torch.dtype | None = None):  # type: ignore[no-untyped-def]
-        self.register_buffer(f"_{name}", torch.tensor(values, dtype=dtype or torch.float64))
+    def _keep(self, name: str, values: Sequence[float], dtype: torch.dtype = torch.float64) -> None:
+        self.register_buffer(f"_{name}", torch.tensor(values, dtype=dtype))
 
     @property
     def width(self) -> int:
@@ -212,7 +226,7 @@ class TypedScaler(Scaler):
         if self._circles:
             raw = self._circle_raw
             turns = x_BF[:, raw].double().add(_WEEK_BEGINS) * self._circle_turns
-            scaled = (torch.cos((turns - self._circle_shift) * (2 * math.pi)) - self._circle_offset)
+            scaled = torch.cos((turns - self._circle_shift) * (2 * math.pi)) - self._circle_offset
             scaled = torch.where(here_BF[:, raw], scaled * self._circle_factor, zero.double())
             out_BE[:, : self._circles] = scaled
         if self._numbers + self._booleans:

@@ -288,7 +288,7 @@ def _exemplars(
 
 
 def _bins(lake: Store, manifest: Manifest, sample: Sample) -> bytes:
-    """See ``Reference.bins``. A timestamp has one bin: it moves with the date, which is no drift."""
+    """See ``Reference.bins``. A timestamp has one bin: that it follows the date is no drift."""
     edges_FB = bin_edges(sampled_features(lake, sample.parts))
     types_F = [column.type for column in manifest.features for _ in range(column.width)]
     edges_FB[np.array([kind == "timestamp" for kind in types_F])] = np.inf

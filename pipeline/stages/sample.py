@@ -88,4 +88,3 @@ def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
         ),
         scaling=config.source.scaling,
     )
-
