@@ -89,6 +89,17 @@ def category_family(kind: pa.DataType) -> str | None:
     return "integers" if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else None
 
 
+def unknown_zone(kind: pa.DataType) -> str | None:
+    """Why the clock of a timestamp's zone cannot be told here; None where it can."""
+    kind = storage_type(kind)
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        try:
+            pc.local_timestamp(pa.array([0], kind))
+        except pa.ArrowException as error:
+            return str(error).splitlines()[0]
+    return None
+
+
 def raw_type(kind: pa.DataType, of: ColumnType | None) -> pa.DataType | None:
     """The type of number that a raw row needs for the values of a feature column."""
     if of == "timestamp":

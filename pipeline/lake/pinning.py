@@ -39,6 +39,7 @@ from pipeline.lake.columns import (
     number_type,
     raw_type,
     storage_type,
+    unknown_zone,
 )
 from pipeline.lake.example import write_digits_once
 from pipeline.lake.hive import hive_types_of, with_hive_columns
@@ -234,7 +235,7 @@ def _wanted(
                 continue
             if sum(footer.rows):
                 schema = with_hive_columns(footer.schema, file.url, hive_types)
-                return _resolve(config, schema, file.name)
+                return _resolve(config, schema, file.name, hive_types)
         start, some = start + some, min(2 * some, _SHARDS_AHEAD)
     check_bound(config, bad, len(files))
     return None
@@ -552,11 +553,13 @@ class _Wanted:
     carried: tuple[str, ...]
     label: str | None
     types: Mapping[str, str]  # of the features that the config gives one
+    folders: frozenset[str]  # features that are in names of folders
 
     def type_of(self, name: str, kind: pa.DataType) -> ColumnType | None:
         """The type of a feature column of this Arrow type; None: plain numbers, or none at all."""
         asked = self.types.get(name)
-        if asked is None and number_type(kind) is not None:
+        # What one folder more could turn from numbers into text is told and not guessed.
+        if asked is None and (number_type(kind) is not None or name in self.folders):
             return None
         return typing.cast(ColumnType, asked) if asked not in (None, "auto") else column_type(kind)
 
@@ -565,7 +568,9 @@ class _Wanted:
         return tuple(dict.fromkeys((*self.features, *self.carried)))
 
 
-def _resolve(config: Config, schema: pa.Schema, shard: str) -> _Wanted:
+def _resolve(
+    config: Config, schema: pa.Schema, shard: str, hive_types: Mapping[str, pa.DataType]
+) -> _Wanted:
     """The columns that the config names, globs expanded against the first shard."""
     features: list[str] = []
     for pattern in config.source.feature_patterns:
@@ -590,7 +595,8 @@ def _resolve(config: Config, schema: pa.Schema, shard: str) -> _Wanted:
     carried = (*config.source.keys, *([label] if label else []))
     asked = {name: config.source.feature(name) for name in features}
     types = {name: feature.type for name, feature in asked.items() if feature}
-    return _Wanted(tuple(features), tuple(dict.fromkeys(carried)), label, types)
+    folders = frozenset(features) & hive_types.keys()
+    return _Wanted(tuple(features), tuple(dict.fromkeys(carried)), label, types, folders)
 
 
 def _check_columns(wanted: _Wanted, schema: pa.Schema, shard: str) -> None:
@@ -612,10 +618,22 @@ def _check_columns(wanted: _Wanted, schema: pa.Schema, shard: str) -> None:
         kind = schema.field(name).type
         found = wanted.type_of(name, kind)
         if found is None and number_type(kind) is None:
+            instead = (
+                "features must be numbers, booleans, strings, timestamps, dates or vectors of "
+                "numbers. Convert the column or take it out of source.features"
+            )
+            if name in wanted.folders:
+                instead = (
+                    "folders' names are categories only where source.features says so: "
+                    f"{{column: {name}, type: category}}"
+                )
             raise InputError(
-                f"shard {shard}, column {name}: type {kind} cannot be a feature; expected numbers, "
-                "booleans, strings, timestamps, dates or vectors of numbers. Convert the column or "
-                "take it out of source.features"
+                f"shard {shard}, column {name}: type {kind} is not a number; {instead}"
+            )
+        if found == "timestamp" and (reason := unknown_zone(kind)):
+            raise InputError(
+                f"shard {shard}, column {name}: {reason}; hours of the day need the zone's rules. "
+                "Write the column in UTC or without a zone"
             )
         if found is not None and not may_be(kind, found):
             own = column_type(kind)
