@@ -352,8 +352,11 @@ def test_features_with_a_type(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, {**LEAST, "source": {"path": "in", "features": features}}))
     assert config.source.feature_patterns == ("x", "age", "f_*")
     assert config.source.feature("x") is None
-    assert (config.source.feature("age") or pytest.fail()).weight == 2
-    assert (config.source.feature("f_1") or pytest.fail()).type == "auto"
+    age, by_glob = config.source.feature("age"), config.source.feature("f_1")
+    assert age is not None
+    assert (age.type, age.weight) == ("number", 2)
+    assert by_glob is not None
+    assert (by_glob.column, by_glob.type) == ("f_*", "auto")
     assert config.source.feature("other") is None
     again = load_config(write(tmp_path, yaml.safe_load(config.to_yaml())))
     assert again == config

@@ -165,9 +165,8 @@ def test_a_vector_without_a_value_is_missing_as_a_whole() -> None:
     assert (out[:, 2] > 0).tolist() == [False, False, True, True]
     assert out[2, :2].tolist() == [0, 0]
     spread = torch.tensor([2.0, 3.0]) / 2  # one factor, as a vector has one unit
-    torch.testing.assert_close(
-        out[1, :2] - out[0, :2], spread / spread[0] * (out[1, 0] - out[0, 0])
-    )
+    apart = out[1, :2] - out[0, :2]
+    torch.testing.assert_close(apart, spread / spread[0] * apart[0])
 
 
 def test_a_missing_value_of_a_column_that_never_missed_any() -> None:

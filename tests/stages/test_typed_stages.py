@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from benchmarks.mixed import by_prototypes, classes_of, penguins, scores_of
 from conftest import SMALL, config_of, published, write_shards
 
+from pipeline.artifacts import ClusteringModel, Sample
 from pipeline.config import Config
-from pipeline.engine import Context, Execution
+from pipeline.engine import Context, Execution, Marker
 from pipeline.lake.assigning import assignments_of
 from pipeline.lake.columns import category_codes
 from pipeline.lake.models import load_model, load_scaler, load_vocabulary
@@ -23,6 +23,7 @@ from pipeline.run import nightly, run
 from pipeline.stages.pin import pin
 from pipeline.stages.sample import sample
 from pipeline.storage import Store
+from tests.benchmarks.mixed import by_prototypes, classes_of, penguins, scores_of
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -135,17 +136,17 @@ def test_nights_with_values_that_the_champion_never_saw(tmp_path: Path) -> None:
     lake = Store(str(tmp_path / "lake"))
     words = [
         set(load_vocabulary(lake, file)["color"].values())
-        for file in (scaler_file(lake, night) for night in ("2026-01-05", "2026-01-07"))
+        for file in (
+            left_by(lake, ds, "sample", Sample).scaler for ds in ("2026-01-05", "2026-01-07")
+        )
     ]
     assert words == [{"a", "b", "c"}, {"a", "b", "unknown"}]
 
 
-def scaler_file(lake: Store, ds: str) -> Any:
-    from pipeline.artifacts import Sample
-    from pipeline.engine import Marker
-
-    marker = Marker.model_validate(lake.read_json(f"runs/run-{ds}/stages/sample/done.json"))
-    return Sample.model_validate(marker.artifact).scaler
+def left_by(lake: Store, ds: str, stage: str, kind: type[Any]) -> Any:
+    """The artifact of a stage."""
+    marker = Marker.model_validate(lake.read_json(f"runs/run-{ds}/stages/{stage}/done.json"))
+    return kind.model_validate(marker.artifact)
 
 
 def test_a_model_says_the_same_as_when_it_was_fitted(tmp_path: Path) -> None:
@@ -159,13 +160,7 @@ def test_a_model_says_the_same_as_when_it_was_fitted(tmp_path: Path) -> None:
     run(execution)
     manifest = Execution(config, context).complete(pin)
     drawn = Execution(config, context).complete(sample, manifest)
-    from pipeline.artifacts import ClusteringModel
-    from pipeline.engine import Marker
-
-    marker = Marker.model_validate(
-        context.lake.read_json("runs/run-2026-01-05/stages/select/done.json")
-    )
-    model = ClusteringModel.model_validate(marker.artifact)
+    model = left_by(context.lake, "2026-01-05", "select", ClusteringModel)
     loaded = load_model(context.lake, model, config, manifest.width)
     raw = torch.from_numpy(sampled_features(context.lake, drawn.parts))
     labels = assignments_of(loaded, raw)["cluster_id"]
