@@ -134,12 +134,8 @@ def test_nights_with_values_that_the_champion_never_saw(tmp_path: Path) -> None:
     assert third.churn is not None
     assert third.churn < 0.3
     lake = Store(str(tmp_path / "lake"))
-    words = [
-        set(load_vocabulary(lake, file)["color"].values())
-        for file in (
-            left_by(lake, ds, "sample", Sample).scaler for ds in ("2026-01-05", "2026-01-07")
-        )
-    ]
+    files = [left_by(lake, ds, "sample", Sample).scaler for ds in ("2026-01-05", "2026-01-07")]
+    words = [set(load_vocabulary(lake, file)["color"].values()) for file in files]
     assert words == [{"a", "b", "c"}, {"a", "b", "unknown"}]
 
 
