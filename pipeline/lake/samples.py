@@ -23,6 +23,7 @@ _ENCODE_ROWS = 2048
 # Columns of a sample part; not names that a key column would have.
 FEATURES = "dec_features"
 HELD_OUT = "dec_held_out"
+_CUT = pa.schema([("column", pa.string()), ("values", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,10 @@ def write_sample_part(
     statistics: dict[str, Any] = {k: [v.tolist()] for k, v in vars(found.moments).items()}
     if any(column.type == "category" for column in reader.features):
         found = found.bounded()
-        statistics["values"] = [found.values.to_pydict()]
-        statistics["cut"] = [{"column": [*found.cut], "values": [*found.cut.values()]}]
+        # With their types, which lists of nothing would not have.
+        cut = {"column": [*found.cut], "values": [*found.cut.values()]}
+        statistics["values"] = pa.array([found.values.to_pydict()], _lists(VALUE_COUNTS))
+        statistics["cut"] = pa.array([cut], _lists(_CUT))
     return pa.table(
         {
             "name": [name],
@@ -182,3 +185,8 @@ def sampled_classes(lake: Store, parts: tuple[StoredFile, ...], label: str) -> N
 
 def _flat(x_BF: NDArray[np.generic]) -> pa.Array:
     return pa.array(np.ascontiguousarray(x_BF).ravel())
+
+
+def _lists(schema: pa.Schema) -> pa.StructType:
+    """The type of a table in one value."""
+    return pa.struct([(field.name, pa.list_(field.type)) for field in schema])
