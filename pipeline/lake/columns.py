@@ -254,7 +254,9 @@ def category_codes(array: pa.Array) -> NDArray[np.float64]:
         array = array.dictionary_decode()
     kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
     if not pa.types.is_dictionary(array.type) and category_family(kind) == "text":
-        array = array.dictionary_encode()  # a hash for each value, not for each row
+        # A hash for each value, not for each row; Arrow does not encode views.
+        array = array.cast(pa.large_string()) if pa.types.is_string_view(kind) else array
+        array = array.dictionary_encode()
     if isinstance(array, pa.DictionaryArray):
         codes = category_codes_of_values(array.dictionary)
         if not len(codes):

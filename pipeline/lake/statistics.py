@@ -141,8 +141,9 @@ def fit_scaler(
             column,
             config.source.feature(column.name) or Feature(column=column.name),
             statistics,
+            int(moments.count_F[first]),
         )
-        for column in features
+        for first, column in zip(_firsts(features), features, strict=True)
     ]
     try:
         return TypedScaler.fit_columns(columns, moments)
@@ -152,10 +153,13 @@ def fit_scaler(
         ) from None
 
 
-def _spec(column: FeatureColumn, feature: Feature, statistics: RowStatistics) -> ColumnSpec:
+def _spec(
+    column: FeatureColumn, feature: Feature, statistics: RowStatistics, rows: int
+) -> ColumnSpec:
+    """What the scaler is told of a column that so many rows have a value of."""
     weight = feature.weight
     if column.type == "category":
-        told = _told_apart(column.name, feature, statistics)
+        told = _told_apart(column.name, feature, statistics, rows)
         return ColumnSpec(
             "category",
             weight=weight,
@@ -167,10 +171,9 @@ def _spec(column: FeatureColumn, feature: Feature, statistics: RowStatistics) ->
     return ColumnSpec(kind, width=column.width, weight=weight, masks=column.type is not None)
 
 
-def _told_apart(name: str, feature: Feature, statistics: RowStatistics) -> pa.Table:
+def _told_apart(name: str, feature: Feature, statistics: RowStatistics, total: int) -> pa.Table:
     """The values of a category that have a place of their own, the most frequent first."""
     values = statistics.values.filter(pc.equal(statistics.values["column"], name))
-    total = int(values["rows"].to_numpy().sum())
     different = len(values) + statistics.cut.get(name, 0)
     if total >= _TELLING_ROWS and different > _MOST_DIFFERENT * total:
         raise InputError(

@@ -35,12 +35,15 @@ CIRCLES = {"hour": 86_400.0, "weekday": 604_800.0, "season": 31_556_952.0}
 # 1970-01-01 was a Thursday; weeks begin on Monday.
 _WEEK_BEGINS = 3 * 86_400.0
 
-# What hardly varies is not blown up: below these variances, and this entropy, a group is smaller
-# than others. A twentieth of a boolean's rows, or of a circle's variance (three hours of a day, six
-# weeks of a year; a circle with less is left out, for there it tells the date and nothing else).
+# What hardly varies is not blown up: with less variance or entropy than this, a group is smaller
+# than others. A boolean or category has that where a twentieth of the rows differ.
 _LEAST_VARIANCE = 0.05
 _LEAST_DIVERSITY = 0.1
 _LEAST_ENTROPY = 0.2
+# A circle of which the sample covers an arc alone is left out, for there it tells the date and
+# nothing else: this is the variance of four hours of a day, of a day and a quarter of a week, of
+# two months of a year. (A day, on the circle of the week, has 0.07.)
+_LEAST_ARC = 0.1
 
 OTHER, NULL = "(other)", "(null)"
 
@@ -369,7 +372,7 @@ def _timestamp(first: int, column: ColumnSpec, seen: _Seen, on: _Seen) -> _Group
         name: float(1 - np.square(on.mean_F[2 * i : 2 * i + 2]).sum())
         for i, name in enumerate(CIRCLES)
     }
-    used = {name: v for name, v in variances.items() if v >= _LEAST_VARIANCE}
+    used = {name: v for name, v in variances.items() if v >= _LEAST_ARC}
     share, mask = _shares(column, seen, varies=bool(used))
     channels = []
     for i, (name, period) in enumerate(CIRCLES.items()):
