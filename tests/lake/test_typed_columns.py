@@ -53,13 +53,13 @@ def write(path: Path, **columns: Any) -> Path:
 # ---------------------------------------------------------------------------------- categories
 
 STORED: dict[str, Callable[[list[str | None]], pa.Array]] = {
-    "string": lambda words: pa.array(words),
+    "string": lambda words: pa.array(words, pa.string()),
     "large_string": lambda words: pa.array(words, pa.large_string()),
     "string_view": lambda words: pa.array(words, pa.string_view()),
-    "dictionary": lambda words: pa.array(words).dictionary_encode(),
+    "dictionary": lambda words: pa.array(words, pa.string()).dictionary_encode(),
     "dictionary<int8>": lambda words: pa.array(words, pa.dictionary(pa.int8(), pa.string())),
     "null in the dictionary": lambda words: pa.DictionaryArray.from_arrays(
-        pa.array(range(len(words)), pa.int32()), pa.array(words)
+        pa.array(range(len(words)), pa.int32()), pa.array(words, pa.string())
     ),
     "sliced": lambda words: pa.array(["x", None, "yy", *words, "z"]).slice(3, len(words)),
     "sliced dictionary": lambda words: pa.array(["x", *words]).dictionary_encode().slice(1),
