@@ -149,8 +149,13 @@ class Manifest(Artifact):
 
     @property
     def described_columns(self) -> tuple[str, ...]:
-        """Feature columns whose raw features are codes and not quantities in the user's units."""
-        return tuple(c.name for c in self.features if c.type in ("category", "timestamp"))
+        """Feature columns that are told in their own values: what a raw row has of them is a code.
+
+        Their values are in the column itself, and for a model's categories in its vocabulary; see
+        ``pipeline.lake.models.load_vocabulary``.
+        """
+        told = ("category", "timestamp", "boolean")
+        return tuple(column.name for column in self.features if column.type in told)
 
     @property
     def carried_schema(self) -> pa.Schema:
