@@ -12,7 +12,7 @@ import json
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from pipeline.schema import NAME_PATTERN
 
@@ -57,12 +57,24 @@ def fingerprint_of(content: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+ColumnType = Literal["number", "boolean", "category", "timestamp", "vector"]
+
+
 class FeatureColumn(Record):
-    """A column that rows are clustered by: a scalar, or a vector of fixed width."""
+    """A column that rows are clustered by: a scalar, or a vector of fixed width.
+
+    Attributes:
+        name: Of the column.
+        width: Values of a raw row that it has.
+        vector: Whether it holds vectors.
+        type: How its values are understood; None: plain numbers, as ``source.scaling`` and
+            ``source.nulls`` say. Left out of what is written where it is None.
+    """
 
     name: str
     width: int
     vector: bool
+    type: ColumnType | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class QuarantinedShard(Record):
@@ -129,6 +141,21 @@ class Manifest(Artifact):
     def width(self) -> int:
         """F, the width of a row of features."""
         return sum(column.width for column in self.features)
+
+    @property
+    def typed(self) -> bool:
+        """Whether rows hold more than plain numbers."""
+        return any(column.type for column in self.features)
+
+    @property
+    def described_columns(self) -> tuple[str, ...]:
+        """Feature columns that are told in their own values: what a raw row has of them is a code.
+
+        Their values are in the column itself, and for a model's categories in its vocabulary; see
+        ``pipeline.lake.models.load_vocabulary``.
+        """
+        told = ("category", "timestamp", "boolean")
+        return tuple(column.name for column in self.features if column.type in told)
 
     @property
     def carried_schema(self) -> pa.Schema:

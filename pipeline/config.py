@@ -11,6 +11,7 @@ says how clusters are described.
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import re
 import types
 import typing
@@ -55,6 +56,28 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Feature(Section):
+    """A feature column with a type; see decision 0032."""
+
+    column: str = Field(min_length=1, description="Name, or a glob.")
+    type: Literal["auto", "number", "boolean", "category", "timestamp", "vector"] = Field(
+        default="auto", description="How values are understood; auto: by the column's own type."
+    )
+    weight: PositiveFloat = Field(
+        default=1.0, description="Beside the other columns, in distances and in the loss."
+    )
+    values: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=128,
+        description="Category: values told apart, the most frequent ones; the rest is one.",
+    )
+
+
+FeatureEntry = Annotated[
+    Annotated[str, Tag("[name]")] | Annotated[Feature, Tag("[typed]")],
+    Discriminator(lambda entry: "[typed]" if isinstance(entry, dict | Feature) else "[name]"),
+]
+
+
 class Source(Section):
     """What to cluster."""
 
@@ -62,7 +85,10 @@ class Source(Section):
         description="A file, folder or glob, local or s3://, or a list; {ds} stands for the "
         "logical date."
     )
-    features: list[str] = Field(description="Vector columns or scalar columns; f_* is a glob.")
+    features: list[FeatureEntry] = Field(
+        description="Vector columns or scalar columns; f_* is a glob. Or {column, type, weight}: "
+        "number, boolean, category, timestamp, vector."
+    )
     keys: list[str] = Field(default=[], description="Columns carried into the assignments.")
     scaling: Literal["standard", "minmax", "unit_norm", "none"] = "standard"
     nulls: Literal["error", "mean", "drop"] = Field(
@@ -100,17 +126,18 @@ class Source(Section):
 
     @field_validator("path", "features")
     @classmethod
-    def _not_empty(cls, value: str | list[str]) -> str | list[str]:
+    def _not_empty(cls, value: str | list[Any]) -> str | list[Any]:
         if not value or "" in ([value] if isinstance(value, str) else value):
             raise ValueError("must name at least one, and none may be empty")
         return value
 
     @field_validator("features", "keys")
     @classmethod
-    def _no_duplicates(cls, names: list[str]) -> list[str]:
+    def _no_duplicates(cls, entries: list[Any]) -> list[Any]:
+        names = [_column_of(entry) for entry in entries]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"names {', '.join(twice)} more than once; name each column once")
-        return names
+        return entries
 
     @field_validator("keys")
     @classmethod
@@ -130,9 +157,29 @@ class Source(Section):
         return sides
 
     @property
+    def feature_patterns(self) -> tuple[str, ...]:
+        """Names and globs of the feature columns, in their order."""
+        return tuple(_column_of(entry) for entry in self.features)
+
+    def feature(self, column: str) -> Feature | None:
+        """What the config says of a feature column beside its name; None: nothing.
+
+        A column that is named goes by its name, and not by a glob.
+        """
+        named = {entry.column: entry for entry in self.features if isinstance(entry, Feature)}
+        if column in self.feature_patterns:
+            return named.get(column)
+        globs = (entry for name, entry in named.items() if fnmatch.fnmatchcase(column, name))
+        return next(globs, None)
+
+    @property
     def key_columns(self) -> tuple[str, ...]:
         """Names of the key columns in the output: the user's, or shard name and row number."""
         return tuple(self.keys) or SHARD_KEY_COLUMNS
+
+
+def _column_of(entry: str | Feature) -> str:
+    return entry.column if isinstance(entry, Feature) else entry
 
 
 class Model(Section):
@@ -683,7 +730,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _label_is_no_feature(self) -> Config:
-        if self.evaluate.label in self.source.features:
+        if self.evaluate.label in self.source.feature_patterns:
             raise ValueError(
                 f"evaluate.label={self.evaluate.label!r} is in source.features too; ground truth "
                 "is for scoring only. Take it out of one of them"
@@ -824,6 +871,9 @@ def _settings_of(location: Sequence[str]) -> list[str]:
     """Names of the settings in the section at this path."""
     section: Any = Config
     for name in location:
+        if name.isdecimal():  # of a list, whose items may be a section
+            section = Feature
+            continue
         section = section.model_fields[name].annotation
         if isinstance(section, types.UnionType):
             section = next(arg for arg in typing.get_args(section) if arg is not type(None))

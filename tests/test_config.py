@@ -344,3 +344,43 @@ def test_broken_yaml_is_not_repeated(tmp_path: Path, text: str) -> None:
 def test_names_that_only_look_like_credentials(tmp_path: Path) -> None:
     settings = {**LEAST, "source": {"path": "s3://b/user@home/t", "features": ["token", "key"]}}
     assert load_config(write(tmp_path, settings)).source.features == ["token", "key"]
+
+
+# -------------------------------------------------------------------------------- typed features
+
+
+def test_features_with_a_type(tmp_path: Path) -> None:
+    features = ["x", {"column": "age", "type": "number", "weight": 2}, {"column": "f_*"}]
+    config = load_config(write(tmp_path, {**LEAST, "source": {"path": "in", "features": features}}))
+    assert config.source.feature_patterns == ("x", "age", "f_*")
+    assert config.source.feature("x") is None
+    age, by_glob = config.source.feature("age"), config.source.feature("f_1")
+    assert age is not None
+    assert (age.type, age.weight) == ("number", 2)
+    assert by_glob is not None
+    assert (by_glob.column, by_glob.type) == ("f_*", "auto")
+    assert config.source.feature("other") is None
+    again = load_config(write(tmp_path, yaml.safe_load(config.to_yaml())))
+    assert again == config
+
+
+def test_names_alone_are_written_as_before(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, LEAST))
+    assert config.fit_settings()["source"]["features"] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("feature", "says"),
+    [
+        ("{column: a, typ: number}", "source.features.0.typ is not a setting; did you mean"),
+        ("{column: a, type: text}", "source.features.0.type='text' must be 'auto', 'number'"),
+        ("{column: a, weight: 0}", "source.features.0.weight=0 must be greater than 0"),
+        ("{type: number}", "source.features.0.column is missing"),
+        ("7", "source.features.0=7 must be a valid string"),
+        ("{column: y, type: number}, y", "names y more than once"),
+    ],
+)
+def test_features_that_are_wrong(tmp_path: Path, feature: str, says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(write(tmp_path, LEAST), [f"source.features=[{feature}]"])
+    assert says in str(refused.value)

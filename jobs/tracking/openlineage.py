@@ -121,7 +121,8 @@ class OpenlineageTracker:
         if manifest:
             width = {True: "[{}]", False: ""}
             fields = {
-                f.name: manifest.dtype + width[f.vector].format(f.width) for f in manifest.features
+                f.name: (f.type or manifest.dtype) + width[f.vector].format(f.width)
+                for f in manifest.features
             }
             fields |= {field.name: str(field.type) for field in manifest.carried_schema}
             facets["schema"] = _schema(fields)

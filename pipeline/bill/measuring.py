@@ -30,12 +30,13 @@ from pipeline.lake.feed import WorkerRows
 from pipeline.lake.models import centroids_bytes, scaler_bytes, weights_bytes
 from pipeline.lake.pinning import PinnedInput
 from pipeline.lake.reading import Reader, manifest_of, pieces_of_shards
+from pipeline.lake.statistics import RowStatistics, fit_scaler
 from pipeline.model.augmentation import augmentation_of
 from pipeline.model.autoencoder import Autoencoder, products_here
 from pipeline.model.devices import embeddings
 from pipeline.model.pretraining import Pretraining
 from pipeline.model.refinement import ClusterModel, Refinement, embedding_factor
-from pipeline.model.scaling import Moments, Scaler
+from pipeline.model.scaling import Scaler
 from pipeline.model.training import update_rows
 from pipeline.storage import Store, parquet_bytes, sha256
 
@@ -110,11 +111,12 @@ class _Sample:
         scaler = self._read()
         network = self.config.model
         autoencoder = Autoencoder(
-            self.manifest.width,
+            scaler.width,
             network.hidden,
             network.embedding,
             self.config.seed,
             precision=network.precision,
+            categories=scaler.categories,
         )
         augmentation = augmentation_of(self.config.augment, self.config.source.image_shape)
         self._train(
@@ -162,15 +164,14 @@ class _Sample:
         """Read the sample, and fit the scaler."""
         reader = Reader.of(self.config, self.manifest, carry=True)
         start = time.perf_counter()
-        blocks = [np.array(block.x_BF) for block in reader.blocks(self.pieces)]
-        moments = Moments.of(blocks[0])
-        for block in blocks[1:]:
-            moments = moments.merge(Moments.of(block))
+        read = list(reader.blocks(self.pieces))
+        blocks = [np.array(block.x_BF) for block in read]
+        features = self.manifest.features
+        statistics = RowStatistics.merged(RowStatistics.of(block, features) for block in read)
         seconds = time.perf_counter() - start
         self.raw_NF = np.concatenate(blocks)
         self._keep("sample", "read", seconds, self._planned("sample", threads=1))
-        widths = [column.width for column in self.manifest.features]
-        return Scaler.fit(self.config.source.scaling, moments, widths)
+        return fit_scaler(self.config, features, statistics)
 
     def _train(self, stage: str, trainee: Any) -> None:
         """Passes after the first, which reads and warms up."""

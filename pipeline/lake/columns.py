@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.artifacts import FeatureColumn
+from pipeline.artifacts import ColumnType, FeatureColumn
 from pipeline.errors import InputError
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
@@ -46,6 +46,72 @@ def number_type(kind: pa.DataType) -> pa.DataType | None:
     return kind if numeric or pa.types.is_boolean(kind) else None
 
 
+# What each type of a feature column may be stored as, in words.
+EXPECTED: dict[ColumnType, str] = {
+    "number": "integers, floats or decimals",
+    "boolean": "booleans",
+    "category": "strings, integers or a dictionary of them",
+    "timestamp": "timestamps or dates",
+    "vector": "lists of numbers, of one width",
+}
+
+
+def column_type(kind: pa.DataType) -> ColumnType | None:
+    """The type that a feature column of this Arrow type has by itself; None: it can be none."""
+    kind = storage_type(kind)
+    if is_vector(kind):
+        return "vector" if number_type(kind) is not None else None
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if category_family(kind) is not None and not pa.types.is_integer(kind):
+        return "category"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "timestamp"
+    return "number" if number_type(kind) is not None else None
+
+
+def may_be(kind: pa.DataType, wanted: ColumnType) -> bool:
+    """Whether a column of this Arrow type can be a feature column of that type."""
+    if wanted == "category":
+        return category_family(kind) is not None
+    if wanted == "number":
+        return number_type(kind) is not None and not is_vector(kind)
+    return column_type(kind) == wanted
+
+
+def category_family(kind: pa.DataType) -> str | None:
+    """What the values of a category are, "text" or "integers": they are never equal across both."""
+    kind = storage_type(kind)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    return "integers" if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else None
+
+
+def unknown_zone(kind: pa.DataType) -> str | None:
+    """Why the clock of a timestamp's zone cannot be told here; None where it can."""
+    kind = storage_type(kind)
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        try:
+            pc.local_timestamp(pa.array([0], kind))
+        except pa.ArrowException as error:
+            return str(error).splitlines()[0]
+    return None
+
+
+def raw_type(kind: pa.DataType, of: ColumnType | None) -> pa.DataType | None:
+    """The type of number that a raw row needs for the values of a feature column."""
+    if of == "timestamp":
+        return pa.float64()  # float32 cannot tell two seconds of one minute apart
+    if of == "category":
+        plain = storage_type(kind)
+        plain = plain.value_type if pa.types.is_dictionary(plain) else plain
+        small = category_family(plain) == "integers" and plain.bit_width <= 16
+        return plain if small else pa.float64()
+    return number_type(kind)
+
+
 def memory_dtype(kinds: Sequence[pa.DataType], *, may_miss: bool) -> str:
     """The narrowest type that holds a row of these number types for the network.
 
@@ -79,13 +145,18 @@ def feature_matrix(
 
     Returns:
         The matrix, shape (rows, features), a view of Arrow's memory where that is possible; and
-        which rows miss a value (null, NaN or infinite), or None when no row does.
+        which rows miss a value (null, NaN or infinite) of a column without a type, or None when no
+        row does. Columns with a type have a place for what is missing, which is NaN here.
 
     Raises:
         RaggedVectors: A vector is wider or narrower than the layout says.
     """
     parts = [_numbers(column, spec) for column, spec in zip(columns, layout, strict=True)]
-    missing = [~np.isfinite(part).all(axis=1) for part in parts if _has_missing(part)]
+    missing = [
+        ~np.isfinite(part).all(axis=1)
+        for part, spec in zip(parts, layout, strict=True)
+        if spec.type is None and _has_missing(part)
+    ]
     missing_B = np.logical_or.reduce(missing) if missing else None
     if len(parts) == 1:
         matrix = parts[0]
@@ -117,6 +188,10 @@ def _numbers(column: Column, spec: FeatureColumn) -> NDArray[np.generic]:
         array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     while isinstance(array, pa.ExtensionArray):
         array = array.storage
+    if spec.type == "category":
+        return category_codes(array).reshape(-1, 1)
+    if spec.type == "timestamp":
+        return _seconds(array).reshape(-1, 1)
     if not spec.vector:
         return _flat_numbers(array).reshape(-1, 1)
     widths = pc.min_max(pc.list_value_length(array))
@@ -154,3 +229,95 @@ def missing_values_error(shard: str, names: Sequence[str], rows: int, total: int
         "infinite values; expected finite numbers. Clean the column, or set source.nulls to "
         "mean or drop"
     )
+
+
+# Integers up to here are their own codes; float64 holds all of them, and as many again above.
+_PLAIN_CODES = 2**52
+# Odd, and without a pattern: the golden ratio in 64 bits, and two of splitmix64 (Steele et al.
+# 2014, "Fast Splittable Pseudorandom Number Generators").
+_GOLDEN, _FIRST, _SECOND = (
+    np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+
+
+def category_codes(array: pa.Array) -> NDArray[np.float64]:
+    """Numbers that stand for the values of a category: equal for equal values, in any shard.
+
+    They need no vocabulary, so that rows are the same whichever model looks at them. An integer is
+    its own code up to 2^52; for a string, and beyond, it is a hash of 52 bits (two of a thousand
+    values share one once in ten thousand million columns).
+
+    Returns:
+        Codes, shape (rows,); NaN for null.
+    """
+    if isinstance(array, pa.DictionaryArray) and array.dictionary.null_count:
+        array = array.dictionary_decode()
+    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    if not pa.types.is_dictionary(array.type) and category_family(kind) == "text":
+        # A hash for each value, not for each row; Arrow does not encode views.
+        array = array.cast(pa.large_string()) if pa.types.is_string_view(kind) else array
+        array = array.dictionary_encode()
+    if isinstance(array, pa.DictionaryArray):
+        codes = category_codes_of_values(array.dictionary)
+        if not len(codes):
+            return np.full(len(array), np.nan)
+        found: NDArray[np.float64] = codes[array.indices.fill_null(0).to_numpy(zero_copy_only=False)]
+    else:
+        found = category_codes_of_values(array)
+    if array.null_count:
+        found[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return found
+
+
+def category_codes_of_values(values: pa.Array) -> NDArray[np.float64]:
+    """Codes of strings or integers, one by one; those of nulls mean nothing."""
+    if category_family(values.type) == "text":
+        return (_string_hashes(values) >> np.uint64(12)).astype(np.float64)
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
+    wide = numbers.astype(np.int64)  # the same bits for what only uint64 holds
+    hashed = _PLAIN_CODES + (_mixed(wide.view(np.uint64)) >> np.uint64(12)).astype(np.float64)
+    plain = (numbers > -_PLAIN_CODES) & (numbers < _PLAIN_CODES)
+    return np.where(plain, wide.astype(np.float64), hashed)
+
+
+def _string_hashes(values: pa.Array) -> NDArray[np.uint64]:
+    """A polynomial of each string's bytes, mixed; modulo 2^64, as numpy's products are."""
+    values = values.cast(pa.large_binary())
+    _, offsets, content = values.buffers()
+    edges = np.frombuffer(offsets, np.int64)[values.offset : values.offset + len(values) + 1]
+    first, last = int(edges[0]), int(edges[-1])
+    letters = np.frombuffer(content or b"", np.uint8)[first:last].astype(np.uint64)
+    edges = edges - first
+    lengths = np.diff(edges)
+    place = np.arange(len(letters)) - np.repeat(edges[:-1], lengths)
+    with np.errstate(over="ignore"):
+        powers = np.cumprod(np.full(int(lengths.max(initial=0)), _GOLDEN))
+        sums = np.cumsum(_mixed(letters + np.uint64(1)) * powers[place], dtype=np.uint64)
+        sums = np.concatenate([np.zeros(1, np.uint64), sums])
+        return _mixed(sums[edges[1:]] - sums[edges[:-1]] + lengths.astype(np.uint64))
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64: every bit of the number decides about every bit of the result."""
+    with np.errstate(over="ignore"):
+        mixed = numbers + _GOLDEN
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
+        return mixed ^ (mixed >> np.uint64(31))
+
+
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def _seconds(array: pa.Array) -> NDArray[np.float64]:
+    """Seconds since 1970 on the clock of the column's own time zone; null as NaN."""
+    if pa.types.is_date(array.type):
+        array = array.cast(pa.timestamp("s" if pa.types.is_date32(array.type) else "ms"))
+    if array.type.tz is not None:
+        array = pc.local_timestamp(array)
+    seconds = array.cast(pa.int64()).fill_null(0).to_numpy() / _PER_SECOND[array.type.unit]
+    if array.null_count:
+        seconds[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return seconds  # type: ignore[no-any-return]

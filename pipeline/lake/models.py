@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import json
+import math
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +27,14 @@ from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.errors import InputError
 from pipeline.model.autoencoder import Autoencoder, freeze
+from pipeline.model.channels import Channel, TypedScaler
 from pipeline.model.refinement import ClusterModel
 from pipeline.model.scaling import Scaler
 from pipeline.storage import Store, parquet_bytes, sha256, why
 
+_TABLE = "encoder.0.tables.{}"  # of a CategoryEmbedding, among the weights
 _SCALING_KEY = b"scaling"
+_MEANS_KEY = b"means"  # of raw features; only where columns are typed
 
 
 def weights_bytes(autoencoder: Autoencoder) -> bytes:
@@ -37,10 +43,20 @@ def weights_bytes(autoencoder: Autoencoder) -> bytes:
 
 
 def load_autoencoder(lake: Store, weights: StoredFile, config: Config, width: int) -> Autoencoder:
-    """The autoencoder of a run; ``width`` is F, the features of a row."""
-    model = config.model
-    autoencoder = Autoencoder(width, model.hidden, model.embedding, precision=model.precision)
-    autoencoder.load_state_dict(load(lake.read_bytes(weights.path)))
+    """The autoencoder of a run; ``width`` is F, the features of a row.
+
+    Of typed columns a scaled row is wider than a row; then the file says how wide.
+    """
+    model, state = config.model, load(lake.read_bytes(weights.path))
+    names = itertools.takewhile(state.__contains__, map(_TABLE.format, itertools.count()))
+    categories = [len(state[name]) for name in names]
+    last = 2 * len(model.hidden)  # linear layers, with an activation between two of them
+    if (bias := state.get(f"decoder.{last}.bias")) is not None:
+        width = len(bias)
+    autoencoder = Autoencoder(
+        width, model.hidden, model.embedding, precision=model.precision, categories=categories
+    )
+    autoencoder.load_state_dict(state)
     return autoencoder
 
 
@@ -75,7 +91,9 @@ def feature_names(features: tuple[FeatureColumn, ...]) -> list[str]:
 
 
 def scaler_bytes(scaler: Scaler, features: tuple[FeatureColumn, ...]) -> bytes:
-    """A scaler as a Parquet file: one row a feature."""
+    """A scaler as a Parquet file: one row a feature, or of typed columns one a channel."""
+    if isinstance(scaler, TypedScaler):
+        return _channels_bytes(scaler, features)
     table = pa.table(
         {
             "feature": feature_names(features),
@@ -91,7 +109,36 @@ def load_scaler(lake: Store, file: StoredFile) -> Scaler:
     """The scaler in a file."""
     table = lake.read_table(file.path)
     mode = table.schema.metadata[_SCALING_KEY].decode()
+    if mean := table.schema.metadata.get(_MEANS_KEY):
+        names = [field.name for field in fields(Channel)]
+        channels = [Channel(**row) for row in table.select(names).to_pylist()]
+        return TypedScaler(np.array(json.loads(mean), np.float64), channels)
     return Scaler(mode, *(table[name].to_numpy() for name in ("mean", "offset", "factor")))
+
+
+def _channels_bytes(scaler: TypedScaler, features: tuple[FeatureColumn, ...]) -> bytes:
+    names = feature_names(features)
+    columns = {f.name: [getattr(c, f.name) for c in scaler.channels] for f in fields(Channel)}
+    table = pa.table({"column": [names[c.feature] for c in scaler.channels], **columns})
+    means = json.dumps(scaler.mean_F.tolist()).encode()
+    return parquet_bytes(
+        table.replace_schema_metadata({_SCALING_KEY: scaler.mode, _MEANS_KEY: means})
+    )
+
+
+def load_vocabulary(lake: Store, scaler: StoredFile) -> dict[str, dict[float, str]]:
+    """The values that a model tells apart in each category column, by their code in raw rows."""
+    loaded = load_scaler(lake, scaler)
+    if not isinstance(loaded, TypedScaler):
+        return {}
+    table = lake.read_table(scaler.path, ["column", "kind", "label", "code"])
+    found: dict[str, dict[float, str]] = {}
+    for row in table.to_pylist():
+        if row["kind"] == "category":
+            values = found.setdefault(row["column"], {})
+            if math.isfinite(row["code"]):
+                values[row["code"]] = row["label"]
+    return found
 
 
 @dataclass(frozen=True)
@@ -148,7 +195,9 @@ def store_model_card(
         facts: How it came about, as Markdown.
     """
     columns = ", ".join(
-        f"`{c.name}` (vector of {c.width})" if c.vector else f"`{c.name}`"
+        f"`{c.name}` (vector of {c.width})"
+        if c.vector
+        else f"`{c.name}`" + (f" ({c.type})" if c.type else "")
         for c in manifest.features
     )
     layers = "-".join(map(str, (manifest.width, *config.model.hidden, config.model.embedding)))
@@ -159,6 +208,7 @@ def store_model_card(
         )
         facts += ", and others.\n" if len(bad) > 5 else ".\n"
     weights = "`weights.safetensors` (encoder and decoder), " if files.weights else ""
+    scaled = "a channel of what the network sees" if manifest.typed else "a feature"
     text = f"""# Model {files.model_id}
 
 {_METHODS[files.kind]}, into {config.clusters} clusters.
@@ -169,7 +219,7 @@ def store_model_card(
 {facts.strip()}
 
 Files: {weights}`centroids.parquet` (cluster_id, centroid),
-`scaler.parquet` (one row a feature: scaled = (x - offset) * factor), `config.yaml`.
+`scaler.parquet` (one row {scaled}: scaled = (x - offset) * factor), `config.yaml`.
 """
     context.lake.write_bytes(f"models/{files.model_id}/model_card.md", text.encode())
 

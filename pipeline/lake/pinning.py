@@ -9,7 +9,8 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import (
+    ColumnType,
     FeatureColumn,
     QuarantinedShard,
     decode_schema,
@@ -27,7 +29,18 @@ from pipeline.artifacts import (
 from pipeline.config import Config
 from pipeline.errors import BadShard, ConfigError, InputError, PipelineError
 from pipeline.lake.bad_shards import ShardVersion, check_bound, diagnosed
-from pipeline.lake.columns import is_vector, memory_dtype, number_type, storage_type
+from pipeline.lake.columns import (
+    EXPECTED,
+    category_family,
+    column_type,
+    is_vector,
+    may_be,
+    memory_dtype,
+    number_type,
+    raw_type,
+    storage_type,
+    unknown_zone,
+)
 from pipeline.lake.example import write_digits_once
 from pipeline.lake.explained import explained_columns
 from pipeline.lake.hive import hive_types_of, with_hive_columns
@@ -138,6 +151,9 @@ def pin(
             bad than ``source.on_bad_shard`` and ``source.max_bad_share`` let a run leave out.
     """
     hive_types = hive_types_of(file.url for file in files)
+    for name in hive_types:  # a new folder must not change what the others are
+        if (feature := config.source.feature(name)) and feature.type == "category":
+            hive_types[name] = pa.string()
     columns: dict[str, list[object]] = {name: [] for name in SHARD_SCHEMA.names}
     threads = ThreadPoolExecutor(_FOOTER_THREADS)
     bad: list[QuarantinedShard] = []
@@ -221,7 +237,7 @@ def _wanted(
             if sum(footer.rows):
                 schema = with_hive_columns(footer.schema, file.url, hive_types)
                 explained_columns(config.explain.columns, schema, file.name)  # raises
-                return _resolve(config, schema, file.name)
+                return _resolve(config, schema, file.name, hive_types)
         start, some = start + some, min(2 * some, _SHARDS_AHEAD)
     check_bound(config, bad, len(files))
     return None
@@ -346,24 +362,36 @@ class _Table:
                 f"shard {shard}, column {name}: type {kind}; expected {expected} as in shard "
                 f"{first_shard}: vectors in all shards, or scalars in all"
             )
+        types = [self._wanted.type_of(name, of) for of in (kind, expected)]
+        families = [category_family(of) for of in (kind, expected)]
+        if types[0] != types[1] or (types[0] == "category" and families[0] != families[1]):
+            raise InputError(
+                f"shard {shard}, column {name}: type {kind} does not mean what {expected} means in "
+                f"shard {first_shard}; write the column with one type, or set its type in "
+                "source.features"
+            )
 
     def pinned(self, shards: pa.Table) -> PinnedInput:
         """The result."""
         first = self._schemas[0][1]
-        types = [
-            [number_type(schema.field(name).type) for name in self._wanted.features]
-            for _, schema in self._schemas
-        ]
-        may_miss = self._config.source.nulls != "error"
         features = tuple(
             FeatureColumn(
                 name=name,
                 width=self._widths.get(name, (1, ""))[0],
                 vector=is_vector(first.field(name).type),
+                type=self._wanted.type_of(name, first.field(name).type),
             )
             for name in self._wanted.features
         )
+        types = [
+            [raw_type(schema.field(column.name).type, column.type) for column in features]
+            for _, schema in self._schemas
+        ]
+        typed = any(column.type for column in features)
+        may_miss = typed or self._config.source.nulls != "error"
         _check_image_shape(self._config, features)
+        if typed:
+            _check_for_typed(self._config, features)
         content = {
             "columns": self._wanted.all,
             "schemas": [encode_schema(schema) for schema in self._own],
@@ -385,6 +413,22 @@ def _check_image_shape(config: Config, features: Sequence[FeatureColumn]) -> Non
         raise InputError(
             f"source.image_shape={shape} needs one vector column of {math.prod(shape)} pixels; "
             f"source.features holds {_listed([got])}. Correct the shape, or leave it out"
+        )
+
+
+def _check_for_typed(config: Config, features: Sequence[FeatureColumn]) -> None:
+    """Settings that are for rows of plain numbers alone."""
+    typed = next(column for column in features if column.type)
+    refused = {
+        f"source.scaling={config.source.scaling}": config.source.scaling != "standard",
+        f"source.image_shape={config.source.image_shape}": config.source.image_shape is not None,
+        f"augment.function={config.augment.function}": config.augment.function is not None,
+    }
+    for setting in (name for name, is_set in refused.items() if is_set):
+        raise InputError(
+            f"{setting} is for rows of plain numbers; column {typed.name} of source.features is of "
+            f"type {typed.type}, and columns with a type have their own scaling (standard) and no "
+            "augmentation. Leave the setting out"
         )
 
 
@@ -510,16 +554,28 @@ class _Wanted:
     features: tuple[str, ...]
     carried: tuple[str, ...]
     label: str | None
+    types: Mapping[str, str]  # of the features that the config gives one
+    folders: frozenset[str]  # features that are in names of folders
+
+    def type_of(self, name: str, kind: pa.DataType) -> ColumnType | None:
+        """The type of a feature column of this Arrow type; None: plain numbers, or none at all."""
+        asked = self.types.get(name)
+        # What one folder more could turn from numbers into text is told and not guessed.
+        if asked is None and (number_type(kind) is not None or name in self.folders):
+            return None
+        return typing.cast(ColumnType, asked) if asked not in (None, "auto") else column_type(kind)
 
     @property
     def all(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.features, *self.carried)))
 
 
-def _resolve(config: Config, schema: pa.Schema, shard: str) -> _Wanted:
+def _resolve(
+    config: Config, schema: pa.Schema, shard: str, hive_types: Mapping[str, pa.DataType]
+) -> _Wanted:
     """The columns that the config names, globs expanded against the first shard."""
     features: list[str] = []
-    for pattern in config.source.features:
+    for pattern in config.source.feature_patterns:
         if pattern in schema.names or not re.search(r"[*?\[]", pattern):
             features.append(pattern)
             continue
@@ -539,7 +595,10 @@ def _resolve(config: Config, schema: pa.Schema, shard: str) -> _Wanted:
         )
     label = config.evaluate.label
     carried = (*config.source.keys, *([label] if label else []))
-    return _Wanted(tuple(features), tuple(dict.fromkeys(carried)), label)
+    asked = {name: config.source.feature(name) for name in features}
+    types = {name: feature.type for name, feature in asked.items() if feature}
+    folders = frozenset(features) & hive_types.keys()
+    return _Wanted(tuple(features), tuple(dict.fromkeys(carried)), label, types, folders)
 
 
 def _check_columns(wanted: _Wanted, schema: pa.Schema, shard: str) -> None:
@@ -559,10 +618,31 @@ def _check_columns(wanted: _Wanted, schema: pa.Schema, shard: str) -> None:
             )
     for name in wanted.features:
         kind = schema.field(name).type
-        if number_type(kind) is None:
+        found = wanted.type_of(name, kind)
+        if found is None and number_type(kind) is None:
+            instead = (
+                "features must be numbers, booleans, strings, timestamps, dates or vectors of "
+                "numbers. Convert the column or take it out of source.features"
+            )
+            if name in wanted.folders:
+                instead = (
+                    "folders' names are categories only where source.features says so: "
+                    f"{{column: {name}, type: category}}"
+                )
             raise InputError(
-                f"shard {shard}, column {name}: type {kind} is not a number; features must be "
-                "numbers or vectors of numbers. Convert the column or take it out of "
+                f"shard {shard}, column {name}: type {kind} is not a number; {instead}"
+            )
+        if found == "timestamp" and (reason := unknown_zone(kind)):
+            raise InputError(
+                f"shard {shard}, column {name}: {reason}; hours of the day need the zone's rules. "
+                "Write the column in UTC or without a zone"
+            )
+        if found is not None and not may_be(kind, found):
+            own = column_type(kind)
+            instead = f"Make it type: {own}" if own else "Convert the column"
+            raise InputError(
+                f"shard {shard}, column {name}: type {kind} cannot be a {found}, which source."
+                f"features says it is; expected {EXPECTED[found]}. {instead}, or take it out of "
                 "source.features"
             )
 

@@ -46,6 +46,7 @@ class RowBlock:
         shard: Number of their shard in the manifest.
         row_numbers_B: Their places in it, shape (rows,), int64.
         explained: Columns of ``Reader.explained`` that the shard has, as it has them.
+        categories: The feature columns that are categories, as stored; None where there is none.
     """
 
     x_BF: NDArray[np.generic]
@@ -53,6 +54,7 @@ class RowBlock:
     shard: int
     row_numbers_B: NDArray[np.int64]
     explained: pa.Table | None = None
+    categories: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,9 @@ class Reader:
         if not all(name in table.column_names for name in self._names()):
             for name, value in hive_values(url).items():
                 if name in self._names() and name not in table.column_names:
-                    kind = pa.int64()  # as a feature it must read as a number
+                    kind = pa.int64()  # as a plain feature it must read as a number
+                    if name in self._categories():
+                        kind = pa.string()
                     if name in self.carried.names:
                         kind = self.carried.field(name).type
                     elif any(c.name == name and c.kind == "category" for c in self.explained):
@@ -203,6 +207,9 @@ class Reader:
             [column.name for column in columns] for columns in (self.features, self.explained)
         )
         return [*features, *self.carried.names, *explained]
+
+    def _categories(self) -> list[str]:
+        return [column.name for column in self.features if column.type == "category"]
 
     def _block(
         self,
@@ -224,11 +231,16 @@ class Reader:
         if missing_B is not None and self.nulls == "error":
             raise self._missing(parquet, shard, url)
         row_numbers_B = np.arange(row_number, row_number + len(table))
+        names = self._categories()
+        categories = table.select(names) if names else None
         if missing_B is not None and self.nulls == "drop":
             x_BF, row_numbers_B = x_BF[~missing_B], row_numbers_B[~missing_B]
             carried = carried.filter(pa.array(~missing_B)) if carried is not None else None
             explained = explained.filter(pa.array(~missing_B)) if names else None
-        yield RowBlock(x_BF, carried, shard_number, row_numbers_B, explained)
+            categories = categories and categories.filter(pa.array(~missing_B))
+        yield RowBlock(
+            x_BF, carried, shard_number, row_numbers_B, explained=explained, categories=categories
+        )
 
     def _carried(self, shard: str, table: pa.Table, row_number: int) -> pa.Table | None:
         if not len(self.carried) and not self.shard_keys:

@@ -15,6 +15,7 @@ from torch import nn
 from pipeline.artifacts import Sample, StoredFile
 from pipeline.lake.reading import Reader
 from pipeline.lake.slices import held_out
+from pipeline.lake.statistics import VALUE_COUNTS, RowStatistics
 from pipeline.model.scaling import Moments, Scaler
 from pipeline.storage import Store, parquet_bytes, sha256
 
@@ -22,6 +23,7 @@ _ENCODE_ROWS = 2048
 # Columns of a sample part; not names that a key column would have.
 FEATURES = "dec_features"
 HELD_OUT = "dec_held_out"
+_CUT = pa.schema([("column", pa.string()), ("values", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class SamplePart:
         bytes: Its size.
         rows: Rows in it.
         scanned: Rows that the statistics come from.
-        count_F: See ``Moments``, like the ones below.
+        count_F: See ``Moments``, like those below.
+        values: See ``RowStatistics``, one list a column of it; none where no column is a category.
+        cut: See there; names and numbers.
     """
 
     name: str
@@ -48,10 +52,12 @@ class SamplePart:
     min_F: list[float]
     max_F: list[float]
     missing_F: list[int]
+    values: dict[str, list[Any]] | None = None
+    cut: dict[str, list[Any]] | None = None
 
-    def moments(self) -> Moments:
+    def statistics(self) -> RowStatistics:
         """The statistics as arrays."""
-        return Moments(
+        moments = Moments(
             count_F=np.array(self.count_F, np.int64),
             mean_F=np.array(self.mean_F),
             m2_F=np.array(self.m2_F),
@@ -59,6 +65,9 @@ class SamplePart:
             max_F=np.array(self.max_F),
             missing_F=np.array(self.missing_F, np.int64),
         )
+        values = pa.table(self.values or VALUE_COUNTS.empty_table().to_pydict(), VALUE_COUNTS)
+        cut = dict(zip(*self.cut.values(), strict=True)) if self.cut else {}
+        return RowStatistics(moments, values, cut)
 
 
 def write_sample_part(
@@ -76,7 +85,7 @@ def write_sample_part(
     Returns:
         One row: a ``SamplePart``.
     """
-    moments: Moments | None = None
+    seen: list[RowStatistics] = []
     drawn: list[pa.Table] = []
     for piece in range(len(pieces)):
         one = pieces.slice(piece, 1)
@@ -87,8 +96,7 @@ def write_sample_part(
         start = 0
         for block in reader.blocks(one):
             x_BF = block.x_BF
-            seen = Moments.of(x_BF)
-            moments = seen if moments is None else moments.merge(seen)
+            seen = [RowStatistics.merged([*seen, RowStatistics.of(block, reader.features)])]
             # Under source.nulls: drop a block may be shorter than its rows; then a few draws fall
             # on rows that are gone, and the sample is that much smaller.
             first, last = np.searchsorted(chosen, [start, start + len(x_BF)])
@@ -103,8 +111,14 @@ def write_sample_part(
     content = parquet_bytes(table)
     name = f"part-{pieces['slice'][0].as_py():06}.parquet"
     folder.write_bytes(name, content)
-    assert moments is not None  # a slice has rows
-    statistics: dict[str, Any] = {k: [v.tolist()] for k, v in vars(moments).items()}
+    (found,) = seen  # a slice has rows
+    statistics: dict[str, Any] = {k: [v.tolist()] for k, v in vars(found.moments).items()}
+    if any(column.type == "category" for column in reader.features):
+        found = found.bounded()
+        # With their types, which lists of nothing would not have.
+        cut = {"column": [*found.cut], "values": [*found.cut.values()]}
+        statistics["values"] = pa.array([found.values.to_pydict()], _lists(VALUE_COUNTS))
+        statistics["cut"] = pa.array([cut], _lists(_CUT))
     return pa.table(
         {
             "name": [name],
@@ -171,3 +185,8 @@ def sampled_classes(lake: Store, parts: tuple[StoredFile, ...], label: str) -> N
 
 def _flat(x_BF: NDArray[np.generic]) -> pa.Array:
     return pa.array(np.ascontiguousarray(x_BF).ravel())
+
+
+def _lists(schema: pa.Schema) -> pa.StructType:
+    """The type of a table in one value."""
+    return pa.struct([(field.name, pa.list_(field.type)) for field in schema])

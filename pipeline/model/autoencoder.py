@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -80,6 +81,48 @@ def _reduced_parts(network: nn.Module) -> list[Perceptron]:
     return [part for part in perceptrons if part.reduced(next(part.parameters()).device)]
 
 
+class CategoryEmbedding(nn.Module):
+    """Learned embeddings of categories, the first layer of a network that takes typed columns.
+
+    Of a scaled row, the last channels are one-hot, one group a category; each group is replaced by
+    a few learned numbers, fewer the more values there are. What is no category passes through.
+
+    Args:
+        features: E, width of a scaled row.
+        categories: Channels of each category; the last two are other values and null.
+    """
+
+    def __init__(self, features: int, categories: Sequence[int]) -> None:
+        super().__init__()
+        self.plain = features - sum(categories)
+        widths = [embedded_width(size) for size in categories]
+        self.tables = nn.ParameterList(
+            # As wide as a one-hot group itself: a row of a table has a length of about 1.
+            torch.randn(size, width) / width**0.5
+            for size, width in zip(categories, widths, strict=True)
+        )
+        for table in self.tables:  # what the sample has none of says nothing
+            table.data[-2:] = 0
+        self.width = self.plain + sum(widths)
+
+    def forward(self, x_BE: Tensor) -> Tensor:
+        """(batch, channels) → (batch, width)."""
+        parts, start = [x_BE[:, : self.plain]], self.plain
+        for table in self.tables:
+            parts.append(x_BE[:, start : start + len(table)] @ table)
+            start += len(table)
+        return torch.cat(parts, dim=1)
+
+
+def embedded_width(channels: int) -> int:
+    """Numbers that a category of so many channels is embedded in.
+
+    A rule of thumb that fast.ai found by trying (Howard & Gugger 2020, "fastai: A Layered API for
+    Deep Learning", emb_sz_rule); never more than channels.
+    """
+    return min(channels, round(1.6 * math.pow(channels, 0.56)))
+
+
 class Autoencoder(nn.Module):
     """Encoder F → hidden → D and its mirror image as decoder (Xie et al. 2016, section 3.2).
 
@@ -89,6 +132,7 @@ class Autoencoder(nn.Module):
         embedding: D, width of the embedding.
         precision: Of the matrix products; see ``Perceptron``.
         seed: Seeds the initial weights, whatever was drawn from torch's generator before.
+        categories: Channels of each category, the last ones of a row; see ``CategoryEmbedding``.
     """
 
     def __init__(
@@ -99,20 +143,27 @@ class Autoencoder(nn.Module):
         seed: int = 0,
         *,
         precision: Precision = "float32",
+        categories: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.embedding = embedding
         widths = (features, *hidden, embedding)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.encoder: nn.Module = Perceptron(widths, precision)
+            self.encoder: nn.Module
+            if categories:
+                embedded = CategoryEmbedding(features, categories)
+                layers = Perceptron((embedded.width, *widths[1:]), precision)
+                self.encoder = nn.Sequential(embedded, layers)
+            else:
+                self.encoder = Perceptron(widths, precision)
             self.decoder: nn.Module = Perceptron(widths[::-1], precision)
             for layer in self.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, x_BF: Tensor) -> Tensor:
-        """Reconstruct scaled rows, shape (batch, features) in and out."""
+        """Reconstruct scaled rows, shape (batch, features) in and out; of typed ones, logits."""
         return self.decoder(self.encoder(x_BF))  # type: ignore[no-any-return]
 
     @torch.no_grad()

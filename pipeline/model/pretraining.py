@@ -40,7 +40,8 @@ class PretrainPass:
 
     Attributes:
         number: Passes done, from 1.
-        loss: Mean squared error per feature, in scaled units, over the pass.
+        loss: Mean squared error per feature, in scaled units, over the pass; of typed columns, that
+            and cross-entropy, over those of a constant prediction.
         rows: Rows of all workers that were learnt from.
         learning_rate: At the end of the pass.
         products: Precision of the matrix products: "float32" or "bfloat16".
@@ -123,7 +124,7 @@ class Pretraining:
         return loss_total.item() / max(1, seen), seen
 
     def _losses(self, batch_BF: Tensor, random: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Squared error a feature, summed over the rows of each portion of a batch."""
+        """Error a scaled feature, summed over the rows of each portion of a batch."""
         features = batch_BF.shape[1]
         noise = noise_of(self.settings, features, self.autoencoder.embedding)
         for some_BF in batch_BF.split(self._portion_rows):  # type: ignore[no-untyped-call]
@@ -132,7 +133,7 @@ class Pretraining:
                 x_BF = self.augmentation(x_BF, random)
             x_BF = self.scaler(x_BF)
             reconstructed_BF = self.autoencoder(hide(x_BF, noise, random))
-            error = (reconstructed_BF - x_BF).square().sum() / features
+            error = self.scaler.error(reconstructed_BF, x_BF) / x_BF.shape[1]
             yield error, error
 
     def state(self) -> dict[str, Tensor]:

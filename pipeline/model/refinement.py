@@ -354,8 +354,8 @@ class Refinement:
             batch_K += target_q_BK.sum(dim=0, dtype=torch.float64)
             loss = kl
             if "decoder" in self.live:
-                error_BF = self.live["decoder"](z_BD) - x_BF
-                loss = kl + weight * error_BF.square().sum() / x_BF.shape[1]
+                error = self.scaler.error(self.live["decoder"](z_BD), x_BF)
+                loss = kl + weight * error / x_BF.shape[1]
             yield loss, kl
 
     def _resumed_pass(self, rows: TrainingRows) -> Iterator[Tensor]:

@@ -104,6 +104,20 @@ class Scaler(nn.Module):
         # Further away the difference of two products would lose digits.
         self._near_origin = bool(np.abs(offset_F * factor_F).max(initial=0) <= _NEAR)
 
+    @property
+    def width(self) -> int:
+        """Width of a scaled row."""
+        return len(self.mean_F)
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """Widths of the parts of a scaled row, the last ones, of which one value is not 0."""
+        return ()
+
+    def error(self, reconstructed_BF: Tensor, x_BF: Tensor) -> Tensor:
+        """What the autoencoder makes small: squared error of scaled rows, summed, a scalar."""
+        return (reconstructed_BF - x_BF).square().sum()
+
     @classmethod
     def fit(cls, mode: ScalingMode, moments: Moments, widths: Sequence[int]) -> Scaler:
         """Learn offset and factor.

@@ -140,7 +140,10 @@ def _drift(lake: Store, champion: Champion | None, bins: BinnedRows) -> tuple[fl
 def _check_features(manifest: Manifest, champion: Champion) -> None:
     expected, got = champion.reference.features, manifest.features
     if got != expected:
-        names = [", ".join(f.name for f in features[:10]) for features in (got, expected)]
+        names = [
+            ", ".join(f.name + (f" ({f.type})" if f.type else "") for f in features[:10])
+            for features in (got, expected)
+        ]
         raise InputError(
             f"source.features are {names[0]} ({manifest.width} values a row); the champion, of run "
             f"{champion.run_id}, was fitted on {names[1]}. Refit, or give it those"

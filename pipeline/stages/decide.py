@@ -80,7 +80,10 @@ def _unusable(lake: Store, manifest: Manifest, champion: Champion) -> str:
 
 
 def _named(features: Any) -> str:
-    shown = [f"{f.name}[{f.width}]" if f.vector else f.name for f in features[:10]]
+    shown = [
+        (f"{f.name}[{f.width}]" if f.vector else f.name) + (f" ({f.type})" if f.type else "")
+        for f in features[:10]
+    ]
     return ", ".join(shown) + (f" and {len(features) - 10} more" if len(features) > 10 else "")
 
 

@@ -175,7 +175,7 @@ def _identify(
     alive_before = living(clusters)["cluster_id"].to_numpy()
     return _Found(
         ids=store_table(lake, "ids", _ids_table(config, matched, tonight)),
-        bins=store_content(lake, "bins", _bins(lake, sample)),
+        bins=store_content(lake, "bins", _bins(lake, manifest, sample)),
         clusters=store_table(lake, "clusters", clusters_table(clusters, seen, matched, ds)),
         transitions=store_table(
             lake, "transitions", transitions_table(matched.transitions, ds, run_id)
@@ -287,9 +287,11 @@ def _exemplars(
     )
 
 
-def _bins(lake: Store, sample: Sample) -> bytes:
-    """See ``Reference.bins``."""
+def _bins(lake: Store, manifest: Manifest, sample: Sample) -> bytes:
+    """See ``Reference.bins``. A timestamp has one bin: that it follows the date is no drift."""
     edges_FB = bin_edges(sampled_features(lake, sample.parts))
+    types_F = [column.type for column in manifest.features for _ in range(column.width)]
+    edges_FB[np.array([kind == "timestamp" for kind in types_F])] = np.inf
     counts = [bin_counts(x_BF, edges_FB) for x_BF in feature_parts(lake, sample.parts)]
     rows_FB = np.sum(counts, axis=0)
     return bins_bytes(edges_FB, rows_FB)

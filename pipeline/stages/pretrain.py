@@ -35,17 +35,21 @@ def _settings(config: Config) -> Any:
 def _build(
     config: Config,
     lake: Store,
-    scaler: StoredFile,
-    width: int,
+    scaler_file: StoredFile,
     device: torch.device | None = None,
 ) -> Pretraining:
-    model = config.model
+    model, scaler = config.model, load_scaler(lake, scaler_file)
     autoencoder = Autoencoder(
-        width, model.hidden, model.embedding, config.seed, precision=model.precision
+        scaler.width,
+        model.hidden,
+        model.embedding,
+        config.seed,
+        precision=model.precision,
+        categories=scaler.categories,
     )
     return Pretraining(
         autoencoder.to(device),
-        load_scaler(lake, scaler),
+        scaler,
         config.pretrain,
         config.seed,
         augmentation=augmentation_of(config.augment, config.source.image_shape),
@@ -63,12 +67,12 @@ def pretrain(
         context,
         stage="pretrain",
         job_id=pretrain.fingerprint(config, (manifest, sample)),
-        build=partial(_build, config, context.lake, sample.scaler, manifest.width),
+        build=partial(_build, config, context.lake, sample.scaler),
         reader=Reader.of(config, manifest, carry=False),
         pieces=pieces_of(manifest, context.lake),
         planned_rows=lambda rows: rows * config.pretrain.passes,
     )
-    training = _build(config, context.lake, sample.scaler, manifest.width)
+    training = _build(config, context.lake, sample.scaler)
     training.restore(trained.state)
     path = context.stage_path("pretrain", "autoencoder.safetensors")
     return PretrainedAutoencoder(

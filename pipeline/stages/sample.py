@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.artifacts import Manifest, Sample, StoredFile
-from pipeline.config import Config
+from pipeline.config import Config, Feature
 from pipeline.distributed.resources import READER
 from pipeline.distributed.retries import with_retries
 from pipeline.distributed.tasks import map_slices
@@ -18,7 +18,7 @@ from pipeline.lake.quarantine import without_bad_shards
 from pipeline.lake.reading import Reader, pieces_of
 from pipeline.lake.samples import SamplePart, write_sample_part
 from pipeline.lake.slices import by_slice, held_out_share, sample_share
-from pipeline.model.scaling import Moments, Scaler
+from pipeline.lake.statistics import RowStatistics, fit_scaler
 
 
 def _settings(config: Config) -> Any:
@@ -27,7 +27,13 @@ def _settings(config: Config) -> Any:
         "scaling": config.source.scaling,
         "held_out": config.source.held_out,
         "seed": config.seed,
-    }
+    } | _weights(config)
+
+
+def _weights(config: Config) -> dict[str, Any]:
+    """What the manifest does not say of typed columns; nothing where there is none."""
+    typed = [entry for entry in config.source.features if isinstance(entry, Feature)]
+    return {"features": [entry.model_dump(mode="json") for entry in typed]} if typed else {}
 
 
 @stage("sample", version=2, settings=_settings, distributed=True)
@@ -56,13 +62,15 @@ def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
 
     memory = "lower centroids.sample_rows or give nodes more memory"
     parts = with_retries(config.execution, "sample", draw, memory=memory)
-    moments = _merged(parts)
-    if not moments.count_F.all():
+    statistics = RowStatistics.merged(part.statistics() for part in parts)
+    count_F = statistics.moments.count_F[: manifest.width]
+    if not count_F.all():
         raise InputError(
-            f"{int((moments.count_F == 0).sum())} of {len(moments.count_F)} features hold no "
-            "finite value in the sample; take them out of source.features"
+            f"{int((count_F == 0).sum())} of {len(count_F)} features hold no finite value in the "
+            "sample; take them out of source.features"
         )
-    scaler = Scaler.fit(config.source.scaling, moments, [c.width for c in manifest.features])
+    scaler = fit_scaler(config, manifest.features, statistics)
+    missing_F = statistics.moments.missing_F[: manifest.width]
     return Sample(
         parts=tuple(
             StoredFile(
@@ -74,16 +82,9 @@ def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
         ),
         rows=sum(part.rows for part in parts),
         scanned_rows=sum(part.scanned for part in parts),
-        missing_values=int(moments.missing_F.sum()),
+        missing_values=int(missing_F.sum()),
         scaler=context.store(
             context.stage_path("sample", "scaler.parquet"), scaler_bytes(scaler, manifest.features)
         ),
         scaling=config.source.scaling,
     )
-
-
-def _merged(parts: list[SamplePart]) -> Moments:
-    merged = parts[0].moments()
-    for part in parts[1:]:
-        merged = merged.merge(part.moments())
-    return merged

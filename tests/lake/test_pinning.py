@@ -438,7 +438,7 @@ def test_feature_named_twice_through_a_glob(tmp_path: Path) -> None:
         pinned(path, ["f_1", "f_*"])
 
 
-@pytest.mark.parametrize("values", [["a"], [["a"]], [[[1.0]]]])
+@pytest.mark.parametrize("values", [[b"a"], [["a"]], [[[1.0]]], [{"a": 1}]])
 def test_feature_that_is_no_number(tmp_path: Path, values: list[Any]) -> None:
     path = shard(tmp_path / "a.parquet", x=values)
     with pytest.raises(InputError, match=r"column x: type .* is not a number; features must be"):

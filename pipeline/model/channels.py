@@ -1,0 +1,459 @@
+"""Rows of typed columns as the network sees them: one channel beside another.
+
+A number is one channel, in standard deviations from its mean; a boolean one; whether a column
+misses a value one more; a timestamp two for each circle that it goes round (hour of the day, day of
+the week, day of the year); a category one for each value, of which one is not 0.
+
+Every column is a group. Groups are equally wide, as far as their weights are: the variance of a
+group's channels adds up to its weight, and so does the loss that a constant prediction of it has.
+So distances between rows, which k-means adds up, and the autoencoder's loss are both balanced.
+See decision 0032.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from pipeline.model.scaling import Moments, Scaler
+
+ChannelKind = Literal["circle", "number", "boolean", "missing", "category"]
+# In the order of the channels of a row.
+KINDS: tuple[ChannelKind, ...] = ("circle", "number", "boolean", "missing", "category")
+
+# Circles of a timestamp, in seconds. The year is the Gregorian calendar's mean: of leap years, a
+# day of the year is off by at most one.
+CIRCLES = {"hour": 86_400.0, "weekday": 604_800.0, "season": 31_556_952.0}
+# 1970-01-01 was a Thursday; weeks begin on Monday.
+_WEEK_BEGINS = 3 * 86_400.0
+
+# What hardly varies is not blown up: with less variance or entropy than this, a group is smaller
+# than others. A boolean or category has that where a twentieth of the rows differ.
+_LEAST_VARIANCE = 0.05
+_LEAST_DIVERSITY = 0.1
+_LEAST_ENTROPY = 0.2
+# A circle of which the sample covers an arc alone is left out, for there it tells the date and
+# nothing else: this is the variance of four hours of a day, of a day and a quarter of a week, of
+# two months of a year. (A day, on the circle of the week, has 0.07.)
+_LEAST_ARC = 0.1
+
+OTHER, NULL = "(other)", "(null)"
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One number of a row as the network sees it: (value − offset) · factor.
+
+    Attributes:
+        feature: Place of its column in a raw row; the first one of a vector that "missing" is of.
+        kind: What the value is: the raw number, a coordinate on a circle, 0 or 1 for a boolean,
+            for missing values, and for a value of a category.
+        label: Which of the column's channels it is: a value of the category, a coordinate; or "".
+        offset: Subtracted; the mean, but for a category, whose channels are 0 or positive.
+        factor: Then multiplied with it; 0 where the sample shows no difference between rows.
+        loss: Of its error in the loss: squared, in scaled units, for circles and numbers;
+            cross-entropy in nats for the others, the same in all channels of a category.
+        width: Values of the column in a raw row, for "missing".
+        turns: Of a circle, in a second.
+        shift: Of a circle, in turns; 0 is the cosine and 1/4 the sine of the time that has passed.
+        code: Of a category's value; NaN for what is missing, infinite for all other values.
+        missing: Channel that says whether the value is missing; −1: there is none.
+    """
+
+    feature: int
+    kind: ChannelKind
+    label: str = ""
+    offset: float = 0.0
+    factor: float = 0.0
+    loss: float = 0.0
+    width: int = 1
+    turns: float = 0.0
+    shift: float = 0.0
+    code: float = 0.0
+    missing: int = -1
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """A column, and what the sample says of it beside its moments.
+
+    Attributes:
+        kind: "number", "vector", "boolean", "timestamp" or "category".
+        width: Values of a raw row that it has.
+        weight: Of its group.
+        masks: Whether a missing value has a channel of its own.
+        values: Of a category: what is told apart.
+        codes: Of each of them; see ``pipeline.lake.columns.category_codes``.
+        rows: Rows of the sample that have it.
+    """
+
+    kind: Literal["number", "vector", "boolean", "timestamp", "category"]
+    width: int = 1
+    weight: float = 1.0
+    masks: bool = False
+    values: tuple[str, ...] = ()
+    codes: tuple[float, ...] = ()
+    rows: tuple[int, ...] = ()
+
+
+def on_circles(seconds_BT: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coordinates of timestamps, shape (rows, timestamps · 6): cosine and sine on each circle."""
+    turns = np.array([1 / seconds for seconds in CIRCLES.values()])
+    angle_BTC = (seconds_BT[:, :, None] + _WEEK_BEGINS) * turns * (2 * np.pi)
+    both = np.stack([np.cos(angle_BTC), np.sin(angle_BTC)], axis=3)
+    return both.reshape(len(seconds_BT), seconds_BT.shape[1] * 2 * len(CIRCLES))
+
+
+@dataclass
+class _Group:
+    """The channels of one column, before all groups are put together."""
+
+    weight: float
+    channels: list[Channel] = field(default_factory=list)
+
+    @property
+    def used(self) -> bool:
+        return any(channel.factor for channel in self.channels)
+
+
+class TypedScaler(Scaler):
+    """Turns raw rows of typed columns into channels; see the module.
+
+    Args:
+        mean_F: Mean of each raw feature, shape (features,); nothing but a record.
+        channels: By kind, in the order of ``KINDS``; those of one category beside one another.
+    """
+
+    _circle_raw: Tensor
+    _circle_offset: Tensor
+    _circle_factor: Tensor
+    _circle_turns: Tensor
+    _circle_shift: Tensor
+    _linear_raw: Tensor
+    _linear_offset: Tensor
+    _linear_factor: Tensor
+    _mask_raw: Tensor
+    _mask_offset: Tensor
+    _mask_factor: Tensor
+    _loss: Tensor
+    _missing: Tensor
+
+    def __init__(self, mean_F: NDArray[np.float64], channels: Sequence[Channel]) -> None:
+        features = len(mean_F)
+        super().__init__("standard", mean_F, np.zeros(features), np.ones(features))
+        self.channels = tuple(channels)
+        of = {kind: [c for c in channels if c.kind == kind] for kind in KINDS}
+        sizes = [len(of[kind]) for kind in KINDS]
+        self._circles, self._numbers, self._booleans, self._masks, _ = sizes
+        self._squared = self._circles + self._numbers
+        self._first_category = sum(sizes[:-1])
+        linear = of["number"] + of["boolean"]
+        for name, chosen in (("circle", of["circle"]), ("linear", linear), ("mask", of["missing"])):
+            self._keep(f"{name}_raw", [c.feature for c in chosen], torch.int64)
+            self._keep(f"{name}_offset", [c.offset for c in chosen])
+            self._keep(f"{name}_factor", [c.factor for c in chosen])
+        self._keep("circle_turns", [c.turns for c in of["circle"]])
+        self._keep("circle_shift", [c.shift for c in of["circle"]])
+        self._wide = [(n, c) for n, c in enumerate(of["missing"]) if c.width > 1]
+        plain = channels[: self._first_category]
+        self._keep("loss", [c.loss for c in plain], torch.float32)
+        # A channel that no mask belongs to looks at one beyond the last, which is always 0.
+        nothing = self._first_category
+        places = [c.missing if c.missing >= 0 else nothing for c in plain]
+        self._keep("missing", places, torch.int64)
+        self._groups: list[tuple[int, int, int, float, float]] = []
+        for number, (start, group) in enumerate(_categories(channels)):
+            codes = np.array([c.code for c in group])
+            order = np.argsort(codes[:-2], kind="stable")  # the last two are other and null
+            self._keep(f"codes_{number}", codes[:-2][order].tolist())
+            self._keep(f"places_{number}", order.tolist(), torch.int64)
+            first = group[0]
+            self._groups.append((start, len(group), first.feature, first.factor, first.loss))
+
+    def _keep(self, name: str, values: Sequence[float], dtype: torch.dtype = torch.float64) -> None:
+        self.register_buffer(f"_{name}", torch.tensor(values, dtype=dtype))
+
+    @property
+    def width(self) -> int:
+        """E, the channels of a scaled row."""
+        return len(self.channels)
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """Channels of each category; they are the last ones of a row."""
+        return tuple(size for _, size, *_ in self._groups)
+
+    @classmethod
+    def fit_columns(cls, columns: Sequence[ColumnSpec], moments: Moments) -> TypedScaler:
+        """Learn the channels.
+
+        Args:
+            columns: In the order of the raw row.
+            moments: Of the sample: of raw rows, and then of ``on_circles`` of its timestamps.
+
+        Raises:
+            ValueError: No column varies.
+        """
+        widths = [column.width for column in columns]
+        firsts = np.cumsum([0, *widths])
+        circle = int(firsts[-1])
+        groups: list[_Group] = []
+        for first, column in zip(firsts[:-1].tolist(), columns, strict=True):
+            seen = _Seen.of(moments, slice(first, first + column.width))
+            if column.kind == "category":
+                groups.append(_category(first, column, seen))
+            elif column.kind == "boolean":
+                groups.append(_boolean(first, column, seen))
+            elif column.kind == "timestamp":
+                on = _Seen.of(moments, slice(circle, circle + 2 * len(CIRCLES)))
+                circle += 2 * len(CIRCLES)
+                groups.append(_timestamp(first, column, seen, on))
+            else:
+                groups.append(_number(first, column, seen))
+        return cls(moments.mean_F[: firsts[-1]], _together(groups))
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        """Raw rows, shape (batch, features), NaN where missing → (batch, channels), float32."""
+        x_BF = x_BF if x_BF.is_floating_point() else x_BF.float()
+        out_BE = torch.zeros((len(x_BF), self.width), device=x_BF.device)
+        here_BF = torch.isfinite(x_BF)
+        zero = x_BF.new_zeros(())
+        if self._circles:
+            raw = self._circle_raw
+            turns = x_BF[:, raw].double().add(_WEEK_BEGINS) * self._circle_turns
+            scaled = torch.cos((turns - self._circle_shift) * (2 * math.pi)) - self._circle_offset
+            scaled = torch.where(here_BF[:, raw], scaled * self._circle_factor, zero.double())
+            out_BE[:, : self._circles] = scaled
+        if self._numbers + self._booleans:
+            raw = self._linear_raw
+            scaled = (x_BF[:, raw] - self._linear_offset) * self._linear_factor
+            last = self._squared + self._booleans
+            out_BE[:, self._circles : last] = torch.where(here_BF[:, raw], scaled, zero.double())
+        if self._masks:
+            gone_BM = ~here_BF[:, self._mask_raw]
+            for place, channel in self._wide:
+                of = slice(channel.feature, channel.feature + channel.width)
+                gone_BM[:, place] = ~here_BF[:, of].all(dim=1)
+            scaled = (gone_BM.double() - self._mask_offset) * self._mask_factor
+            out_BE[:, self._first_category - self._masks : self._first_category] = scaled
+        for number, (start, size, feature, factor, _) in enumerate(self._groups):
+            place_B = self._place(number, x_BF[:, feature].double(), size)
+            place_B = torch.where(here_BF[:, feature], place_B, size - 1)
+            out_BE.scatter_(1, (start + place_B)[:, None], factor)
+        return out_BE
+
+    def _place(self, number: int, code_B: Tensor, size: int) -> Tensor:
+        """Which channel of its category each code has; the last but one is for all others."""
+        codes_V, places_V = getattr(self, f"_codes_{number}"), getattr(self, f"_places_{number}")
+        if not len(codes_V):
+            return torch.full_like(code_B, size - 2, dtype=torch.int64)
+        near_B = torch.searchsorted(codes_V, code_B.contiguous()).clamp_(max=len(codes_V) - 1)
+        return torch.where(codes_V[near_B] == code_B, places_V[near_B], size - 2)
+
+    def error(self, reconstructed_BE: Tensor, x_BE: Tensor) -> Tensor:
+        """The loss of a batch: squared error and cross-entropy, each group as its weight says.
+
+        Args:
+            reconstructed_BE: Of the decoder: scaled values, and logits.
+            x_BE: What was to be reconstructed, channels of ``forward``.
+
+        Returns:
+            A scalar, summed over rows. Divided by their channels, as for plain numbers, a constant
+            prediction has 1 a row.
+        """
+        squared, plain = self._squared, self._first_category
+        padded_BE = torch.cat([x_BE[:, :plain], x_BE.new_zeros((len(x_BE), 1))], dim=1)
+        # A mask is above 0 where the value is missing; what was in its place is not held against
+        # the reconstruction.
+        loss_E = self._loss.to(x_BE.dtype)
+        weight_BE = (padded_BE[:, self._missing] <= 0) * loss_E
+        apart_BE = reconstructed_BE[:, :squared] - x_BE[:, :squared]
+        total = (apart_BE.square() * weight_BE[:, :squared]).sum()
+        if plain > squared:
+            bits_BE = (x_BE[:, squared:plain] > 0).to(x_BE.dtype)
+            total = total + binary_cross_entropy_with_logits(
+                reconstructed_BE[:, squared:plain],
+                bits_BE,
+                weight_BE[:, squared:],
+                reduction="sum",
+            )
+        for start, size, _, _, loss in self._groups:
+            of = slice(start, start + size)
+            if loss:
+                value_B = x_BE[:, of].argmax(dim=1)
+                missed = cross_entropy(reconstructed_BE[:, of], value_B, reduction="sum")
+                total = total + loss * missed
+        return total
+
+
+# ------------------------------------------------------------------------------- learning them
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Moments of some features.
+
+    Attributes:
+        mean_F: Shape (features,).
+        variance_F: Of the values that are not missing.
+        missing: Share of the rows that miss one of them.
+        rows: Of the sample.
+    """
+
+    mean_F: NDArray[np.float64]
+    variance_F: NDArray[np.float64]
+    missing: float
+    rows: int
+
+    @classmethod
+    def of(cls, moments: Moments, some: slice) -> _Seen:
+        count_F, missing_F = moments.count_F[some], moments.missing_F[some]
+        # Σ (x − mean)² of equal values is rounding error where their mean is inexact.
+        varies_F = moments.min_F[some] < moments.max_F[some]
+        variance_F = np.where(varies_F, moments.m2_F[some], 0.0) / np.maximum(count_F, 1)
+        rows = int(count_F[0] + missing_F[0])
+        return cls(moments.mean_F[some], variance_F, float(missing_F.max() / max(1, rows)), rows)
+
+
+def _shares(column: ColumnSpec, seen: _Seen, *, varies: bool) -> tuple[float, Channel | None]:
+    """What a column's weight leaves to each of its values, and its mask.
+
+    Of a column of which a share p is missing, the values get as much as there are of them, 1 − p,
+    and the mask 4p(1 − p), which is 1 where it says most.
+    """
+    p = seen.missing
+    mask = 4 * p * (1 - p) if column.masks else 0.0
+    whole = (1 - p if varies else 0.0) + mask
+    if not whole:
+        return 0.0, None
+    share = column.weight / whole
+    if not mask:
+        return share, None
+    loss = share * mask / _entropy([p, 1 - p])
+    channel = Channel(
+        0, "missing", offset=p, factor=math.sqrt(4 * share), loss=loss, width=column.width
+    )
+    return share, channel
+
+
+def _number(first: int, column: ColumnSpec, seen: _Seen) -> _Group:
+    variance = float(seen.variance_F.sum())
+    share, mask = _shares(column, seen, varies=variance > 0)
+    factor = math.sqrt(share / variance) if variance > 0 else 0.0
+    channels = [
+        Channel(first + i, "number", offset=float(mean), factor=factor, loss=1.0)
+        for i, mean in enumerate(seen.mean_F)
+    ]
+    return _Group(column.weight, _masked(first, channels, mask))
+
+
+def _boolean(first: int, column: ColumnSpec, seen: _Seen) -> _Group:
+    p = float(seen.mean_F[0])
+    share, mask = _shares(column, seen, varies=0 < p < 1)
+    factor = loss = 0.0
+    if 0 < p < 1:
+        factor = math.sqrt(share / max(p * (1 - p), _LEAST_VARIANCE))
+        loss = share / max(_entropy([p, 1 - p]), _LEAST_ENTROPY)
+    channel = Channel(first, "boolean", offset=p, factor=factor, loss=loss)
+    return _Group(column.weight, _masked(first, [channel], mask))
+
+
+def _timestamp(first: int, column: ColumnSpec, seen: _Seen, on: _Seen) -> _Group:
+    # Of a circle with the centre of gravity (c, s): the variance of both coordinates together.
+    variances = {
+        name: float(1 - np.square(on.mean_F[2 * i : 2 * i + 2]).sum())
+        for i, name in enumerate(CIRCLES)
+    }
+    used = {name: v for name, v in variances.items() if v >= _LEAST_ARC}
+    share, mask = _shares(column, seen, varies=bool(used))
+    channels = []
+    for i, (name, period) in enumerate(CIRCLES.items()):
+        factor = math.sqrt(share / len(used) / used[name]) if name in used else 0.0
+        for j, (axis, shift) in enumerate((("cosine", 0.0), ("sine", 0.25))):
+            channels.append(
+                Channel(
+                    first,
+                    "circle",
+                    label=f"{name} {axis}",
+                    offset=float(on.mean_F[2 * i + j]),
+                    factor=factor,
+                    loss=1.0,
+                    turns=1 / period,
+                    shift=shift,
+                )
+            )
+    return _Group(column.weight, _masked(first, channels, mask))
+
+
+def _category(first: int, column: ColumnSpec, seen: _Seen) -> _Group:
+    missing = round(seen.missing * seen.rows)
+    others = max(0, seen.rows - missing - sum(column.rows))
+    p_V = [rows / max(1, seen.rows) for rows in (*column.rows, others, missing)]
+    diversity = 1 - sum(p * p for p in p_V)
+    factor = loss = 0.0
+    if max(p_V) < 1:
+        factor = math.sqrt(column.weight / max(diversity, _LEAST_DIVERSITY))
+        loss = column.weight / max(_entropy(p_V), _LEAST_ENTROPY)
+    labels, codes = (*column.values, OTHER, NULL), (*column.codes, math.inf, math.nan)
+    return _Group(
+        column.weight,
+        [
+            Channel(first, "category", label=label, factor=factor, loss=loss, code=code)
+            for label, code in zip(labels, codes, strict=True)
+        ],
+    )
+
+
+def _masked(first: int, channels: list[Channel], mask: Channel | None) -> list[Channel]:
+    """The channels of a column with its mask as the last; the others point to it by 0."""
+    if mask is None:
+        return channels
+    return [*(replace(c, missing=0) for c in channels), replace(mask, feature=first)]
+
+
+def _entropy(shares: Sequence[float]) -> float:
+    """In nats."""
+    return -sum(p * math.log(p) for p in shares if p > 0)
+
+
+def _together(groups: Sequence[_Group]) -> list[Channel]:
+    """All channels of a row, by kind, with their final factors and losses."""
+    weight = sum(group.weight for group in groups if group.used)
+    if not weight:
+        raise ValueError("no feature column varies")
+    numbered = [(g, c) for g, group in enumerate(groups) for c in group.channels]
+    numbered.sort(key=lambda pair: KINDS.index(pair[1].kind))  # the order of equals stays
+    masks = {g: place for place, (g, c) in enumerate(numbered) if c.kind == "missing"}
+    # As large as rows of plain numbers are: a mean square of about 1 a channel. That is what the
+    # first layer's weights begin with.
+    scale = math.sqrt(len(numbered) / weight)
+    loss = len(numbered) / weight  # so that a constant prediction has 1 a channel
+    return [
+        replace(
+            channel,
+            factor=channel.factor * scale,
+            loss=channel.loss * loss / (scale**2 if channel.kind in ("circle", "number") else 1),
+            missing=masks[group] if channel.missing >= 0 else -1,
+        )
+        for group, channel in numbered
+    ]
+
+
+def _categories(channels: Sequence[Channel]) -> list[tuple[int, list[Channel]]]:
+    """The channels of each category, and the place of the first of them."""
+    found: list[tuple[int, list[Channel]]] = []
+    for place, channel in enumerate(channels):
+        if channel.kind != "category":
+            continue
+        if not found or found[-1][1][0].feature != channel.feature:
+            found.append((place, []))
+        found[-1][1].append(channel)
+    return found

@@ -1,0 +1,167 @@
+"""Typed columns through every stage, on a real Ray: penguins, and nights with unknown values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import SMALL, config_of, published, write_shards
+
+from pipeline.artifacts import ClusteringModel, Sample
+from pipeline.config import Config
+from pipeline.engine import Context, Execution, Marker
+from pipeline.lake.assigning import assignments_of
+from pipeline.lake.columns import category_codes
+from pipeline.lake.models import load_model, load_scaler, load_vocabulary
+from pipeline.lake.samples import sampled_features
+from pipeline.model.channels import TypedScaler
+from pipeline.run import nightly, run
+from pipeline.stages.pin import pin
+from pipeline.stages.sample import sample
+from pipeline.storage import Store
+from tests.benchmarks.mixed import by_prototypes, classes_of, penguins, scores_of
+
+pytestmark = pytest.mark.usefixtures("ray_address")
+
+
+def context_of(folder: Path, ds: str, *, nights: bool = False) -> Context:
+    return Context(f"run-{ds}", ds, Store(str(folder / "lake")), nightly=nights)
+
+
+def test_penguins_of_four_kinds_of_columns(tmp_path: Path) -> None:
+    table = penguins()
+    rows = table.rows.append_column("id", pa.array(np.arange(len(table.rows))))
+    write_shards(tmp_path / "penguins", rows, shards=3)
+    light = [f | {"weight": 0.25} if f["type"] == "category" else f for f in table.features]
+    config = config_of(
+        {
+            "source": {"path": str(tmp_path / "penguins"), "features": light, "keys": ["id"]},
+            "output": str(tmp_path / "lake"),
+            "clusters": 3,
+            "evaluate": {"label": "label"},
+            "model": {"hidden": [64, 32], "embedding": 5, "precision": "float32"},
+            "centroids": {"restarts": 5},
+            "execution": {"workers": 1},
+        }
+    )
+    context = context_of(tmp_path, "2026-01-01")
+    summary = run(Execution(config, context))
+    assert summary.rows_out == 344
+    assert summary.scores is not None
+    prototypes = scores_of(table, by_prototypes(table, 0))
+    assert len(classes_of(table)) == 344
+    print(f"DEC {summary.scores}, k-prototypes {prototypes}")
+    assert summary.scores.nmi > 0.6
+    # A constant prediction has 1: the columns were learnt, by whichever loss.
+    assert summary.pretrain_loss < 0.5
+
+    # What was stored is all that it takes to label the same rows again.
+    manifest = Execution(config, context).complete(pin)
+    drawn = Execution(config, context).complete(sample, manifest)
+    assert load_vocabulary(context.lake, drawn.scaler)["island"].keys() == set(
+        category_codes(pa.array(["Biscoe", "Dream", "Torgersen"]))
+    )
+    model = next((tmp_path / "lake/models").iterdir()).name
+    assert model == summary.model_id
+    assert "`island` (category)" in (tmp_path / f"lake/models/{model}/model_card.md").read_text()
+    assert not {path.suffix for path in (tmp_path / "lake/models").rglob("*.*")} & {".pt", ".pkl"}
+
+
+def colors(rows: int, words: list[str], *, seed: int, day: str) -> pa.Table:
+    """Three groups that colour, a number and the hour of the day tell apart."""
+    random = np.random.default_rng(seed)
+    group = random.integers(0, 3, rows)
+    hour = group * 8 * 3600 + random.integers(0, 3600, rows)
+    age = group * 4 + random.normal(size=rows)
+    return pa.table(
+        {
+            "id": np.arange(rows) + seed * rows,
+            "color": pa.array(np.array(words)[group], mask=random.random(rows) < 0.05),
+            "age": pa.array(age, mask=random.random(rows) < 0.1),
+            "when": pa.array(np.datetime64(day, "s") + hour, pa.timestamp("s")),
+            "group": group,
+        }
+    )
+
+
+FEATURES: list[Any] = ["color", {"column": "age"}, "when"]
+
+
+def night_config(folder: Path, day: str, **schedule: Any) -> Config:
+    return config_of(
+        {
+            "source": {"path": str(folder / day), "features": FEATURES, "keys": ["id"]},
+            "output": str(folder / "lake"),
+            "clusters": 3,
+            "evaluate": {"label": "group"},
+            **SMALL,
+            "pretrain": {"passes": 30, "min_updates": 0},
+            "schedule": schedule,
+        }
+    )
+
+
+def test_nights_with_values_that_the_champion_never_saw(tmp_path: Path) -> None:
+    """In one test, because each goes on from the one before."""
+    write_shards(tmp_path / "2026-01-05", colors(300, list("abc"), seed=1, day="2026-01-05"))
+    config = night_config(tmp_path, "2026-01-05")
+    context = context_of(tmp_path, "2026-01-05", nights=True)
+    first = nightly(Execution(config, context))
+    assert first.action == "refit"
+    assert first.scores is not None
+    assert first.scores.acc > 0.9
+
+    # A new word for one group, half a year later: labelled by the others of its columns.
+    later = colors(300, ["a", "b", "unknown"], seed=2, day="2026-07-07")
+    write_shards(tmp_path / "2026-01-06", later)
+    config = night_config(tmp_path, "2026-01-06")
+    second = nightly(Execution(config, context_of(tmp_path, "2026-01-06", nights=True)))
+    assert (second.action, second.champion) == ("assign", first.champion)
+    assert second.scores is not None
+    assert second.scores.acc > 0.8
+    assert second.max_psi_feature != "when"  # the date moves every night
+    rows = published(tmp_path / "lake", "2026-01-06")
+    assert rows.num_rows == 300
+
+    # A refit has words of its own; both models label both samples, and the clusters keep their ids.
+    config = night_config(tmp_path, "2026-01-06", refit={"every_days": 1})
+    third = nightly(Execution(config, context_of(tmp_path, "2026-01-07", nights=True)))
+    assert third.action == "refit"
+    assert third.churn is not None
+    assert third.churn < 0.3
+    lake = Store(str(tmp_path / "lake"))
+    files = [left_by(lake, ds, "sample", Sample).scaler for ds in ("2026-01-05", "2026-01-07")]
+    words = [set(load_vocabulary(lake, file)["color"].values()) for file in files]
+    assert words == [{"a", "b", "c"}, {"a", "b", "unknown"}]
+
+
+def left_by(lake: Store, ds: str, stage: str, kind: type[Any]) -> Any:
+    """The artifact of a stage."""
+    marker = Marker.model_validate(lake.read_json(f"runs/run-{ds}/stages/{stage}/done.json"))
+    return kind.model_validate(marker.artifact)
+
+
+def test_a_model_says_the_same_as_when_it_was_fitted(tmp_path: Path) -> None:
+    write_shards(tmp_path / "2026-01-05", colors(200, list("abc"), seed=3, day="2026-01-05"))
+    config = night_config(tmp_path, "2026-01-05")
+    config = config.model_copy(
+        update={"refine": config.refine.model_copy(update={"select": "auto"})}
+    )
+    context = context_of(tmp_path, "2026-01-05")
+    execution = Execution(config, context)
+    run(execution)
+    manifest = Execution(config, context).complete(pin)
+    drawn = Execution(config, context).complete(sample, manifest)
+    model = left_by(context.lake, "2026-01-05", "select", ClusteringModel)
+    loaded = load_model(context.lake, model, config, manifest.width)
+    raw = torch.from_numpy(sampled_features(context.lake, drawn.parts))
+    labels = assignments_of(loaded, raw)["cluster_id"]
+    by_key = published(tmp_path / "lake").sort_by("id")["cluster_id"].to_numpy()
+    assert sorted(labels) == sorted(by_key)
+    scaler = load_scaler(context.lake, drawn.scaler)
+    assert isinstance(scaler, TypedScaler)
+    assert scaler.width == len(scaler.channels) > manifest.width
