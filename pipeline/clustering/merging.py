@@ -87,8 +87,8 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
     points_ND = np.ascontiguousarray(points_ND[drawn])
     cells = max(4, min(wanted, len(points_ND) // _ROWS_PER_CELL))
     most = min(most, cells // 2)
-    near_NM = nearest_neighbours(points_ND, len(points_ND), _NEIGHBOURS)
     starts = [_cells(points_ND, cells, seed + number) for number in range(_TREES)]
+    near_NM = nearest_neighbours(points_ND, len(points_ND), _NEIGHBOURS)
     trees = [merge_tree(neighbour_pairs(near_NM, labels_N, cells)) for labels_N in starts]
     agreement = _agreement(starts, trees, most)
     path = tuple(
@@ -113,10 +113,8 @@ def choose(path: Sequence[Step]) -> tuple[int, str]:
         )
     chosen = next(step for step in path if step.agreement >= best.agreement - _AS_GOOD)
     beside = "" if chosen is best else f", best {best.agreement:.2f} at {best.clusters}"
-    return (
-        chosen.clusters,
-        f"found again from every start: agreement {chosen.agreement:.2f}{beside}",
-    )
+    why = f"found again from every start: agreement {chosen.agreement:.2f}{beside}"
+    return chosen.clusters, why
 
 
 def _cells(points_ND: NDArray[np.float32], cells: int, seed: int) -> NDArray[np.int64]:
