@@ -255,6 +255,12 @@ def gate_table(verdict: Verdict) -> Table:
     return table
 
 
+def _number(summary: Summary) -> str:
+    if summary.choice is None:
+        return f"{summary.clusters:,}"
+    return f"{summary.clusters:,} ({summary.choice.why})"
+
+
 def _facts(summary: Summary) -> list[tuple[str, str]]:
     rows = f"{summary.rows_in:,} in, {summary.rows_out:,} out"
     rows += f" ({summary.rows_dropped:,} dropped)" if summary.rows_dropped else ""
@@ -263,7 +269,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("run", summary.run_id),
         ("rows", rows),
         ("input", f"{summary.shards:,} shards, {summary.features:,} features"),
-        ("clusters", f"{summary.clusters:,}, mean confidence {summary.mean_confidence:.3f}"),
+        ("clusters", f"{_number(summary)}, mean confidence {summary.mean_confidence:.3f}"),
         (
             "pretrain",
             f"loss {summary.pretrain_loss:.4f} after {summary.pretrain_passes} passes, "

@@ -211,6 +211,41 @@ class PretrainedAutoencoder(Artifact):
     workers: tuple[int, ...] = ()
 
 
+class MergeStep(Record):
+    """One number of clusters that was looked at.
+
+    Attributes:
+        clusters: That number.
+        agreement: Mean adjusted Rand index between any two of the partitions.
+        connectivity: Mean over them of how strongly the two clusters are connected that are merged
+            next; see ``pipeline.clustering.merging``. 1 = as if there were no boundary.
+    """
+
+    clusters: int
+    agreement: float
+    connectivity: float
+
+
+class ClusterChoice(Record):
+    """How ``clusters: auto`` came to its number.
+
+    Attributes:
+        clusters: The number.
+        cells: That merging started from.
+        trees: Independent starts.
+        rows: Rows of the sample that were merged.
+        path: Every number that was looked at, most first.
+        why: In words.
+    """
+
+    clusters: int
+    cells: int
+    trees: int
+    rows: int
+    path: tuple[MergeStep, ...]
+    why: str
+
+
 class InitialCentroids(Artifact):
     """k-means on the sample's embeddings.
 
@@ -220,6 +255,7 @@ class InitialCentroids(Artifact):
         objective: The lowest, which was kept.
         sample_rows: Rows that k-means saw.
         cluster_rows: Those in each cluster.
+        choice: Where ``clusters`` is auto: why so many.
     """
 
     centroids: StoredFile
@@ -227,6 +263,7 @@ class InitialCentroids(Artifact):
     objective: float
     sample_rows: int
     cluster_rows: tuple[int, ...]
+    choice: ClusterChoice | None = None
 
 
 class RefineRecord(Record):
@@ -778,6 +815,7 @@ class Summary(Artifact):
     """The end of a run, also ``metrics.json``: everything the closing table shows.
 
     ``estimate`` is what it was thought to take, before the work; None in runs of older versions.
+    ``choice`` is how ``clusters: auto`` came to its number.
     """
 
     run_id: str
@@ -812,6 +850,7 @@ class Summary(Artifact):
     rows_quarantined: int = 0
     quarantined: tuple[QuarantinedShard, ...] = ()
     estimate: Estimate | None = None
+    choice: ClusterChoice | None = None
 
 
 class NightSummary(Artifact):

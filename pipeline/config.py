@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -75,6 +76,30 @@ class Feature(Section):
 FeatureEntry = Annotated[
     Annotated[str, Tag("[name]")] | Annotated[Feature, Tag("[typed]")],
     Discriminator(lambda entry: "[typed]" if isinstance(entry, dict | Feature) else "[name]"),
+]
+
+
+class AutoClusters(Section):
+    """The number of clusters is found in the data; see ``pipeline.clustering.merging``."""
+
+    most: Annotated[int, Field(ge=2, le=1000)] = Field(
+        default=30, description="At most so many; merging starts from twice as many cells."
+    )
+
+
+def _auto(value: Any) -> Any:
+    """``auto`` in words, where that is what the config says."""
+    if value == "auto":
+        return {}
+    if isinstance(value, str) and not value.strip().lstrip("+-").isdigit():
+        raise ValueError("must be a number >= 2, or auto")
+    return value
+
+
+Clusters = Annotated[
+    Annotated[int, Field(ge=2), Tag("[number]")] | Annotated[AutoClusters, Tag("[auto]")],
+    Discriminator(lambda value: "[auto]" if isinstance(value, dict | AutoClusters) else "[number]"),
+    BeforeValidator(_auto),
 ]
 
 
@@ -698,7 +723,9 @@ class Config(Section):
 
     source: Source
     output: str = Field(min_length=1, description="The lake: a folder, or s3://bucket/prefix/.")
-    clusters: Annotated[int, Field(ge=2)] = Field(description="K, the number of clusters.")
+    clusters: Clusters = Field(
+        description="K, the number of clusters; auto, or {most: 30}, finds it in the sample."
+    )
     model: Model = Model()
     augment: Augment = Augment()
     pretrain: Pretrain = Pretrain()
@@ -720,11 +747,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sample_feeds_every_cluster(self) -> Config:
-        needed = MIN_SAMPLE_ROWS_PER_CLUSTER * self.clusters
+        needed = MIN_SAMPLE_ROWS_PER_CLUSTER * self.most_clusters
+        name = "clusters.most" if isinstance(self.clusters, AutoClusters) else "clusters"
         if self.centroids.sample_rows < needed:
             raise ValueError(
                 f"centroids.sample_rows={self.centroids.sample_rows} must be >= {needed} "
-                f"({MIN_SAMPLE_ROWS_PER_CLUSTER} rows for each of clusters={self.clusters})"
+                f"({MIN_SAMPLE_ROWS_PER_CLUSTER} rows for each of {name}={self.most_clusters})"
             )
         return self
 
@@ -759,6 +787,19 @@ class Config(Section):
                 "uri: sqlite:////a/local/path.db} where one machine is all that publishes"
             )
         return self
+
+    @property
+    def most_clusters(self) -> int:
+        """K; where that is found in the data, the most that may be found.
+
+        What a model has is in its artifacts, and that is what stages go by.
+        """
+        return self.clusters.most if isinstance(self.clusters, AutoClusters) else self.clusters
+
+    @property
+    def clusters_as_json(self) -> Any:
+        """The setting ``clusters``, for fingerprints."""
+        return self.model_dump(mode="json", include={"clusters"})["clusters"]
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that change the result, as JSON values.
@@ -875,6 +916,7 @@ def _settings_of(location: Sequence[str]) -> list[str]:
             section = Feature
             continue
         section = section.model_fields[name].annotation
-        if isinstance(section, types.UnionType):
-            section = next(arg for arg in typing.get_args(section) if arg is not type(None))
+        if isinstance(section, types.UnionType) or typing.get_origin(section) is typing.Union:
+            kinds = (getattr(kind, "__origin__", kind) for kind in typing.get_args(section))
+            section = next(kind for kind in kinds if hasattr(kind, "model_fields"))
     return list(section.model_fields)

@@ -342,7 +342,7 @@ class _Paper:
 
     def refine(self) -> StageEstimate:
         """Passes that learn, and one that measures before each update and after the last."""
-        settings, net, clusters = self.config.refine, self.net, self.config.clusters
+        settings, net, clusters = self.config.refine, self.net, self.config.most_clusters
         passes, by = self.refine_passes, self.learner
         every = settings.update_interval_rows or self.fit_rows
         measures = 1 + math.ceil(passes * self.fit_rows / every)
@@ -389,7 +389,7 @@ class _Paper:
         width, embedding, clusters = (
             self.facts.width,
             self.config.model.embedding,
-            self.config.clusters,
+            self.config.most_clusters,
         )
         fit = min(rows, max(FIT_ROWS, MIN_SAMPLE_ROWS_PER_CLUSTER * clusters))
         core_s = 2 * rows * 2 * self.net.encoder / self.encode_flops
@@ -418,11 +418,11 @@ class _Paper:
         """Every row of every slice, a slice a thread, into one part file a slice."""
         facts, cluster, rates = self.facts, self.cluster, self.rates
         encode_s = 2 * self.net.encoder / self.encode_flops
-        near_s = self.config.clusters * rates.nearest_ns * 1e-9
+        near_s = self.config.most_clusters * rates.nearest_ns * 1e-9
         card_s = 0.0
         if cluster.actor_gpus:
             of_row = 2 * self.net.encoder / (rates.gpu_gflop_s * 1e9)
-            of_row += self.config.clusters * rates.gpu_learn_ns * 1e-9
+            of_row += self.config.most_clusters * rates.gpu_learn_ns * 1e-9
             card_s = facts.rows * of_row / (cluster.actors * cluster.actor_gpus)
             encode_s = near_s = 0.0
         beside_s = (facts.width * (rates.value_ns + rates.profile_ns) + rates.write_ns) * 1e-9
@@ -586,7 +586,7 @@ class _Paper:
         settings = self.config.centroids
         return kmeans_core_seconds(
             self.rates,
-            (rows, dimensions, self.config.clusters),
+            (rows, dimensions, self.config.most_clusters),
             restarts=restarts or settings.restarts,
             iterations=settings.iterations,
             work=work,

@@ -202,7 +202,7 @@ class _Sample:
 
     def _cluster(self, z_ND: NDArray[np.float32], x_NF: NDArray[np.float32]) -> NDArray[np.float32]:
         """k-means on embeddings and on scaled features, and the centroids of the first."""
-        clusters = self.config.clusters
+        clusters = self.config.most_clusters
         self.mean_square = float(z_ND.var(axis=0).sum())
         if len(z_ND) < clusters:
             self.left_out["k-means"] = f"{len(z_ND):,} rows are fewer than clusters={clusters}"

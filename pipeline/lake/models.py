@@ -81,6 +81,11 @@ def load_centroids(lake: Store, file: StoredFile) -> Tensor:
     return torch.from_numpy(flat.reshape(len(column), -1).copy())
 
 
+def cluster_count(lake: Store, file: StoredFile) -> int:
+    """K, how many centroids there are in a file."""
+    return int(lake.read_table(file.path, ["cluster_id"]).num_rows)
+
+
 def feature_names(features: tuple[FeatureColumn, ...]) -> list[str]:
     """What each feature of a row is called: its column, and where that is a vector its place."""
     return [
@@ -211,7 +216,7 @@ def store_model_card(
     scaled = "a channel of what the network sees" if manifest.typed else "a feature"
     text = f"""# Model {files.model_id}
 
-{_METHODS[files.kind]}, into {config.clusters} clusters.
+{_METHODS[files.kind]}, into {cluster_count(context.lake, files.centroids)} clusters.
 
 - Fitted by run `{context.run_id}` for ds `{context.ds}`.
 - Features, in this order: {columns}. Scaling: {config.source.scaling}.

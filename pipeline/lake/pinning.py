@@ -26,7 +26,7 @@ from pipeline.artifacts import (
     encode_schema,
     fingerprint_of,
 )
-from pipeline.config import Config
+from pipeline.config import MIN_SAMPLE_ROWS_PER_CLUSTER, AutoClusters, Config
 from pipeline.errors import BadShard, ConfigError, InputError, PipelineError
 from pipeline.lake.bad_shards import ShardVersion, check_bound, diagnosed
 from pipeline.lake.columns import (
@@ -433,8 +433,14 @@ def _check_for_typed(config: Config, features: Sequence[FeatureColumn]) -> None:
 
 
 def check_enough_rows(config: Config, rows: int) -> None:
-    """Raise an InputError when there are fewer rows than clusters."""
-    if rows < config.clusters:
+    """Raise an InputError when there are fewer rows than clusters, or too few to find any."""
+    if isinstance(config.clusters, AutoClusters):
+        if rows < MIN_SAMPLE_ROWS_PER_CLUSTER * 2:
+            raise InputError(
+                f"clusters: auto needs at least {MIN_SAMPLE_ROWS_PER_CLUSTER * 2} rows; the input "
+                f"has {rows}. Give clusters a number, or more rows"
+            )
+    elif rows < config.clusters:
         raise InputError(
             f"clusters={config.clusters} needs at least as many rows; the input has {rows}. "
             "Lower clusters or give more rows"

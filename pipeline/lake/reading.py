@@ -236,7 +236,8 @@ class Reader:
         if missing_B is not None and self.nulls == "drop":
             x_BF, row_numbers_B = x_BF[~missing_B], row_numbers_B[~missing_B]
             carried = carried.filter(pa.array(~missing_B)) if carried is not None else None
-            explained = explained.filter(pa.array(~missing_B)) if names else None
+            if explained is not None:
+                explained = explained.filter(pa.array(~missing_B))
             categories = categories and categories.filter(pa.array(~missing_B))
         yield RowBlock(
             x_BF, carried, shard_number, row_numbers_B, explained=explained, categories=categories

@@ -30,7 +30,7 @@ from pipeline.lake.assigning import Assigner, AssignJob
 from pipeline.lake.carrying import published_parts
 from pipeline.lake.cluster_ids import OUTLIER, ClusterIds
 from pipeline.lake.explained import explained_of
-from pipeline.lake.models import feature_names, settings_of
+from pipeline.lake.models import cluster_count, feature_names, settings_of
 from pipeline.lake.parts import BinnedRows, PartStatistics, parts_folder
 from pipeline.lake.quarantine import without_bad_shards
 from pipeline.lake.reading import pieces_of
@@ -191,9 +191,11 @@ class _Attempts:
         self.most_parts = 0
         self._config, self._context, self._manifest = config, context, manifest
         self._model, self._champion = model, champion
-        self.ids: Sequence[int] = range(config.clusters)
+        self.ids: Sequence[int]
         if champion is not None:
             self.ids = ClusterIds.of(context.lake, champion.ids).cluster_id_K.tolist()
+        else:
+            self.ids = range(cluster_count(context.lake, model.centroids))
         self._published: dict[str, PartFile] | None = None
         if _carries(config, context, champion):
             self._published = published_parts(context.lake, model.model_id, context.ds)

@@ -65,7 +65,7 @@ _MOST_CLASSES = 10_000
 
 def _settings(config: Config) -> Any:
     return {
-        "clusters": config.clusters,
+        "clusters": config.clusters_as_json,
         "centroids": config.centroids.model_dump(mode="json"),
         "alpha": config.refine.alpha,
         "seed": config.seed,
@@ -124,10 +124,12 @@ def _measure(
 ) -> _Found:
     spaces = _spaces(config, lake, manifest, sample, autoencoder, model)
     features = spaces["features"]
-    fit_rows = _fit_rows(config, len(features))
+    first_KD = load_centroids(lake, centroids.centroids).numpy()
+    clusters = len(first_KD)
+    fit_rows = _fit_rows(config, len(features), clusters)
     baseline = kmeans(
         features[fit_rows],
-        config.clusters,
+        clusters,
         restarts=config.centroids.restarts,
         iterations=config.centroids.iterations,
         seed=config.seed,
@@ -135,7 +137,7 @@ def _measure(
     # Each in its own space.
     partitions: dict[ModelKind, tuple[str, NDArray[np.float32]]] = {
         "kmeans": ("features", baseline.centroids_KD),
-        "autoencoder": ("pretrained", load_centroids(lake, centroids.centroids).numpy()),
+        "autoencoder": ("pretrained", first_KD),
         "dec": ("refined", load_centroids(lake, model.centroids).numpy()),
     }
     near = nearest_neighbours(features[fit_rows], _ASKED_ROWS, _NEIGHBOURS)
@@ -143,7 +145,10 @@ def _measure(
     classes = sampled_classes(lake, sample.parts, manifest.label) if manifest.label else None
     return _Found(
         candidates=tuple(
-            _candidate(config, kind, nearest_centroid(spaces[own], its), spaces, own, classes, near)
+            _candidate(
+                *(config, kind, clusters, nearest_centroid(spaces[own], its)),
+                *(spaces, own, classes, near),
+            )
             for kind, (own, its) in partitions.items()
         ),
         centroids_KF=baseline.centroids_KD,
@@ -182,22 +187,22 @@ def _spaces(
     return spaces
 
 
-def _fit_rows(config: Config, rows: int) -> NDArray[np.int64]:
+def _fit_rows(config: Config, rows: int, clusters: int) -> NDArray[np.int64]:
     """Rows that k-means is fitted to here, drawn by seed, in random order."""
-    most = max(_FIT_ROWS, MIN_SAMPLE_ROWS_PER_CLUSTER * config.clusters)
+    most = max(_FIT_ROWS, MIN_SAMPLE_ROWS_PER_CLUSTER * clusters)
     return np.random.default_rng(config.seed).permutation(rows)[:most]
 
 
 def _candidate(
     config: Config,
     kind: ModelKind,
+    clusters: int,
     labels: NDArray[np.int64],
     spaces: dict[str, NDArray[np.float32]],
     own: str,
     classes: NDArray[np.int64] | None,
     near: NDArray[np.int64],
 ) -> Candidate:
-    clusters = config.clusters
     cluster_rows = np.bincount(labels, minlength=clusters)
     drawn = stratified_rows(labels, clusters, config.seed)
     measured = tuple(
@@ -210,16 +215,16 @@ def _candidate(
     )
     return Candidate(
         kind=kind,
-        modularity=modularity(near, labels[_fit_rows(config, len(labels))], clusters),
+        modularity=modularity(near, labels[_fit_rows(config, len(labels), clusters)], clusters),
         spaces=measured,
         balance=balance(cluster_rows),
         empty_clusters=int((cluster_rows == 0).sum()),
-        stability=_stability(config, spaces[own]),
+        stability=_stability(config, spaces[own], clusters),
         scores=_scores(labels, classes),
     )
 
 
-def _stability(config: Config, points: NDArray[np.float32]) -> float | None:
+def _stability(config: Config, points: NDArray[np.float32], clusters: int) -> float | None:
     """ARI, on all rows of the sample, of k-means fitted to two disjoint random halves.
 
     The halves are the same for every candidate, and so are the restarts. For "kmeans" that is the
@@ -227,16 +232,16 @@ def _stability(config: Config, points: NDArray[np.float32]) -> float | None:
     fitted again, for DEC by k-means on its refined embeddings: it tells how clearly that embedding
     separates clusters, not what another training would give.
     """
-    rows = _fit_rows(config, len(points))
+    rows = _fit_rows(config, len(points), clusters)
     half = len(rows) // 2
-    if half < config.clusters:
+    if half < clusters:
         return None
     first, second = (
         nearest_centroid(
             points,
             kmeans(
                 points[half_of_them],
-                config.clusters,
+                clusters,
                 restarts=min(_STABILITY_RESTARTS, config.centroids.restarts),
                 iterations=config.centroids.iterations,
                 seed=config.seed,

@@ -31,7 +31,7 @@ def _settings(config: Config) -> Any:
         ),
         "label": config.evaluate.label,
         "target_slice_mib": config.execution.target_slice_mib,
-        "clusters": config.clusters,
+        "clusters": config.clusters_as_json,
     }
 
 

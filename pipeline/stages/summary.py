@@ -63,7 +63,7 @@ def summary(
         quarantined=assignments.quarantined,
         shards=manifest.shard_count,
         features=manifest.width,
-        clusters=config.clusters,
+        clusters=len(assignments.cluster_rows),
         cluster_rows=assignments.cluster_rows,
         mean_confidence=assignments.mean_confidence,
         products=autoencoder.products,
@@ -83,6 +83,7 @@ def summary(
         assignments=parts_folder(context.run_id, config.lake.format),
         model=f"models/{model.model_id}",
         estimate=_estimate(config, context, manifest, autoencoder.products),
+        choice=centroids.choice,
     )
     context.lake.write_json(f"{context.run_path}/metrics.json", result.model_dump(mode="json"))
     return result

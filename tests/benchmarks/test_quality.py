@@ -153,6 +153,36 @@ def test_the_table_shows_what_the_runs_compared() -> None:
     assert "candidate" not in render([result_of()])
 
 
+def test_the_table_against_plain_kmeans() -> None:
+    kmeans = {"acc": 0.5, "nmi": 0.75, "ari": 0.6, "modularity": 0.8}
+    table = render(
+        [
+            result_of("reuters", seed, settings=(), acc=acc, candidates={"kmeans": kmeans})
+            for seed, acc in enumerate((0.45, 0.6))
+        ]
+    )
+    same, as_it_comes = [line for line in table.splitlines() if "| reuters | none | 2 |" in line]
+    assert "| same run | +2.5 (-5.0 – +10.0) | -5.0 (-5.0 – -5.0) |" in same
+    assert same.endswith("| 1, 0, 0 of 2 |")
+    assert "| as it comes | +2.9 (-4.6 – +10.4) |" in as_it_comes
+    assert as_it_comes.endswith("| 1, 2, 2 of 2 |")
+
+
+def test_the_summary_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "HERE", tmp_path)
+    monkeypatch.setattr(quality, "measure", None)
+    assert main(["--summary", "--work", str(tmp_path / "work")]) == 0
+    assert "Nothing is measured yet." in (tmp_path / "QUALITY.md").read_text("utf-8")
+
+
+def test_what_is_kept_was_measured_with_the_settings_of_today(tmp_path: Path) -> None:
+    digests = {
+        row.name: digest_of(write_config(row, tmp_path, tmp_path), row.settings) for row in ROWS
+    }
+    kept = Results(quality.HERE, digests)
+    assert kept.current() == kept.all()
+
+
 def test_a_comparison_is_read_where_there_is_one() -> None:
     scores = {"acc": 0.5, "nmi": 0.4, "ari": 0.3}
     candidates = [
