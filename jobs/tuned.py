@@ -55,7 +55,7 @@ class Outcome:
     def recommended(self) -> Config:
         """The config with the recommended settings."""
         chosen = self.found.trial.settings.applied(self.config)
-        least = MIN_SAMPLE_ROWS_PER_CLUSTER * chosen.clusters
+        least = MIN_SAMPLE_ROWS_PER_CLUSTER * chosen.most_clusters
         if chosen.centroids.sample_rows < least:
             more = chosen.centroids.model_copy(update={"sample_rows": least})
             chosen = chosen.model_copy(update={"centroids": more})

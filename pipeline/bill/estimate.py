@@ -472,7 +472,7 @@ class _Paper:
     def explain(self) -> StageEstimate:
         """The profiles of all parts, put together some at a time, and two tables with a copy."""
         slices, rates = max(1, self.facts.slices), self.rates
-        cells = min(MOST_CELLS, self.config.clusters * self.facts.width)
+        cells = min(MOST_CELLS, self.config.most_clusters * self.facts.width)
         profiles, tasks = slices, 0
         while slices > TOGETHER:
             slices = math.ceil(slices / TOGETHER)

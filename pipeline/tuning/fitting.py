@@ -99,7 +99,7 @@ def fit(
         z_ND = embeddings(autoencoder.encoder, scaler, x).float().cpu().numpy()
     found = kmeans(
         z_ND,
-        config.clusters,
+        config.most_clusters,
         restarts=config.centroids.restarts,
         iterations=config.centroids.iterations,
         seed=config.seed,

@@ -150,7 +150,7 @@ def judge(config: Config, rows: Judged, fits: Sequence[Fit]) -> Measures:
             generalisation(z_ND, found.centroids_KD, unseen_N, config.refine.alpha)
         )
     known = [value for value in generalisations if value is not None]
-    return judged_partitions(rows, partitions, config.clusters, config.seed).model_copy(
+    return judged_partitions(rows, partitions, config.most_clusters, config.seed).model_copy(
         update={"generalisation": float(np.mean(known)) if known else None}
     )
 
