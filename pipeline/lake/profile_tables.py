@@ -180,9 +180,9 @@ def _indicators(profile: Profile) -> tuple[GroupMoments, list[str], list[str | N
     rows_KE = np.zeros((len(moments.ids_K), len(values)))
     cluster = np.searchsorted(moments.ids_K, counts["dec_cluster_id"].to_numpy())
     rows_KE[cluster, np.array(entry, np.int64)] = counts["dec_rows"].to_numpy()
-    known_KC = np.zeros((len(moments.ids_K), len(layout.categories)))
-    np.add.at(known_KC, (slice(None), column_E), rows_KE)
-    count_KE = known_KC[:, column_E]
+    _, starts_C, of_column_E = np.unique(column_E, return_index=True, return_inverse=True)
+    known_KC = np.add.reduceat(rows_KE, starts_C, axis=1) if len(starts_C) else rows_KE
+    count_KE = known_KC[:, of_column_E]  # rows with any value of the same column
     mean_KE = rows_KE / np.maximum(count_KE, 1)
     found = GroupMoments(
         ids_K=moments.ids_K,

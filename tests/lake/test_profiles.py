@@ -71,7 +71,7 @@ def shard(seed: int, rows: int) -> pa.Table:
             "vip": pa.array(place == 2, mask=some[1]),
             "seen": pa.array(seen, pa.timestamp("us", "UTC"), mask=some[2]),
             "day": pa.array((19_000 + place).astype(np.int32), pa.int32()).cast(pa.date32()),
-            "price": pa.array((100 * random.random(rows)).astype(int)).cast(pa.decimal128(9, 2)),
+            "price": pa.array((100 * random.random(rows)).astype(int)).cast(pa.decimal128(21, 2)),
             "town": pa.array([f"town {n}" for n in random.integers(0, 500, rows)]),
             "born": pa.array(1950 + random.integers(0, 50, rows), mask=some[3]),
         }
