@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 # Values of a cluster in a batch, from which on it is worth its own calls of numpy.
 _LARGE_VALUES = 4_096
+# Columns are taken some at a time, so that values, in float64, stay in a core's cache.
+_STRIPE, _STRIPE_VALUES = 32, 2**15
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,20 @@ class GroupMoments:
         # a value but not a group.
         each = x_BF.size >= _LARGE_VALUES * len(ids_K)
         edges = [*starts_K.tolist(), len(x_BF)] if each else [0, len(x_BF)]
-        parts = [
-            _sums(x_BF[start:end], starts_K if not each else np.zeros(1, np.int64))
-            for start, end in itertools.pairwise(edges)
-        ]
         count_KF, mean_KF, m2_KF, min_KF, max_KF = (
-            np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+            np.empty((len(ids_K), x_BF.shape[1]), kind) for kind in (np.int64, *[np.float64] * 4)
         )
+        found = (count_KF, mean_KF, m2_KF, min_KF, max_KF)
+        for place, (start, end) in enumerate(itertools.pairwise(edges)):
+            rows = slice(place, place + 1) if each else slice(None)
+            starts = np.zeros(1, np.int64) if each else starts_K
+            stripe = max(_STRIPE, _STRIPE_VALUES // max(1, end - start))
+            for first in range(0, x_BF.shape[1], stripe):
+                columns = slice(first, first + stripe)
+                for array, values in zip(
+                    found, _sums(x_BF[start:end, columns], starts), strict=True
+                ):
+                    array[rows, columns] = values
         return cls(ids_K.astype(np.int64), rows_K, count_KF, mean_KF, m2_KF, min_KF, max_KF)
 
     def merge(self, other: GroupMoments) -> GroupMoments:

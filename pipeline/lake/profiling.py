@@ -217,7 +217,8 @@ class _Exemplars:
         kind = pa.list_(pa.float32())
         if not self._layout.features:
             return pa.nulls(len(x_BF), kind)
-        flat = pa.array(np.ascontiguousarray(x_BF, np.float32).ravel())
+        values = np.ascontiguousarray(x_BF, np.float32).ravel()
+        flat = pa.array(values, mask=~np.isfinite(values))
         return pa.FixedSizeListArray.from_arrays(flat, x_BF.shape[1]).cast(kind)
 
     def _last(self, kind: int, ids_B: NDArray[np.integer]) -> NDArray[np.float32]:
