@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 # Values of a cluster in a batch, from which on it is worth its own calls of numpy.
 _LARGE_VALUES = 4_096
-# Columns are taken some at a time, so that values, in float64, stay in a core's cache.
-_STRIPE, _STRIPE_VALUES = 32, 2**15
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class GroupMoments:
         """
         if not len(ids_B):
             return cls.none(x_BF.shape[1])
-        order_B = np.argsort(ids_B, kind="stable")
+        order_B = _by_id(ids_B)
         ids_K, starts_K, rows_K = np.unique(ids_B[order_B], return_index=True, return_counts=True)
         x_BF = x_BF[order_B]
         # Few large groups one by one stay in cache; many small ones in one sweep, which is slower
@@ -72,13 +70,8 @@ class GroupMoments:
         for place, (start, end) in enumerate(itertools.pairwise(edges)):
             rows = slice(place, place + 1) if each else slice(None)
             starts = np.zeros(1, np.int64) if each else starts_K
-            stripe = max(_STRIPE, _STRIPE_VALUES // max(1, end - start))
-            for first in range(0, x_BF.shape[1], stripe):
-                columns = slice(first, first + stripe)
-                for array, values in zip(
-                    found, _sums(x_BF[start:end, columns], starts), strict=True
-                ):
-                    array[rows, columns] = values
+            for array, values in zip(found, _sums(x_BF[start:end], starts), strict=True):
+                array[rows] = values
         return cls(ids_K.astype(np.int64), rows_K, count_KF, mean_KF, m2_KF, min_KF, max_KF)
 
     def merge(self, other: GroupMoments) -> GroupMoments:
@@ -277,6 +270,14 @@ class Points:
             low, high = self.values[start[some] + below], self.values[start[some] + above]
             found[some, place] = low + (high - low) * (rank - below)
         return found.reshape(*self.number_KS.shape, len(shares))
+
+
+def _by_id(ids_B: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The order of rows by their cluster; of small numbers numpy sorts by radix."""
+    short = np.iinfo(np.int16)
+    if short.min <= ids_B.min() and ids_B.max() <= short.max:
+        ids_B = ids_B.astype(np.int16)
+    return np.argsort(ids_B, kind="stable")
 
 
 def _sums(
