@@ -6,7 +6,6 @@ a cluster's rows. All values are kept while they are few; more are thinned evenl
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Values of a cluster in a batch, from which on it is worth its own calls of numpy.
-_LARGE_VALUES = 4_096
+# Rows or values of a cluster in a batch, from which on it is worth calls of numpy of its own.
+_LARGE_ROWS, _LARGE_VALUES = 64, 16_384
 
 
 @dataclass(frozen=True)
@@ -59,19 +58,20 @@ class GroupMoments:
         order_B = _by_id(ids_B)
         ids_K, starts_K, rows_K = np.unique(ids_B[order_B], return_index=True, return_counts=True)
         x_BF = x_BF[order_B]
-        # Few large groups one by one stay in cache; many small ones in one sweep, which is slower
-        # a value but not a group.
-        each = x_BF.size >= _LARGE_VALUES * len(ids_K)
-        edges = [*starts_K.tolist(), len(x_BF)] if each else [0, len(x_BF)]
-        count_KF, mean_KF, m2_KF, min_KF, max_KF = (
-            np.empty((len(ids_K), x_BF.shape[1]), kind) for kind in (np.int64, *[np.float64] * 4)
-        )
-        found = (count_KF, mean_KF, m2_KF, min_KF, max_KF)
-        for place, (start, end) in enumerate(itertools.pairwise(edges)):
-            rows = slice(place, place + 1) if each else slice(None)
-            starts = np.zeros(1, np.int64) if each else starts_K
-            for array, values in zip(found, _sums(x_BF[start:end], starts), strict=True):
-                array[rows] = values
+        shape = (len(ids_K), x_BF.shape[1])
+        found = (np.zeros(shape, np.int64), *(np.zeros(shape) for _ in range(4)))
+        large_K = (rows_K >= _LARGE_ROWS) | (rows_K * x_BF.shape[1] >= _LARGE_VALUES)
+        for place in np.flatnonzero(large_K).tolist():
+            start, rows = int(starts_K[place]), int(rows_K[place])
+            for array, values in zip(found, _of_one(x_BF[start : start + rows]), strict=True):
+                array[place] = values
+        if not large_K.all():
+            of_small = _of_many(x_BF, starts_K[~large_K], rows_K[~large_K])
+            for array, several in zip(found, of_small, strict=True):
+                array[~large_K] = several
+        count_KF, mean_KF, m2_KF, min_KF, max_KF = found
+        # Rounding of a mean of equal values is no spread.
+        m2_KF[min_KF >= max_KF] = 0.0
         return cls(ids_K.astype(np.int64), rows_K, count_KF, mean_KF, m2_KF, min_KF, max_KF)
 
     def merge(self, other: GroupMoments) -> GroupMoments:
@@ -280,53 +280,67 @@ def _by_id(ids_B: NDArray[np.integer]) -> NDArray[np.int64]:
     return np.argsort(ids_B, kind="stable")
 
 
-def _sums(
-    x_BF: NDArray[np.generic], starts_K: NDArray[np.int64]
-) -> tuple[
-    NDArray[np.int64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-]:
-    """Count, mean, Σ (x − mean)², least and greatest of rows that are sorted by their cluster.
-
-    Args:
-        x_BF: The rows.
-        starts_K: Where each cluster begins.
-    """
-    alone = len(starts_K) == 1
-    rows_K = np.diff(np.append(starts_K, len(x_BF)))
-
-    def reduced(ufunc: np.ufunc, values_BF: NDArray[np.generic]) -> NDArray[np.float64]:
-        if alone:
-            return np.asarray(ufunc.reduce(values_BF, axis=0, keepdims=True), np.float64)
-        return np.asarray(ufunc.reduceat(values_BF, starts_K, axis=0), np.float64)
-
+def _of_one(x_BF: NDArray[np.generic]) -> tuple[NDArray[Any], ...]:
+    """Count, mean, Σ (x − mean)², least and greatest of the rows of one cluster."""
     value_BF = x_BF.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        sum_KF = reduced(np.add, value_BF)
-    count_KF = np.repeat(rows_K[:, None], x_BF.shape[1], axis=1)
-    least_BF = most_BF = x_BF
+        sum_F = value_BF.sum(axis=0)
     finite_BF: NDArray[np.bool_] | None = None
-    if not np.isfinite(sum_KF).all():
+    count_F = np.full(x_BF.shape[1], len(x_BF))
+    least_F, most_F = x_BF.min(axis=0), x_BF.max(axis=0)
+    if not np.isfinite(sum_F).all():
         finite_BF = np.isfinite(value_BF)
-        count_KF = reduced(np.add, finite_BF.astype(np.int32)).astype(np.int64)
-        least_BF, most_BF = (np.where(finite_BF, x_BF, limit) for limit in (np.inf, -np.inf))
-        value_BF = np.where(finite_BF, value_BF, 0.0)
-        sum_KF = reduced(np.add, value_BF)
-    mean_KF = sum_KF / np.maximum(count_KF, 1)
-    value_BF -= mean_KF if alone else np.repeat(mean_KF, rows_K, axis=0)
+        count_F = finite_BF.sum(axis=0)
+        sum_F = value_BF.sum(axis=0, where=finite_BF)
+        least_F = value_BF.min(axis=0, where=finite_BF, initial=np.inf)
+        most_F = value_BF.max(axis=0, where=finite_BF, initial=-np.inf)
+    mean_F = sum_F / np.maximum(count_F, 1)
+    with np.errstate(invalid="ignore"):
+        value_BF -= mean_F
     if finite_BF is not None:
         value_BF[~finite_BF] = 0.0
-    if alone:
-        m2_KF = np.einsum("bf,bf->f", value_BF, value_BF)[None]
-    else:
-        m2_KF = reduced(np.add, np.square(value_BF, out=value_BF))
-    min_KF, max_KF = reduced(np.minimum, least_BF), reduced(np.maximum, most_BF)
-    # Rounding of a mean of equal values is no spread.
-    m2_KF[min_KF >= max_KF] = 0.0
-    return count_KF, mean_KF, m2_KF, min_KF, max_KF
+    return count_F, mean_F, np.einsum("bf,bf->f", value_BF, value_BF), least_F, most_F
+
+
+def _of_many(
+    x_BF: NDArray[np.generic], starts_K: NDArray[np.int64], rows_K: NDArray[np.int64]
+) -> tuple[NDArray[Any], ...]:
+    """The same of many small clusters: the first row of each, the second of each, and so on.
+
+    Args:
+        x_BF: Rows, those of a cluster one after the other.
+        starts_K: Where each cluster begins, shape (n_clusters,).
+        rows_K: Rows of each.
+    """
+    order_K = np.argsort(-rows_K, kind="stable")  # those that still have rows are the first
+    starts_K, rows_K = starts_K[order_K], rows_K[order_K]
+    with_row = [int(np.searchsorted(-rows_K, -row)) for row in range(int(rows_K[0]))]
+    shape = (len(rows_K), x_BF.shape[1])
+    sum_KF, m2_KF, count_KF = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
+    least_KF, most_KF = np.full(shape, np.inf), np.full(shape, -np.inf)
+    for row, number in enumerate(with_row):
+        value_KF = x_BF[starts_K[:number] + row].astype(np.float64)
+        finite_KF = np.isfinite(value_KF)
+        if finite_KF.all():
+            count_KF[:number] += 1
+            low_KF = high_KF = value_KF
+        else:
+            count_KF[:number] += finite_KF
+            low_KF, high_KF = (np.where(finite_KF, value_KF, end) for end in (np.inf, -np.inf))
+            value_KF[~finite_KF] = 0.0
+        sum_KF[:number] += value_KF
+        np.minimum(least_KF[:number], low_KF, out=least_KF[:number])
+        np.maximum(most_KF[:number], high_KF, out=most_KF[:number])
+    mean_KF = sum_KF / np.maximum(count_KF, 1)
+    for row, number in enumerate(with_row):
+        value_KF = x_BF[starts_K[:number] + row].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            value_KF -= mean_KF[:number]
+        value_KF[~np.isfinite(value_KF)] = 0.0
+        m2_KF[:number] += np.square(value_KF, out=value_KF)
+    back_K = np.argsort(order_K)
+    found = (count_KF, mean_KF, m2_KF, least_KF, most_KF)
+    return tuple(array[back_K] for array in found)
 
 
 def _even_places(number: NDArray[np.int64], kept: NDArray[np.int64]) -> NDArray[np.int64]:

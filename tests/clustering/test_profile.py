@@ -28,11 +28,12 @@ def in_batches(ids: np.ndarray, x: np.ndarray, sizes: list[int]) -> GroupMoments
     return found
 
 
-@pytest.mark.parametrize("large_values", [1, 10**9])  # cluster by cluster, or all in one sweep
+@pytest.mark.parametrize("large", [1, 70, 10**9])  # cluster by cluster, some of them, or together
 def test_moments_of_batches_are_those_of_all_rows(
-    monkeypatch: pytest.MonkeyPatch, large_values: int
+    monkeypatch: pytest.MonkeyPatch, large: int
 ) -> None:
-    monkeypatch.setattr(profile, "_LARGE_VALUES", large_values)
+    monkeypatch.setattr(profile, "_LARGE_ROWS", large)
+    monkeypatch.setattr(profile, "_LARGE_VALUES", 10**9)
     ids, x = rows(0)
     found = in_batches(ids, x, [1, 120, 3, 0, 200])
     np.testing.assert_array_equal(found.ids_K, np.unique(ids))
