@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 # Rows or values of a cluster in a batch, from which on it is worth calls of numpy of its own.
 _LARGE_ROWS, _LARGE_VALUES = 64, 16_384
+# Rows that are worked on at a time: their values, in float64, stay in a core's cache.
+_CHUNK_ROWS, _CHUNK_VALUES = 32, 2**15
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class GroupMoments:
         return cls(nothing, nothing, empty.astype(np.int64), empty, empty, empty, empty)
 
     @classmethod
+    @np.errstate(over="ignore", invalid="ignore")  # squares of extreme values are infinite
     def of(cls, ids_B: NDArray[np.integer], x_BF: NDArray[np.generic]) -> GroupMoments:
         """Moments of some rows.
 
@@ -57,16 +60,18 @@ class GroupMoments:
             return cls.none(x_BF.shape[1])
         order_B = _by_id(ids_B)
         ids_K, starts_K, rows_K = np.unique(ids_B[order_B], return_index=True, return_counts=True)
-        x_BF = x_BF[order_B]
         shape = (len(ids_K), x_BF.shape[1])
         found = (np.zeros(shape, np.int64), *(np.zeros(shape) for _ in range(4)))
         large_K = (rows_K >= _LARGE_ROWS) | (rows_K * x_BF.shape[1] >= _LARGE_VALUES)
         for place in np.flatnonzero(large_K).tolist():
             start, rows = int(starts_K[place]), int(rows_K[place])
-            for array, values in zip(found, _of_one(x_BF[start : start + rows]), strict=True):
+            one = _of_one(x_BF, order_B[start : start + rows])
+            for array, values in zip(found, one, strict=True):
                 array[place] = values
         if not large_K.all():
-            of_small = _of_many(x_BF, starts_K[~large_K], rows_K[~large_K])
+            small = np.repeat(~large_K, rows_K)
+            starts = np.cumsum(rows_K[~large_K]) - rows_K[~large_K]
+            of_small = _of_many(x_BF[order_B[small]], starts, rows_K[~large_K])
             for array, several in zip(found, of_small, strict=True):
                 array[~large_K] = several
         count_KF, mean_KF, m2_KF, min_KF, max_KF = found
@@ -161,7 +166,9 @@ class Contrast:
     def differences(self) -> NDArray[np.float64]:
         """In standard deviations of all rows; 0 where all have the same value."""
         found: NDArray[np.float64] = np.divide(
-            self.away_KF, self.spread_F, out=np.zeros_like(self.away_KF), where=self.spread_F > 0
+            *(self.away_KF, self.spread_F),
+            out=np.zeros_like(self.away_KF),
+            where=(self.spread_F > 0) & np.isfinite(self.spread_F),
         )
         return found
 
@@ -280,26 +287,44 @@ def _by_id(ids_B: NDArray[np.integer]) -> NDArray[np.int64]:
     return np.argsort(ids_B, kind="stable")
 
 
-def _of_one(x_BF: NDArray[np.generic]) -> tuple[NDArray[Any], ...]:
-    """Count, mean, Σ (x − mean)², least and greatest of the rows of one cluster."""
-    value_BF = x_BF.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        sum_F = value_BF.sum(axis=0)
-    finite_BF: NDArray[np.bool_] | None = None
-    count_F = np.full(x_BF.shape[1], len(x_BF))
-    least_F, most_F = x_BF.min(axis=0), x_BF.max(axis=0)
-    if not np.isfinite(sum_F).all():
-        finite_BF = np.isfinite(value_BF)
-        count_F = finite_BF.sum(axis=0)
-        sum_F = value_BF.sum(axis=0, where=finite_BF)
-        least_F = value_BF.min(axis=0, where=finite_BF, initial=np.inf)
-        most_F = value_BF.max(axis=0, where=finite_BF, initial=-np.inf)
-    mean_F = sum_F / np.maximum(count_F, 1)
-    with np.errstate(invalid="ignore"):
-        value_BF -= mean_F
-    if finite_BF is not None:
-        value_BF[~finite_BF] = 0.0
-    return count_F, mean_F, np.einsum("bf,bf->f", value_BF, value_BF), least_F, most_F
+def _of_one(x_BF: NDArray[np.generic], rows_B: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    """Count, mean, Σ (x − mean)², least and greatest of the rows of one cluster.
+
+    Deviations are taken from its first row, so that large values keep their digits.
+
+    Args:
+        x_BF: Rows of all clusters.
+        rows_B: Which of them.
+    """
+    width = x_BF.shape[1]
+    pivot_F = x_BF[rows_B[0]].astype(np.float64)
+    pivot_F[~np.isfinite(pivot_F)] = 0.0
+    sum_F, square_F, count_F = np.zeros(width), np.zeros(width), np.zeros(width, np.int64)
+    least_F, most_F = np.full(width, np.inf), np.full(width, -np.inf)
+    some = max(_CHUNK_ROWS, _CHUNK_VALUES // max(1, width))
+    for start in range(0, len(rows_B), some):
+        value_BF = x_BF[rows_B[start : start + some]]
+        away_BF = value_BF.astype(np.float64)
+        away_BF -= pivot_F
+        more_F = away_BF.sum(axis=0)
+        low_F, high_F, number_F = value_BF.min(axis=0), value_BF.max(axis=0), len(value_BF)
+        if not np.isfinite(more_F).all():
+            finite_BF = np.isfinite(value_BF)
+            number_F = finite_BF.sum(axis=0)
+            away_BF[~finite_BF] = 0.0
+            more_F = away_BF.sum(axis=0)
+            low_F, high_F = (
+                reduce(np.where(finite_BF, value_BF, end), axis=0)
+                for reduce, end in ((np.min, np.inf), (np.max, -np.inf))
+            )
+        count_F += number_F
+        sum_F += more_F
+        square_F += np.einsum("bf,bf->f", away_BF, away_BF)
+        np.minimum(least_F, low_F, out=least_F)
+        np.maximum(most_F, high_F, out=most_F)
+    away_F = sum_F / np.maximum(count_F, 1)
+    mean_F = np.where(count_F > 0, pivot_F + away_F, 0.0)
+    return count_F, mean_F, np.maximum(square_F - sum_F * away_F, 0.0), least_F, most_F
 
 
 def _of_many(
@@ -334,8 +359,7 @@ def _of_many(
     mean_KF = sum_KF / np.maximum(count_KF, 1)
     for row, number in enumerate(with_row):
         value_KF = x_BF[starts_K[:number] + row].astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            value_KF -= mean_KF[:number]
+        value_KF -= mean_KF[:number]
         value_KF[~np.isfinite(value_KF)] = 0.0
         m2_KF[:number] += np.square(value_KF, out=value_KF)
     back_K = np.argsort(order_K)

@@ -23,14 +23,14 @@ from pipeline.lake.reading import RowBlock
 from pipeline.schema import EXEMPLAR_KINDS
 
 # Rows whose moments are taken together: some of each cluster, or merging costs more than adding.
-_FEWEST_ROWS, _ROWS_PER_CLUSTER = 2_048, 4
+_FEWEST_ROWS, _ROWS_PER_CLUSTER = 1_024, 4
 _MOST_VALUES = 2**22  # in them
 # Values of a slice that points are made of: as many as it has rows, at least so many. Each takes
 # 0.1 µs, as little as a thirtieth of what labelling a row takes.
 _POINT_VALUES = 2**18
 _WANTED = ("cluster_id", "confidence", "cluster_id_2", "confidence_2", "distance")
 # Counts of values, and exemplars, that wait to be put together.
-_WAITING_ROWS = 2**16
+_WAITING_ROWS, _WAITING_EXEMPLARS = 2**16, 128
 
 
 class SliceProfile:
@@ -95,7 +95,8 @@ class SliceProfile:
             return
         found = pa.concat_tables([table for _, table in waiting]).combine_chunks()
         ids_B = found["cluster_id"].to_numpy().astype(np.int64)
-        x_BF = np.concatenate([block.x_BF for block, _ in waiting])
+        parts = [block.x_BF for block, _ in waiting]
+        x_BF = parts[0] if len(parts) == 1 else np.concatenate(parts)
         extra_BE = np.column_stack(
             [
                 np.concatenate([as_numbers(_column(b, c.name), len(b.x_BF)) for b, _ in waiting])
@@ -210,7 +211,7 @@ class _Exemplars:
             table = pa.table([columns[field.name] for field in self._schema], schema=self._schema)
             self._tables.append(table)
             self._rows += len(table)
-        if self._rows > 2 * self._rows_before + _WAITING_ROWS:
+        if self._rows > 2 * self._rows_before + _WAITING_EXEMPLARS:
             self._prune()
 
     def _features(self, x_BF: NDArray[np.generic]) -> pa.Array:
