@@ -68,12 +68,14 @@ class GroupMoments:
             one = _of_one(x_BF, order_B[start : start + rows])
             for array, values in zip(found, one, strict=True):
                 array[place] = values
-        if not large_K.all():
-            small = np.repeat(~large_K, rows_K)
-            starts = np.cumsum(rows_K[~large_K]) - rows_K[~large_K]
-            of_small = _of_many(x_BF[order_B[small]], starts, rows_K[~large_K])
-            for array, several in zip(found, of_small, strict=True):
-                array[~large_K] = several
+        small = np.flatnonzero(~large_K)
+        small = small[np.argsort(-rows_K[small], kind="stable")]  # of about one size together
+        some = max(1, _CHUNK_VALUES // max(1, x_BF.shape[1]))
+        for first in range(0, len(small), some):
+            places = small[first : first + some]
+            many = _of_many(x_BF, order_B, starts_K[places], rows_K[places])
+            for array, values in zip(found, many, strict=True):
+                array[places] = values
         count_KF, mean_KF, m2_KF, min_KF, max_KF = found
         # Rounding of a mean of equal values is no spread.
         m2_KF[min_KF >= max_KF] = 0.0
@@ -328,23 +330,25 @@ def _of_one(x_BF: NDArray[np.generic], rows_B: NDArray[np.int64]) -> tuple[NDArr
 
 
 def _of_many(
-    x_BF: NDArray[np.generic], starts_K: NDArray[np.int64], rows_K: NDArray[np.int64]
+    x_BF: NDArray[np.generic],
+    order_B: NDArray[np.int64],
+    starts_K: NDArray[np.int64],
+    rows_K: NDArray[np.int64],
 ) -> tuple[NDArray[Any], ...]:
-    """The same of many small clusters: the first row of each, the second of each, and so on.
+    """The same of some small clusters: the first row of each, the second of each, and so on.
 
     Args:
-        x_BF: Rows, those of a cluster one after the other.
-        starts_K: Where each cluster begins, shape (n_clusters,).
-        rows_K: Rows of each.
+        x_BF: Rows of all clusters.
+        order_B: Which of them, one cluster after the other.
+        starts_K: Where each cluster begins in that order, shape (n_clusters,).
+        rows_K: Rows of each, descending: those that still have some are always the first.
     """
-    order_K = np.argsort(-rows_K, kind="stable")  # those that still have rows are the first
-    starts_K, rows_K = starts_K[order_K], rows_K[order_K]
     with_row = [int(np.searchsorted(-rows_K, -row)) for row in range(int(rows_K[0]))]
     shape = (len(rows_K), x_BF.shape[1])
     sum_KF, m2_KF, count_KF = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
     least_KF, most_KF = np.full(shape, np.inf), np.full(shape, -np.inf)
     for row, number in enumerate(with_row):
-        value_KF = x_BF[starts_K[:number] + row].astype(np.float64)
+        value_KF = x_BF[order_B[starts_K[:number] + row]].astype(np.float64)
         finite_KF = np.isfinite(value_KF)
         if finite_KF.all():
             count_KF[:number] += 1
@@ -358,13 +362,11 @@ def _of_many(
         np.maximum(most_KF[:number], high_KF, out=most_KF[:number])
     mean_KF = sum_KF / np.maximum(count_KF, 1)
     for row, number in enumerate(with_row):
-        value_KF = x_BF[starts_K[:number] + row].astype(np.float64)
+        value_KF = x_BF[order_B[starts_K[:number] + row]].astype(np.float64)
         value_KF -= mean_KF[:number]
         value_KF[~np.isfinite(value_KF)] = 0.0
         m2_KF[:number] += np.square(value_KF, out=value_KF)
-    back_K = np.argsort(order_K)
-    found = (count_KF, mean_KF, m2_KF, least_KF, most_KF)
-    return tuple(array[back_K] for array in found)
+    return count_KF, mean_KF, m2_KF, least_KF, most_KF
 
 
 def _even_places(number: NDArray[np.int64], kept: NDArray[np.int64]) -> NDArray[np.int64]:

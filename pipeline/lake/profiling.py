@@ -23,7 +23,7 @@ from pipeline.lake.reading import RowBlock
 from pipeline.schema import EXEMPLAR_KINDS
 
 # Rows whose moments are taken together: some of each cluster, or merging costs more than adding.
-_FEWEST_ROWS, _ROWS_PER_CLUSTER = 1_024, 4
+_FEWEST_ROWS, _ROWS_PER_CLUSTER = 1_024, 32
 _MOST_VALUES = 2**22  # in them
 # Values of a slice that points are made of: as many as it has rows, at least so many. Each takes
 # 0.1 µs, as little as a thirtieth of what labelling a row takes.
