@@ -292,7 +292,7 @@ def _by_id(ids_B: NDArray[np.integer]) -> NDArray[np.int64]:
 def _of_one(x_BF: NDArray[np.generic], rows_B: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
     """Count, mean, Σ (x − mean)², least and greatest of the rows of one cluster.
 
-    Deviations are taken from its first row, so that large values keep their digits.
+    Deviations are taken from its first values, so that large ones keep their digits.
 
     Args:
         x_BF: Rows of all clusters.
@@ -300,7 +300,12 @@ def _of_one(x_BF: NDArray[np.generic], rows_B: NDArray[np.int64]) -> tuple[NDArr
     """
     width = x_BF.shape[1]
     pivot_F = x_BF[rows_B[0]].astype(np.float64)
-    pivot_F[~np.isfinite(pivot_F)] = 0.0
+    if len(missing := np.flatnonzero(~np.isfinite(pivot_F))):
+        value_BM = x_BF[np.ix_(rows_B, missing)].astype(np.float64)
+        first_M = np.isfinite(value_BM).argmax(axis=0)  # 0 where there is none
+        pivot_F[missing] = np.nan_to_num(
+            value_BM[first_M, np.arange(len(missing))], nan=0.0, posinf=0.0, neginf=0.0
+        )
     sum_F, square_F, count_F = np.zeros(width), np.zeros(width), np.zeros(width, np.int64)
     least_F, most_F = np.full(width, np.inf), np.full(width, -np.inf)
     some = max(_CHUNK_ROWS, _CHUNK_VALUES // max(1, width))

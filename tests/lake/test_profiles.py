@@ -378,6 +378,25 @@ def test_of_equals_the_first_by_shard_and_place(lake: Lake) -> None:
     assert night.exemplars["id"].to_pylist() == ["a-0", "a-1"] * 3
 
 
+def test_slices_of_fewer_rows_than_clusters(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.lake.slices.MOST_PIECES", 1)
+    for path in lake.folder.glob("*.parquet"):
+        path.unlink()
+    pq.write_table(shard(3, 9), lake.folder / "a.parquet", row_group_size=1)
+    night = lake.night("2026-01-01")
+    assert night.assigned.file_count == 9
+    rows, source = night.published()
+    cluster = rows["cluster_id"].to_numpy()
+    for k in np.unique(cluster):
+        born = numbers(source["born"])[cluster == k]
+        found = entry(night.profile, k, "born")
+        born = born[~np.isnan(born)]
+        np.testing.assert_allclose(found["mean"], born.mean())
+        np.testing.assert_allclose(found["std"], born.std(), atol=1e-9)
+        quantiles = [found[name] for name in ("p05", "p25", "p50", "p75", "p95")]
+        np.testing.assert_allclose(quantiles, np.quantile(born, [0.05, 0.25, 0.5, 0.75, 0.95]))
+
+
 def test_nights_with_carried_parts_say_what_one_night_would(lake: Lake) -> None:
     first = lake.night("2026-01-01")
     lake.write("77", 77)
