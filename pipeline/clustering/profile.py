@@ -61,7 +61,9 @@ class GroupMoments:
         order_B = _by_id(ids_B)
         ids_K, starts_K, rows_K = np.unique(ids_B[order_B], return_index=True, return_counts=True)
         shape = (len(ids_K), x_BF.shape[1])
-        found = (np.zeros(shape, np.int64), *(np.zeros(shape) for _ in range(4)))
+        count_KF = np.zeros(shape, np.int64)
+        mean_KF, m2_KF, min_KF, max_KF = np.zeros((4, *shape))
+        found = (count_KF, mean_KF, m2_KF, min_KF, max_KF)
         large_K = (rows_K >= _LARGE_ROWS) | (rows_K * x_BF.shape[1] >= _LARGE_VALUES)
         for place in np.flatnonzero(large_K).tolist():
             start, rows = int(starts_K[place]), int(rows_K[place])
@@ -76,7 +78,6 @@ class GroupMoments:
             many = _of_many(x_BF, order_B, starts_K[places], rows_K[places])
             for array, values in zip(found, many, strict=True):
                 array[places] = values
-        count_KF, mean_KF, m2_KF, min_KF, max_KF = found
         # Rounding of a mean of equal values is no spread.
         m2_KF[min_KF >= max_KF] = 0.0
         return cls(ids_K.astype(np.int64), rows_K, count_KF, mean_KF, m2_KF, min_KF, max_KF)
