@@ -15,14 +15,13 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline.artifacts import Artifact, Description, Explanation, StoredFile
-from pipeline.clustering.surrogate import Rule, Surrogate, imitate
+from pipeline.clustering.surrogate import Asked, Surrogate, imitate
 from pipeline.engine import Marker
 from pipeline.errors import InputError
 from pipeline.lake.clusters import keys_as_json, living
-from pipeline.lake.models import feature_names
 from pipeline.lake.profiles import read_exemplars as exemplars_now
 from pipeline.lake.registry import latest_entry, sample_without_forgotten
-from pipeline.lake.surrogates import labelled_sample
+from pipeline.lake.surrogates import as_asked, labelled_sample
 from pipeline.schema import EXEMPLAR_KINDS, PROFILE_SCHEMA
 from pipeline.storage import Store, open_input, why
 
@@ -240,8 +239,10 @@ def pooled(rows: Sequence[dict[str, Any]]) -> float | None:
     return math.sqrt(variance) or None
 
 
-def tell_apart(found: Explained, one: int, other: int) -> Surrogate | None:
-    """A small tree of the sample's rows in two clusters alone; None where there are too few rows.
+def tell_apart(found: Explained, one: int, other: int) -> tuple[Surrogate | None, list[Asked]]:
+    """A small tree of the sample's rows in two clusters alone, and what it asks about.
+
+    No tree where there are too few rows.
 
     Raises:
         InputError: The sample or the model is gone.
@@ -261,12 +262,8 @@ def tell_apart(found: Explained, one: int, other: int) -> Surrogate | None:
             f"damaged: {why(error)}"
         ) from None
     either = np.isin(label_N, (one, other))
-    return imitate(x_NF[either], label_N[either], depth=_CONTRAST_DEPTH, seed=0)
-
-
-def rule_text(found: Explained, rule: Rule) -> str:
-    """A rule in the user's columns."""
-    return rule.text(feature_names(found.description.features))
+    x_NQ, asked = as_asked(found.lake, description.model, description.features, x_NF[either])
+    return imitate(x_NQ, label_N[either], depth=_CONTRAST_DEPTH, seed=0), asked
 
 
 def _component(vector: Sequence[float] | None, key: tuple[Any, ...]) -> float | None:

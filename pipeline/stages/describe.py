@@ -26,8 +26,7 @@ from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
 from pipeline.errors import PipelineError
 from pipeline.lake.clusters import name_clusters
-from pipeline.lake.models import feature_names
-from pipeline.lake.surrogates import labelled_sample, measured_table, rules_table
+from pipeline.lake.surrogates import as_asked, labelled_sample, measured_table, rules_table
 from pipeline.lake.traits import rows_of, strongest, traits_of
 from pipeline.naming import names_by_features
 from pipeline.naming.endpoint import Endpoint
@@ -138,10 +137,11 @@ def _imitated(
     seed: int,
 ) -> _Rules | None:
     x_NF, label_N = labelled_sample(lake, model, features, sample, ids)
-    found = imitate(x_NF, label_N, depth=depth, seed=seed)
+    x_NQ, asked = as_asked(lake, model, features, x_NF)
+    found = imitate(x_NQ, label_N, depth=depth, seed=seed)
     if found is None:
         return None
-    content = parquet_bytes(rules_table(found, feature_names(features)))
+    content = parquet_bytes(rules_table(found, asked))
     lake.write_bytes(path, content)
     log.info(
         "rules agree with the model on %.1f %% of %d rows held back; always saying the largest "
