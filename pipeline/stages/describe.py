@@ -24,7 +24,7 @@ from pipeline.clustering.surrogate import imitate
 from pipeline.config import Config, Explain
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
-from pipeline.errors import PipelineError
+from pipeline.errors import Interrupted, LeaseHeld, PipelineError
 from pipeline.lake.clusters import name_clusters
 from pipeline.lake.surrogates import as_asked, labelled_sample, measured_table, rules_table
 from pipeline.lake.traits import rows_of, strongest, traits_of
@@ -34,6 +34,8 @@ from pipeline.schema import DESCRIBED_SCHEMA
 from pipeline.storage import Store, parquet_bytes, sha256, why
 
 log = logging.getLogger(__name__)
+
+_NOT_OURS = (Interrupted, LeaseHeld)  # the run is to end, whatever it is at
 
 
 def _settings(config: Config) -> Any:
@@ -120,6 +122,8 @@ def _rules(
             *(context.lake, context.stage_path("describe", "rules.parquet")),
             *(model, manifest.features, sample, ids, depth, config.seed),
         )
+    except _NOT_OURS:
+        raise
     except Exception as error:  # the rows are published: that nobody explains them is no failure
         log.warning("no rules: %s", why(error))
         return None, why(error)
@@ -188,6 +192,8 @@ def _names(
         if champion is None:
             return _new_names(config.explain, context.lake, explanation, {})
         return _registered(config, context, explanation, model)
+    except _NOT_OURS:
+        raise
     except Exception as error:  # as above
         log.warning("clusters got no names: %s; the next night tries again", why(error))
         return _Names()
@@ -204,6 +210,8 @@ def _registered(
         entry, known = name_clusters(
             context.lake, new.of, who, model_id=model.model_id, hold=context.hold
         )
+    except _NOT_OURS:
+        raise
     except PipelineError as error:
         log.warning("new names are not in the registry: %s; the next night tries again", why(error))
         return _Names(of=known)
