@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,20 +56,22 @@ class GroupMoments:
         """
         if not len(ids_B):
             return cls.none(x_BF.shape[1])
-        order_B = np.argsort(ids_B, kind="stable")
+        order_B = _by_id(ids_B)
         ids_K, starts_K, rows_K = np.unique(ids_B[order_B], return_index=True, return_counts=True)
         x_BF = x_BF[order_B]
         # Few large groups one by one stay in cache; many small ones in one sweep, which is slower
         # a value but not a group.
         each = x_BF.size >= _LARGE_VALUES * len(ids_K)
         edges = [*starts_K.tolist(), len(x_BF)] if each else [0, len(x_BF)]
-        parts = [
-            _sums(x_BF[start:end], starts_K if not each else np.zeros(1, np.int64))
-            for start, end in itertools.pairwise(edges)
-        ]
         count_KF, mean_KF, m2_KF, min_KF, max_KF = (
-            np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+            np.empty((len(ids_K), x_BF.shape[1]), kind) for kind in (np.int64, *[np.float64] * 4)
         )
+        found = (count_KF, mean_KF, m2_KF, min_KF, max_KF)
+        for place, (start, end) in enumerate(itertools.pairwise(edges)):
+            rows = slice(place, place + 1) if each else slice(None)
+            starts = np.zeros(1, np.int64) if each else starts_K
+            for array, values in zip(found, _sums(x_BF[start:end], starts), strict=True):
+                array[rows] = values
         return cls(ids_K.astype(np.int64), rows_K, count_KF, mean_KF, m2_KF, min_KF, max_KF)
 
     def merge(self, other: GroupMoments) -> GroupMoments:
@@ -100,13 +103,13 @@ class GroupMoments:
         """The same, with clusters that have no rows."""
         place_K = np.searchsorted(ids_K, self.ids_K)
 
-        def spread(values: NDArray[np.generic], nothing: float) -> NDArray[np.generic]:
+        def spread(values: NDArray[Any], nothing: float) -> NDArray[Any]:
             found = np.full((len(ids_K), *values.shape[1:]), nothing, values.dtype)
             found[place_K] = values
             return found
 
         nothing = {"min_KF": np.inf, "max_KF": -np.inf}
-        spreads = {
+        spreads: dict[str, NDArray[Any]] = {
             name: spread(values, nothing.get(name, 0))
             for name, values in vars(self).items()
             if name != "ids_K"
@@ -115,8 +118,6 @@ class GroupMoments:
 
     def total(self) -> GroupMoments:
         """All clusters as one, whose id is 0."""
-        if len(self.ids_K) == 0:
-            return self
         count_F = self.count_KF.sum(axis=0)
         mean_F = (self.count_KF * self.mean_KF).sum(axis=0) / np.maximum(count_F, 1)
         apart_F = (self.count_KF * np.square(self.mean_KF - mean_F)).sum(axis=0)
@@ -147,6 +148,8 @@ class Contrast:
     @classmethod
     def of(cls, moments: GroupMoments) -> Contrast:
         """Every cluster against all the others together."""
+        if not len(moments.ids_K):
+            return cls(moments.mean_KF, np.zeros(moments.mean_KF.shape[1]))
         total = moments.total()
         count_F, mean_F, m2_F = (v[0] for v in (total.count_KF, total.mean_KF, total.m2_KF))
         rest_KF = count_F - moments.count_KF
@@ -229,18 +232,15 @@ class Points:
             number = points.number_KS.ravel()
             cells.append(np.repeat(cell_KS.ravel(), number))
             weights.append(np.repeat(rows_KS.ravel() / np.maximum(number, 1), number))
-        value, cell, weight = (
-            np.concatenate(parts)
-            for parts in ([points.values for points, _ in pieces], cells, weights)
-        )
+        value = np.concatenate([points.values for points, _ in pieces])
+        cell, weight = np.concatenate(cells), np.concatenate(weights)
         order = np.argsort(value, kind="stable")
         order = order[np.argsort(cell[order], kind="stable")]
         value, cell, weight = value[order], cell[order], weight[order]
         size = len(ids_K) * len(columns)
         number = np.bincount(cell, minlength=size)
-        heaviest = np.zeros(size)
-        np.maximum.at(heaviest, cell, weight)
-        whole = (number <= most) & (heaviest <= 1)  # every row is there by itself
+        heavy = np.bincount(cell[weight > 1], minlength=size)
+        whole = (number <= most) & (heavy == 0)  # every row is there by itself
         kept = np.where(whole | (number == 0), number, most)
         chosen = _by_weight(weight, number, kept, whole)
         return cls(ids_K, kept.reshape(len(ids_K), len(columns)), value[chosen])
@@ -270,6 +270,14 @@ class Points:
             low, high = self.values[start[some] + below], self.values[start[some] + above]
             found[some, place] = low + (high - low) * (rank - below)
         return found.reshape(*self.number_KS.shape, len(shares))
+
+
+def _by_id(ids_B: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The order of rows by their cluster; of small numbers numpy sorts by radix."""
+    short = np.iinfo(np.int16)
+    if short.min <= ids_B.min() and ids_B.max() <= short.max:
+        ids_B = ids_B.astype(np.int16)
+    return np.argsort(ids_B, kind="stable")
 
 
 def _sums(

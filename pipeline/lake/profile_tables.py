@@ -93,7 +93,7 @@ class _Rows:
         null_share_KE: …
         numbers: mean, std, min, max and the quantiles, those that there are.
         component_KE: Places in the vector.
-        mean_vector_KF: Of the only entry.
+        mean_vector_KF: Of the only entry; NaN where a component has no values.
     """
 
     features: Sequence[str]
@@ -123,7 +123,8 @@ class _Rows:
         if self.component_KE is not None:
             columns["component"] = pa.array(self.component_KE.ravel(), pa.int32())
         if self.mean_vector_KF is not None:
-            flat = pa.array(self.mean_vector_KF.astype(np.float32).ravel())
+            means = self.mean_vector_KF.astype(np.float32).ravel()
+            flat = pa.array(means, mask=np.isnan(means))
             width = self.mean_vector_KF.shape[1]
             lists = pa.FixedSizeListArray.from_arrays(flat, width)
             columns["mean_vector"] = lists.cast(pa.list_(pa.float32()))
@@ -180,9 +181,9 @@ def _indicators(profile: Profile) -> tuple[GroupMoments, list[str], list[str | N
     rows_KE = np.zeros((len(moments.ids_K), len(values)))
     cluster = np.searchsorted(moments.ids_K, counts["dec_cluster_id"].to_numpy())
     rows_KE[cluster, np.array(entry, np.int64)] = counts["dec_rows"].to_numpy()
-    known_KC = np.zeros((len(moments.ids_K), len(layout.categories)))
-    np.add.at(known_KC, (slice(None), column_E), rows_KE)
-    count_KE = known_KC[:, column_E]
+    _, starts_C, of_column_E = np.unique(column_E, return_index=True, return_inverse=True)
+    known_KC = np.add.reduceat(rows_KE, starts_C, axis=1) if len(starts_C) else rows_KE
+    count_KE = known_KC[:, of_column_E]  # rows with any value of the same column
     mean_KE = rows_KE / np.maximum(count_KE, 1)
     found = GroupMoments(
         ids_K=moments.ids_K,
@@ -221,7 +222,7 @@ def _vector(moments: GroupMoments, contrast: Contrast, name: str, of: slice) -> 
         difference_KE=contrast.lengths(of)[:, None],
         null_share_KE=missing_KF.max(axis=1, keepdims=True),
         numbers={},
-        mean_vector_KF=moments.mean_KF[:, of],
+        mean_vector_KF=_measures(moments)["mean"][:, of],
     )
 
 

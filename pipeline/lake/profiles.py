@@ -296,7 +296,9 @@ def _summed(table: pa.Table, by: list[str]) -> pa.Table:
 
 def exemplars_of(keys: pa.Schema) -> pa.Schema:
     """Schema of a profile's exemplars; the key columns last, as the exemplars table calls them."""
-    return pa.schema([*_EXEMPLAR_FIELDS, *(f.with_name(exemplar_key(f.name)) for f in keys)])
+    # Rows of the other kinds have no keys.
+    fields = [field.with_name(exemplar_key(field.name)).with_nullable(True) for field in keys]
+    return pa.schema([*_EXEMPLAR_FIELDS, *fields])
 
 
 def first_exemplars(tables: Sequence[pa.Table], most: int) -> pa.Table:

@@ -28,6 +28,7 @@ _MOST_VALUES = 2**22  # in them
 # Values of a slice that points are made of: as many as it has rows, at least so many. Each takes
 # 0.1 µs, as little as a thirtieth of what labelling a row takes.
 _POINT_VALUES = 2**18
+_WANTED = ("cluster_id", "confidence", "cluster_id_2", "confidence_2", "distance")
 # Counts of values, and exemplars, that wait to be put together.
 _WAITING_ROWS = 2**16
 
@@ -68,7 +69,7 @@ class SliceProfile:
 
     def add(self, block: RowBlock, found: pa.Table) -> None:
         """Some rows, and their assignments with the key columns."""
-        self._waiting.append((block, found))
+        self._waiting.append((block, found.select([*self._keys.names, *_WANTED])))
         self._rows_waiting += len(found)
         if self._rows_waiting >= self._together:
             self._take_in()
@@ -216,7 +217,8 @@ class _Exemplars:
         kind = pa.list_(pa.float32())
         if not self._layout.features:
             return pa.nulls(len(x_BF), kind)
-        flat = pa.array(np.ascontiguousarray(x_BF, np.float32).ravel())
+        values = np.ascontiguousarray(x_BF, np.float32).ravel()
+        flat = pa.array(values, mask=~np.isfinite(values))
         return pa.FixedSizeListArray.from_arrays(flat, x_BF.shape[1]).cast(kind)
 
     def _last(self, kind: int, ids_B: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -224,7 +226,7 @@ class _Exemplars:
         if not len(self._known):
             return np.full(len(ids_B), np.inf, np.float32)
         place_B = np.minimum(np.searchsorted(self._known, ids_B), len(self._known) - 1)
-        last_B = self._last_2K[kind][place_B]
+        last_B: NDArray[np.float32] = self._last_2K[kind][place_B]
         last_B[self._known[place_B] != ids_B] = np.inf
         return last_B
 

@@ -227,7 +227,7 @@ class Reader:
         if missing_B is not None and self.nulls == "drop":
             x_BF, row_numbers_B = x_BF[~missing_B], row_numbers_B[~missing_B]
             carried = carried.filter(pa.array(~missing_B)) if carried is not None else None
-            explained = explained.filter(pa.array(~missing_B)) if names else None
+            explained = explained.filter(pa.array(~missing_B)) if explained is not None else None
         yield RowBlock(x_BF, carried, shard_number, row_numbers_B, explained)
 
     def _carried(self, shard: str, table: pa.Table, row_number: int) -> pa.Table | None:

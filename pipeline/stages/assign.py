@@ -56,8 +56,8 @@ def slices_at_a_time(config: Config, threads: int) -> int:
 def _settings(config: Config) -> Any:
     # Whether shards may be left out is decided by the time of the publish.
     names = {"nulls": config.source.nulls, "on_bad_shard": config.source.on_bad_shard}
-    settings = names | {"alpha": config.refine.alpha}
-    settings |= {"explain": config.explain.model_dump(include={"columns", "exemplars"})}
+    explain = config.explain.model_dump(mode="json", include={"columns", "exemplars"})
+    settings: dict[str, Any] = {**names, "alpha": config.refine.alpha, "explain": explain}
     # Files of a Delta table lie elsewhere, and no table takes parts that a night has carried.
     table = config.lake.format
     return settings | ({"table": table} if table != "parquet" else {})

@@ -24,7 +24,7 @@ from pipeline.distributed.resources import READER
 from pipeline.distributed.retries import with_retries
 from pipeline.distributed.tasks import map_slices, run_task
 from pipeline.engine import Context, stage
-from pipeline.errors import TransientError
+from pipeline.errors import PipelineError, TransientError
 from pipeline.lake.profile_tables import Origin, exemplars_table, profile_table
 from pipeline.lake.profiles import (
     Profile,
@@ -93,7 +93,7 @@ def explain(
         origin=Origin(ds=context.ds, run_id=context.run_id, model_id=model.model_id),
         schema=exemplar_schema(manifest.carried_schema, manifest.keys),
     )
-    with suppress(OSError):  # not every role may delete
+    with suppress(OSError, PipelineError):  # not every role may delete
         lake.delete(made)
         lake.prune(context.stage_path("explain", "merged"))
     for what in found.left_out:
