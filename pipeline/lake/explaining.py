@@ -216,18 +216,18 @@ def contrast(rows: Sequence[dict[str, Any]], one: int, other: int) -> list[Apart
     found = []
     for key in {**by_key[one], **by_key[other]}:
         rows_2 = [by_key[cluster].get(key) for cluster in (one, other)]
-        means = [
+        mean, other_mean = (
             row["mean"] if row else _component(vectors.get((cluster, key[0])), key)
             for row, cluster in zip(rows_2, (one, other), strict=True)
-        ]
-        if any(mean is None for mean in means):
+        )
+        if mean is None or other_mean is None:
             continue
         spread = pooled([row for row in rows_2 if row])
-        if spread is None and means[0] == means[1]:
+        if spread is None and mean == other_mean:
             continue
-        apart = (means[0] - means[1]) / spread if spread else None
+        apart = (mean - other_mean) / spread if spread else None
         feature = key[0] if key[1] is None else f"{key[0]}[{key[1]}]"
-        found.append(Apart(feature, key[2], means[0], means[1], apart))
+        found.append(Apart(feature, key[2], mean, other_mean, apart))
     return sorted(found, key=lambda a: -(math.inf if a.difference is None else abs(a.difference)))
 
 

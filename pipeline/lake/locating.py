@@ -347,10 +347,11 @@ def evidence(
                     means[place] = vector[some["component"]]
         spread = pooled([r for c, r in by_cluster.items() if c in (one, other)])
         value = values.get(label, np.nan)
-        if spread is None or None in means or not np.isfinite(value):
+        mean, other_mean = means
+        if spread is None or mean is None or other_mean is None or not np.isfinite(value):
             continue
-        away = [abs(value - mean) / spread for mean in means]
-        told.append(Evidence(label, value, means[0], means[1], away[0], away[1]))
+        away, other_away = abs(value - mean) / spread, abs(value - other_mean) / spread
+        told.append(Evidence(label, value, mean, other_mean, away, other_away))
     return sorted(told, key=lambda e: -abs(e.weight))
 
 

@@ -119,8 +119,14 @@ def _rules(
         found = run_task(
             config.execution,
             _imitated,
-            *(context.lake, context.stage_path("describe", "rules.parquet")),
-            *(model, manifest.features, sample, ids, depth, config.seed),
+            context.lake,
+            context.stage_path("describe", "rules.parquet"),
+            model,
+            manifest.features,
+            sample,
+            ids,
+            depth,
+            config.seed,
         )
     except _NOT_OURS:
         raise
