@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from jobs.night import checked_run_id
 from jobs.session import configured
-from pipeline.clustering.surrogate import Surrogate
+from pipeline.clustering.surrogate import Asked, Surrogate, point_in_time
 from pipeline.errors import ConfigError, InputError
 from pipeline.lake.explaining import (
     Apart,
@@ -24,7 +23,6 @@ from pipeline.lake.explaining import (
     exemplars_of,
     explained,
     profile_of,
-    rule_text,
     rules_of,
     strongest_of,
     tell_apart,
@@ -38,6 +36,7 @@ _LISTED_FEATURES = 10
 _LISTED_RULES = 6
 _LISTED_EXEMPLARS = 3  # of each kind
 _NAMED_FEATURES = 3
+_NOTICEABLE = 0.2  # standard deviations
 
 
 def show_explanation(
@@ -119,6 +118,7 @@ def _show_all(found: Explained, console: Console, as_json: bool) -> None:
         words = ", ".join(
             f"{_label(trait.feature, trait.value)} {trait.difference:+.1f}"
             for trait in traits.get(i, ())[:_NAMED_FEATURES]
+            if abs(trait.difference) >= _NOTICEABLE
         )
         share = sizes.get(i, 0) / max(1, found.explanation.rows)
         recall = found.clusters[i]["recall"]
@@ -232,15 +232,6 @@ def _spread(row: Mapping[str, Any], times: set[str]) -> str:
     return "" if row["kind"] == "category" else f"{row['std']:.4g}"
 
 
-def point_in_time(seconds: float) -> str:
-    """Seconds since 1970 as people write them."""
-    start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-    try:
-        return f"{start + datetime.timedelta(seconds=seconds):%Y-%m-%d %H:%M}"
-    except OverflowError:
-        return f"{seconds:.4g}"
-
-
 def _rule_cells(rule: Mapping[str, Any]) -> tuple[str, str, str]:
     precision = rule["precision"]
     told = "–" if precision is None else f"{precision:.0%} of {rule['held_back']:,}"
@@ -282,7 +273,7 @@ def _exemplars(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _show_two(found: Explained, one: int, other: int, console: Console, as_json: bool) -> None:
     apart = contrast(profile_of(found, [one, other]), one, other)
-    tree, why_none = _tree(found, one, other)
+    tree, asked, why_none = _tree(found, one, other)
     if as_json:
         content = {
             "cluster_id": one,
@@ -290,7 +281,7 @@ def _show_two(found: Explained, one: int, other: int, console: Console, as_json:
             "versus": other,
             "versus_name": found.names.get(other),
             "features": [dataclasses.asdict(feature) for feature in apart],
-            "tree": _tree_json(found, tree) if tree else None,
+            "tree": _tree_json(tree, asked) if tree else None,
             "why_no_tree": why_none,
         }
         print(json.dumps(_head(found) | content, indent=2))
@@ -311,7 +302,7 @@ def _show_two(found: Explained, one: int, other: int, console: Console, as_json:
     for rule in tree.rules:
         told = "–" if rule.precision is None else f"{rule.precision:.0%} of {rule.held_back:,}"
         share = f"{rule.rows / tree.fitted_rows:.1%}"
-        table.add_row(Text(rule_text(found, rule)), str(rule.cluster_id), share, told)
+        table.add_row(Text(rule.text(asked)), str(rule.cluster_id), share, told)
     console.print(table)
     console.print(
         f"The rules agree with the model on {tree.fidelity:.1%} of {tree.held_back_rows:,} rows of "
@@ -320,22 +311,22 @@ def _show_two(found: Explained, one: int, other: int, console: Console, as_json:
     )
 
 
-def _tree(found: Explained, one: int, other: int) -> tuple[Surrogate | None, str]:
-    """A tree of the two clusters; or None, and why."""
+def _tree(found: Explained, one: int, other: int) -> tuple[Surrogate | None, list[Asked], str]:
+    """A tree of the two clusters, and what it asks about; or None, and why."""
     try:
-        tree = tell_apart(found, one, other)
+        tree, asked = tell_apart(found, one, other)
     except InputError as error:
-        return None, str(error)
+        return None, [], str(error)
     if tree is None or len(tree.clusters) < 2:
-        return None, "the sample has too few rows of one of them"
-    return tree, ""
+        return None, [], "the sample has too few rows of one of them"
+    return tree, asked, ""
 
 
-def _tree_json(found: Explained, tree: Surrogate) -> dict[str, Any]:
+def _tree_json(tree: Surrogate, asked: Sequence[Asked]) -> dict[str, Any]:
     rules = [
         {
             "cluster_id": rule.cluster_id,
-            "rule": rule_text(found, rule),
+            "rule": rule.text(asked),
             "rows": rule.rows,
             "held_back": rule.held_back,
             "right": rule.right,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 _NAME = re.compile(
-    r"access_?key|secret|token|passw|credential|private_?key|account_?key|signature|^key$", re.I
+    r"access_?key|api_?key|secret|token|passw|credential|private_?key|account_?key|signature|^key$",
+    re.I,
 )
 _VALUE = re.compile(
     r"^[a-z0-9+.-]+://[^/?#]*@"  # user:password@host

@@ -90,6 +90,8 @@ RULE_SCHEMA = pa.schema(
                 pa.struct(
                     [
                         pa.field("feature", pa.string()),  # of a vector with the place: x[17]
+                        # A category: the condition is on 1 where the column has it, else 0.
+                        pa.field("value", pa.string()),
                         pa.field("low", pa.float64()),  # low < x; null: no such bound
                         pa.field("high", pa.float64()),  # x <= high; null: no such bound
                         pa.field("missing", pa.bool_()),  # whether a missing value will do

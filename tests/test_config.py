@@ -308,6 +308,7 @@ SECRET = "AKIAPLANTED0F1E2D3C4"
         ("output", f"s3://{SECRET}:x@bucket/lake"),
         ("track.mlflow.uri", f"postgresql://mlflow:{SECRET}@db/mlflow"),
         ("track.openlineage.api_key", SECRET),
+        ("explain.api_key", SECRET),
     ],
 )
 @pytest.mark.parametrize("given", ["in the file", "as --set"])

@@ -14,6 +14,9 @@ from explained_runs import CENTROIDS, KnownRun, known_run
 from typer.testing import CliRunner, Result
 
 from jobs.cli import app
+from pipeline.lake import locating
+from pipeline.lake.explaining import explained
+from pipeline.lake.locating import evidence
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +253,46 @@ def test_rows_without_keys_of_their_own(tmp_path: Path) -> None:
     assert (len(several["rows"]), several["more"]) == (20, True)
     line = error_of(dec(run, "locate", "--key", "1.parquet"), 3)
     assert "must be column=value; the key columns are shard, row_number" in line
+
+
+def test_categories_speak_too(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locating, "_words", lambda _: {"age": {30.0: "thirty", 60.0: "sixty"}})
+    about = {"feature": "age", "kind": "category", "component": None, "mean_vector": None}
+    profile = [
+        about | {"cluster_id": cluster, "value": value, "mean": mean, "std": std, "rows": 100}
+        for cluster, value, mean, std in (
+            *((0, "thirty", 0.9, 0.3), (1, "thirty", 0.1, 0.3)),
+            *((0, "sixty", 0.0, 0.0), (1, "sixty", 0.9, 0.3)),
+            *((0, None, 0.1, 0.3), (1, None, 0.0, 0.0)),
+        )
+    ]
+    x = np.array([1.0, 30.0, 0, 0, 0, 0])
+    found = {e.feature: e for e in evidence(explained(run.lake, "known"), profile, x, 0, 1)}
+    assert set(found) == {"age = thirty", "age = sixty"}
+    assert found["age = thirty"].value == 1
+    assert found["age = thirty"].weight == pytest.approx((0.9 - 0.1) / 0.3)
+    assert found["age = sixty"].weight == pytest.approx(0.9 / np.sqrt(0.045))
+
+
+def test_rows_that_were_forgotten(tmp_path: Path) -> None:
+    run = known_run(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        run.describe(patch)
+    run.lake.write_json("runs/known/metrics.json", {})  # it is complete
+    before = as_json(run, "explain", "--cluster", "2")
+    gone = before["exemplars"][0]["keys"]["id"]
+    (tmp_path / "keys.csv").write_text(f"id\n{gone}\n")
+    words = ["forget", run.config_path, "--keys", str(tmp_path / "keys.csv")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    after = as_json(run, "explain", "--cluster", "2")
+    assert gone not in [e["keys"]["id"] for e in after["exemplars"]]
+    assert after["rules"] == before["rules"]
+    assert "has no row" in error_of(dec(run, "locate", "--key", str(gone)), 3)
+    kept = after["exemplars"][0]["keys"]["id"]
+    (row,) = as_json(run, "locate", "--key", str(kept))["rows"]
+    assert gone not in [e["keys"]["id"] for e in row["near"]]
+    # The sample lacks a row now, and is still one to tell clusters apart by.
+    tree = as_json(run, "explain", "--cluster", "2", "--versus", "1")["tree"]
+    rows = int((run.group != 0).sum())
+    assert tree["fitted_rows"] + tree["held_back_rows"] == rows - 1

@@ -12,9 +12,11 @@ are looked at, of wider rows the features that differ most between clusters; a t
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,37 @@ _LARGEST = 1e30
 _LARGEST_INTEGER = 2.0**53
 
 
+Kind = Literal["number", "time", "boolean", "category", "missing"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a value of a row is about.
+
+    Attributes:
+        name: The user's column; with its place where it is a component of a vector.
+        kind: "number"; "time": seconds since 1970; "boolean", and for one value of a category
+            "category", and for whether it has none "missing": 1 where it is so, else 0.
+        value: Of the category.
+    """
+
+    name: str
+    kind: Kind = "number"
+    value: str | None = None
+
+    def answer(self, *, yes: bool) -> str:
+        """What 1 or 0 means."""
+        if self.kind == "missing":
+            return f"{self.name} is {'missing' if yes else 'there'}"
+        if self.kind == "category":
+            return f"{self.name} {'=' if yes else '≠'} {self.value}"
+        return f"{self.name} = {'true' if yes else 'false'}"
+
+    def number(self, value: float) -> str:
+        """A value as people write it."""
+        return point_in_time(value) if self.kind == "time" else number(value)
+
+
 @dataclass(frozen=True)
 class Condition:
     """``low < x <= high`` for one feature.
@@ -59,19 +92,21 @@ class Condition:
         held: NDArray[np.bool_] = (x_B > self.low) & (x_B <= self.high)
         return held | np.isnan(x_B) if self.missing else held
 
-    def text(self, name: str) -> str:
+    def text(self, asked: Asked) -> str:
         """As people write it."""
+        name = asked.name
         if self.low == math.inf:
             return f"{name} is missing"
-        words = name
-        if self.low > -math.inf and self.high < math.inf:
-            words = f"{number(self.low)} < {name} ≤ {number(self.high)}"
-        elif self.low > -math.inf:
-            words = f"{name} > {number(self.low)}"
-        elif self.high < math.inf:
-            words = f"{name} ≤ {number(self.high)}"
-        else:
+        if self.low == -math.inf and self.high == math.inf:
             return f"{name} is there"
+        if asked.kind not in ("number", "time"):
+            words = asked.answer(yes=self.low >= 0)
+        elif self.low > -math.inf and self.high < math.inf:
+            words = f"{asked.number(self.low)} < {name} ≤ {asked.number(self.high)}"
+        elif self.low > -math.inf:
+            words = f"{name} > {asked.number(self.low)}"
+        else:
+            words = f"{name} ≤ {asked.number(self.high)}"
         return f"({words} or missing)" if self.missing else words
 
 
@@ -105,9 +140,9 @@ class Rule:
             held &= condition.holds(x_BF[:, condition.feature])
         return held
 
-    def text(self, names: Sequence[str]) -> str:
+    def text(self, asked: Sequence[Asked]) -> str:
         """Its conditions as people write them."""
-        words = [condition.text(names[condition.feature]) for condition in self.conditions]
+        words = [condition.text(asked[condition.feature]) for condition in self.conditions]
         return " and ".join(words) or "always"
 
 
@@ -217,6 +252,15 @@ def number(value: float) -> str:
     if value == int(value) and abs(value) < _LARGEST_INTEGER:
         return str(int(value))
     return repr(float(value))
+
+
+def point_in_time(seconds: float) -> str:
+    """Seconds since 1970 as people write them."""
+    start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    try:
+        return f"{start + datetime.timedelta(seconds=seconds):%Y-%m-%d %H:%M}"
+    except OverflowError:
+        return f"{seconds:.4g}"
 
 
 def between(below: float, above: float) -> float:

@@ -15,14 +15,13 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline.artifacts import Artifact, Description, Explanation, StoredFile
-from pipeline.clustering.surrogate import Rule, Surrogate, imitate
+from pipeline.clustering.surrogate import Asked, Surrogate, imitate
 from pipeline.engine import Marker
 from pipeline.errors import InputError
 from pipeline.lake.clusters import keys_as_json, living
-from pipeline.lake.models import feature_names
 from pipeline.lake.profiles import read_exemplars as exemplars_now
 from pipeline.lake.registry import latest_entry, sample_without_forgotten
-from pipeline.lake.surrogates import labelled_sample
+from pipeline.lake.surrogates import as_asked, labelled_sample
 from pipeline.schema import EXEMPLAR_KINDS, PROFILE_SCHEMA
 from pipeline.storage import Store, open_input, why
 
@@ -217,18 +216,18 @@ def contrast(rows: Sequence[dict[str, Any]], one: int, other: int) -> list[Apart
     found = []
     for key in {**by_key[one], **by_key[other]}:
         rows_2 = [by_key[cluster].get(key) for cluster in (one, other)]
-        means = [
+        mean, other_mean = (
             row["mean"] if row else _component(vectors.get((cluster, key[0])), key)
             for row, cluster in zip(rows_2, (one, other), strict=True)
-        ]
-        if any(mean is None for mean in means):
+        )
+        if mean is None or other_mean is None:
             continue
         spread = pooled([row for row in rows_2 if row])
-        if spread is None and means[0] == means[1]:
+        if spread is None and mean == other_mean:
             continue
-        apart = (means[0] - means[1]) / spread if spread else None
+        apart = (mean - other_mean) / spread if spread else None
         feature = key[0] if key[1] is None else f"{key[0]}[{key[1]}]"
-        found.append(Apart(feature, key[2], means[0], means[1], apart))
+        found.append(Apart(feature, key[2], mean, other_mean, apart))
     return sorted(found, key=lambda a: -(math.inf if a.difference is None else abs(a.difference)))
 
 
@@ -240,8 +239,10 @@ def pooled(rows: Sequence[dict[str, Any]]) -> float | None:
     return math.sqrt(variance) or None
 
 
-def tell_apart(found: Explained, one: int, other: int) -> Surrogate | None:
-    """A small tree of the sample's rows in two clusters alone; None where there are too few rows.
+def tell_apart(found: Explained, one: int, other: int) -> tuple[Surrogate | None, list[Asked]]:
+    """A small tree of the sample's rows in two clusters alone, and what it asks about.
+
+    No tree where there are too few rows.
 
     Raises:
         InputError: The sample or the model is gone.
@@ -261,12 +262,8 @@ def tell_apart(found: Explained, one: int, other: int) -> Surrogate | None:
             f"damaged: {why(error)}"
         ) from None
     either = np.isin(label_N, (one, other))
-    return imitate(x_NF[either], label_N[either], depth=_CONTRAST_DEPTH, seed=0)
-
-
-def rule_text(found: Explained, rule: Rule) -> str:
-    """A rule in the user's columns."""
-    return rule.text(feature_names(found.description.features))
+    x_NQ, asked = as_asked(found.lake, description.model, description.features, x_NF[either])
+    return imitate(x_NQ, label_N[either], depth=_CONTRAST_DEPTH, seed=0), asked
 
 
 def _component(vector: Sequence[float] | None, key: tuple[Any, ...]) -> float | None:

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ from pipeline.lake.hive import hive_column, hive_values
 from pipeline.lake.models import LoadedModel, feature_names, load_model, settings_of
 from pipeline.lake.reading import Reader, pieces_of
 from pipeline.lake.snapshots import latest_snapshot, read_file_list
+from pipeline.lake.surrogates import vocabulary
 from pipeline.model.devices import embeddings
 from pipeline.schema import SHARD_KEY_COLUMNS
 from pipeline.storage import Store, open_input, version_of, why
@@ -281,8 +283,8 @@ class Evidence:
     """How a feature of a row speaks for one cluster against another.
 
     Attributes:
-        feature: The user's column, with its place where it is a component.
-        value: Of the row, in the user's units.
+        feature: The user's column, with its place where it is a component, or its category.
+        value: Of the row, in the user's units; of a category, 1 where the row has it.
         mean: Of the cluster.
         other_mean: Of the runner-up.
         away: Of the value from the mean of the cluster, in pooled standard deviations of the two.
@@ -319,15 +321,21 @@ def evidence(
         other: The runner-up.
     """
     names = {name: place for place, name in enumerate(feature_names(found.description.features))}
+    words = _words(found)
+    values = {name: float(x_F[place]) for name, place in names.items() if name not in words}
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     vectors: dict[tuple[int, str], Sequence[float]] = {}
     for row in profile:
         if row["mean_vector"] is not None:
             vectors[row["cluster_id"], row["feature"]] = row["mean_vector"]
-        if row["kind"] in ("number", "component"):
-            at = row["component"]
-            label = row["feature"] if at is None else f"{row['feature']}[{at}]"
-            rows.setdefault(label, {})[row["cluster_id"]] = dict(row)
+        label, at = row["feature"], row["component"]
+        if row["kind"] == "component":
+            label = f"{label}[{at}]"
+        elif row["kind"] == "category" and label in words and row["value"] is not None:
+            mine = words[label].get(float(x_F[names[label]]))
+            label = f"{label} = {row['value']}"
+            values[label] = float(mine == row["value"])
+        rows.setdefault(label, {})[row["cluster_id"]] = dict(row)
     told = []
     for label, by_cluster in rows.items():
         some = next(iter(by_cluster.values()))
@@ -338,13 +346,12 @@ def evidence(
                 if means[place] is None and vector is not None:
                     means[place] = vector[some["component"]]
         spread = pooled([r for c, r in by_cluster.items() if c in (one, other)])
-        if label not in names or spread is None or None in means:
+        value = values.get(label, np.nan)
+        mean, other_mean = means
+        if spread is None or mean is None or other_mean is None or not np.isfinite(value):
             continue
-        value = float(x_F[names[label]])
-        if not np.isfinite(value):
-            continue
-        away = [abs(value - mean) / spread for mean in means]
-        told.append(Evidence(label, value, means[0], means[1], away[0], away[1]))
+        away, other_away = abs(value - mean) / spread, abs(value - other_mean) / spread
+        told.append(Evidence(label, value, mean, other_mean, away, other_away))
     return sorted(told, key=lambda e: -abs(e.weight))
 
 
@@ -396,6 +403,13 @@ def nearest_exemplars(
         if len(near) == most:
             break
     return list(near.values())
+
+
+def _words(found: Explained) -> dict[str, dict[float, str]]:
+    """Values of category columns by their code in raw rows; none where the model is gone."""
+    with suppress(FileNotFoundError):
+        return vocabulary(found.lake, found.description.model.scaler)
+    return {}
 
 
 def _model(found: Explained) -> LoadedModel:

@@ -12,15 +12,17 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.artifacts import ClusteringModel, FeatureColumn, Sample, StoredFile
-from pipeline.clustering.surrogate import Rule, Surrogate
+from pipeline.clustering.surrogate import Asked, Kind, Rule, Surrogate
 from pipeline.lake.assigning import assignments_of
 from pipeline.lake.cluster_ids import OUTLIER, ClusterIds
-from pipeline.lake.models import load_model, settings_of
+from pipeline.lake.models import feature_names, load_model, settings_of
 from pipeline.lake.samples import feature_parts
 from pipeline.schema import RULE_SCHEMA
 from pipeline.storage import Store
 
 _ROWS_AT_A_TIME = 2048
+# Values of a category that rules ask about; rarer ones decide little.
+_MOST_VALUES = 32
 
 
 def labelled_sample(
@@ -63,14 +65,69 @@ def labelled_sample(
     return np.concatenate(rows), np.concatenate(labels)
 
 
-def rules_table(found: Surrogate, names: Sequence[str]) -> pa.Table:
+def as_asked(
+    lake: Store,
+    model: ClusteringModel,
+    features: Sequence[FeatureColumn],
+    x_NF: NDArray[np.generic],
+) -> tuple[NDArray[np.generic], list[Asked]]:
+    """Raw rows as a tree can ask about them: of a category, whether a row has each frequent value.
+
+    Args:
+        lake: The output folder.
+        model: That knows the values of categories.
+        features: Of a row.
+        x_NF: The rows, shape (rows, features).
+
+    Returns:
+        The rows, shape (rows, questions), and what each question is about.
+    """
+    words = vocabulary(lake, model.scaler)
+    names = feature_names(tuple(features))
+    kinds = [getattr(column, "type", None) for column in features for _ in range(column.width)]
+    plain: dict[Any, Kind] = {"timestamp": "time", "boolean": "boolean"}
+    if not words:
+        return x_NF, [Asked(n, plain.get(k, "number")) for n, k in zip(names, kinds, strict=True)]
+    columns: list[NDArray[np.generic]] = []
+    asked: list[Asked] = []
+    for place, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+        x_N = x_NF[:, place]
+        if name not in words:
+            columns.append(x_N)
+            asked.append(Asked(name, plain.get(kind, "number")))
+            continue
+        codes, counts = np.unique(x_N[np.isfinite(x_N.astype(np.float64))], return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:_MOST_VALUES]
+        for code in codes[order].tolist():
+            if (value := words[name].get(code)) is not None:
+                columns.append((x_N == code).astype(np.float32))
+                asked.append(Asked(name, "category", value))
+        if counts.sum() < len(x_N):
+            columns.append(np.isnan(x_N.astype(np.float64)).astype(np.float32))
+            asked.append(Asked(name, "missing"))
+    return np.column_stack(columns), asked
+
+
+def vocabulary(lake: Store, scaler: StoredFile) -> dict[str, dict[float, str]]:
+    """The values that a model tells apart in each category column, by their code in raw rows."""
+    table = lake.read_table(scaler.path)
+    if not {"column", "kind", "label", "code"} <= {*table.column_names}:
+        return {}  # all columns are plain numbers
+    found: dict[str, dict[float, str]] = {}
+    for row in table.select(["column", "kind", "label", "code"]).to_pylist():
+        if row["kind"] == "category" and math.isfinite(row["code"]):
+            found.setdefault(row["column"], {})[row["code"]] = row["label"]
+    return found
+
+
+def rules_table(found: Surrogate, asked: Sequence[Asked]) -> pa.Table:
     """The rules, as ``RULE_SCHEMA`` has them.
 
     Args:
         found: The tree.
-        names: Of the features of a row.
+        asked: What its questions are about.
     """
-    rows = [_row(rule, names, found.fitted_rows) for rule in found.rules]
+    rows = [_row(rule, asked, found.fitted_rows) for rule in found.rules]
     return pa.Table.from_pylist(rows, RULE_SCHEMA)
 
 
@@ -89,10 +146,11 @@ def measured_table(found: Surrogate) -> pa.Table:
     )
 
 
-def _row(rule: Rule, names: Sequence[str], fitted_rows: int) -> dict[str, Any]:
+def _row(rule: Rule, asked: Sequence[Asked], fitted_rows: int) -> dict[str, Any]:
     conditions = [
         {
-            "feature": names[condition.feature],
+            "feature": asked[condition.feature].name,
+            "value": asked[condition.feature].value,
             "low": condition.low if math.isfinite(condition.low) else None,
             "high": condition.high if math.isfinite(condition.high) else None,
             "missing": condition.missing,
@@ -101,7 +159,7 @@ def _row(rule: Rule, names: Sequence[str], fitted_rows: int) -> dict[str, Any]:
     ]
     return {
         "cluster_id": rule.cluster_id,
-        "rule": rule.text(names),
+        "rule": rule.text(asked),
         "conditions": conditions,
         "rows": rule.rows,
         "share": rule.rows / fitted_rows,

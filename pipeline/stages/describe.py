@@ -24,10 +24,9 @@ from pipeline.clustering.surrogate import imitate
 from pipeline.config import Config, Explain
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
-from pipeline.errors import PipelineError
+from pipeline.errors import Interrupted, LeaseHeld, PipelineError
 from pipeline.lake.clusters import name_clusters
-from pipeline.lake.models import feature_names
-from pipeline.lake.surrogates import labelled_sample, measured_table, rules_table
+from pipeline.lake.surrogates import as_asked, labelled_sample, measured_table, rules_table
 from pipeline.lake.traits import rows_of, strongest, traits_of
 from pipeline.naming import names_by_features
 from pipeline.naming.endpoint import Endpoint
@@ -35,6 +34,8 @@ from pipeline.schema import DESCRIBED_SCHEMA
 from pipeline.storage import Store, parquet_bytes, sha256, why
 
 log = logging.getLogger(__name__)
+
+_NOT_OURS = (Interrupted, LeaseHeld)  # the run is to end, whatever it is at
 
 
 def _settings(config: Config) -> Any:
@@ -118,9 +119,17 @@ def _rules(
         found = run_task(
             config.execution,
             _imitated,
-            *(context.lake, context.stage_path("describe", "rules.parquet")),
-            *(model, manifest.features, sample, ids, depth, config.seed),
+            context.lake,
+            context.stage_path("describe", "rules.parquet"),
+            model,
+            manifest.features,
+            sample,
+            ids,
+            depth,
+            config.seed,
         )
+    except _NOT_OURS:
+        raise
     except Exception as error:  # the rows are published: that nobody explains them is no failure
         log.warning("no rules: %s", why(error))
         return None, why(error)
@@ -138,10 +147,11 @@ def _imitated(
     seed: int,
 ) -> _Rules | None:
     x_NF, label_N = labelled_sample(lake, model, features, sample, ids)
-    found = imitate(x_NF, label_N, depth=depth, seed=seed)
+    x_NQ, asked = as_asked(lake, model, features, x_NF)
+    found = imitate(x_NQ, label_N, depth=depth, seed=seed)
     if found is None:
         return None
-    content = parquet_bytes(rules_table(found, feature_names(features)))
+    content = parquet_bytes(rules_table(found, asked))
     lake.write_bytes(path, content)
     log.info(
         "rules agree with the model on %.1f %% of %d rows held back; always saying the largest "
@@ -188,6 +198,8 @@ def _names(
         if champion is None:
             return _new_names(config.explain, context.lake, explanation, {})
         return _registered(config, context, explanation, model)
+    except _NOT_OURS:
+        raise
     except Exception as error:  # as above
         log.warning("clusters got no names: %s; the next night tries again", why(error))
         return _Names()
@@ -204,6 +216,8 @@ def _registered(
         entry, known = name_clusters(
             context.lake, new.of, who, model_id=model.model_id, hold=context.hold
         )
+    except _NOT_OURS:
+        raise
     except PipelineError as error:
         log.warning("new names are not in the registry: %s; the next night tries again", why(error))
         return _Names(of=known)

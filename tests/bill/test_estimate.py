@@ -11,7 +11,7 @@ from pipeline.bill import estimate as paper
 from pipeline.bill.comparison import calibrated, passes_made
 from pipeline.bill.estimate import estimate, kmeans_core_seconds
 from pipeline.bill.rates import Cluster, InputFacts, Rates
-from pipeline.clustering import quality
+from pipeline.clustering import quality, surrogate
 from pipeline.clustering.kmeans import WORK, affordable
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -177,6 +177,9 @@ def test_figures_that_are_other_modules() -> None:
     assert paper.ASKED_ROWS == evaluate._ASKED_ROWS
     assert paper.MOST_CELLS == profiles._MOST_CELLS
     assert paper.TOGETHER == explain._TOGETHER
+    assert paper._TREE_ROWS == surrogate.MOST_ROWS
+    assert paper._TREE_FEATURES == surrogate.MOST_FEATURES
+    assert paper._TREE_CELLS == surrogate._MOST_CELLS
     assert paper._SILHOUETTE_ROWS == quality._SILHOUETTE_ROWS
     assert paper._MOST_ROWS_PER_CLUSTER == quality._MOST_ROWS_PER_CLUSTER
 

@@ -7,9 +7,9 @@ import pytest
 from sklearn.datasets import load_iris
 
 from pipeline.clustering import surrogate
-from pipeline.clustering.surrogate import Condition, Rule, between, imitate, number
+from pipeline.clustering.surrogate import Asked, Condition, Rule, between, imitate, number
 
-NAMES = ["f0", "f1", "f2", "f3"]
+NAMES = [Asked(name) for name in ("f0", "f1", "f2", "f3")]
 
 
 def squares(rows: int = 2_000) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +66,7 @@ def test_conditions_on_one_feature_are_merged() -> None:
     label = np.digitize(x[:, 0], [20, 40, 60, 80])
     found = imitate(x, label, depth=4, seed=0)
     assert found is not None
-    texts = {rule.cluster_id: rule.text(["x[17]"]) for rule in found.rules}
+    texts = {rule.cluster_id: rule.text([Asked("x[17]")]) for rule in found.rules}
     for cluster in range(5):
         assert texts[cluster].count("x[17]") == 1  # and one leaf each
     assert texts[2].startswith("40 <") or texts[2].startswith("39.9")
@@ -101,7 +101,7 @@ def test_missing_values_beside_numbers() -> None:
     label = np.where(np.isnan(x[:, 0]) | (x[:, 0] > 5), 1, 0)
     found = imitate(x, label, depth=2, seed=0)
     assert found is not None
-    low, high = (rule.text(["f"]) for rule in found.rules)
+    low, high = (rule.text([Asked("f")]) for rule in found.rules)
     assert low == "f ≤ 5"
     assert high == "(f > 5 or missing)"
     assert found.fidelity == 1
@@ -152,7 +152,7 @@ def test_too_few_rows(rows: int) -> None:
 def test_one_cluster_alone() -> None:
     found = imitate(np.zeros((50, 2)), np.full(50, 4), depth=3, seed=0)
     assert found is not None
-    assert [(rule.cluster_id, rule.text(["a", "b"])) for rule in found.rules] == [(4, "always")]
+    assert [(rule.cluster_id, rule.text(NAMES)) for rule in found.rules] == [(4, "always")]
     assert found.fidelity == found.baseline == 1
 
 
@@ -172,8 +172,22 @@ def test_a_gap_of_one_float() -> None:
 
 
 def test_words() -> None:
-    assert Condition(0, low=1.5).text("f") == "f > 1.5"
-    assert Condition(0, low=1.5, high=3).text("f") == "1.5 < f ≤ 3"
-    assert Condition(0).text("f") == "f is there"
+    assert Condition(0, low=1.5).text(Asked("f")) == "f > 1.5"
+    assert Condition(0, low=1.5, high=3).text(Asked("f")) == "1.5 < f ≤ 3"
+    assert Condition(0).text(Asked("f")) == "f is there"
     assert Rule(1, (), 3).precision is None
     assert (number(3.0), number(-0.25), number(1e20)) == ("3", "-0.25", "1e+20")
+
+
+def test_words_of_typed_columns() -> None:
+    red, member = Asked("colour", "category", "red"), Asked("member", "boolean")
+    assert [Condition(0, low=0).text(red), Condition(0, high=0).text(red)] == [
+        "colour = red",
+        "colour ≠ red",
+    ]
+    assert Condition(0, low=0, missing=True).text(member) == "(member = true or missing)"
+    assert Condition(0, high=0).text(member) == "member = false"
+    assert Condition(0, low=0).text(Asked("colour", "missing")) == "colour is missing"
+    when = Asked("seen", "time")
+    assert Condition(0, high=86_400).text(when) == "seen ≤ 1970-01-02 00:00"
+    assert Condition(0, low=1e300).text(when) == "seen > 1e+300"

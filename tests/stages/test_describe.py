@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -15,7 +16,7 @@ from nights_by_hand import cluster, register
 
 from pipeline.artifacts import Champion
 from pipeline.config import Config
-from pipeline.errors import CommitConflict, NodesLost
+from pipeline.errors import CommitConflict, LeaseHeld, NodesLost
 from pipeline.lake.clusters import store_table
 from pipeline.lake.registry import append, entry_numbers, latest_entry
 from pipeline.schema import DESCRIBED_SCHEMA, RULE_SCHEMA
@@ -154,6 +155,20 @@ def test_a_conflict_in_the_registry_ends_nothing(
         9: None,
     }
     assert found.fidelity == 1.0
+
+
+def test_a_run_that_is_not_to_go_on_ends_here(
+    run: KnownRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion, run = night(run, None, "Mine", None)
+
+    def lost() -> None:
+        raise LeaseHeld("somebody else works on this ds")
+
+    run.context = dataclasses.replace(run.context, hold=lost)
+    with pytest.raises(LeaseHeld):
+        run.describe(monkeypatch, champion)
+    assert entry_numbers(run.lake) == [1, 2]
 
 
 @pytest.mark.parametrize("gone", ["sample", "profile", "model", "nodes"])
