@@ -224,8 +224,8 @@
       const nodes = new Map();
       bands.forEach(([before, after]) => { nodes.set("a" + before, before); nodes.set("b" + after, after); });
       options.series = [{
-        type: "sankey", left: narrow() ? 34 : 60, right: narrow() ? 34 : 60, top: 14, bottom: 14, nodeGap: 9, nodeWidth: 12, draggable: false, layoutIterations: 64,
-        data: Array.from(nodes, ([name, id]) => ({ name, itemStyle: { color: colorOf(id), borderWidth: 0 }, label: { position: name[0] === "a" ? "left" : "right", formatter: () => String(id) } })),
+        type: "sankey", left: 2, right: 2, top: 14, bottom: 14, nodeGap: 9, nodeWidth: 12, draggable: false, layoutIterations: 64,
+        data: Array.from(nodes, ([name, id]) => ({ name, itemStyle: { color: colorOf(id), borderWidth: 0 }, label: { position: name[0] === "a" ? "right" : "left", formatter: () => short(title(id), narrow() ? 14 : 34) } })),
         links: bands.map(([before, after, rows, kind]) => ({ source: "a" + before, target: "b" + after, value: rows, kind, from: String(before), to: String(after) })),
         label: { color: token("ink"), fontSize: 12 }, lineStyle: { color: "source", opacity: 0.38, curveness: 0.5 }, emphasis: { lineStyle: { opacity: 0.7 } },
       }];
