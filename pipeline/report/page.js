@@ -4,7 +4,6 @@
   const data = JSON.parse(document.getElementById("report").textContent);
   const root = document.documentElement;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const still = window.matchMedia("(prefers-reduced-motion: reduce)");
   // Ten that stay apart for the color-blind and stand out from the page; tests/report measures both.
   const COLORS = {
     light: ["#c55e6e", "#332288", "#bb8a00", "#007530", "#0179c4", "#882255", "#2f9c8c", "#727500", "#aa4499", "#d44f44"],
@@ -51,8 +50,7 @@
   function base(formatter, trigger) {
     const small = { color: token("muted"), fontSize: 12 };
     return {
-      animation: !still.matches && !printing,
-      animationDuration: 250,
+      animation: false, // what is looked at, or printed, is there at once
       aria: { enabled: false }, // the page has labels and tables of its own
       textStyle: { fontFamily: getComputedStyle(document.body).fontFamily, color: token("ink") },
       color: [token("accent")],
@@ -119,7 +117,7 @@
       const updates = data.curves.updates.filter((u) => u.change !== null);
       const tol = data.curves.tol;
       const most = Math.max(...updates.map((u) => u.change), 0.001);
-      const mark = tol ? { markLine: { silent: true, symbol: "none", data: [{ yAxis: tol }], lineStyle: { color: token("muted"), type: "dashed" }, label: { formatter: "tol", position: "insideEndTop", color: token("muted"), fontSize: 12 } } } : {};
+      const mark = tol ? { markLine: { silent: true, symbol: "none", data: [{ yAxis: tol }], lineStyle: { color: token("muted"), type: "dashed" }, label: { formatter: "tol", position: "insideStartTop", color: token("muted"), fontSize: 12 } } } : {};
       const digits = most > 0.05 ? 0 : 1;
       return line(updates.map((u) => u.number), updates.map((u) => u.change), (v) => percent(v, 3) + " of the labels", "update", { axis: { axisLabel: { color: token("muted"), fontSize: 12, formatter: (v) => percent(v, digits) } }, series: mark });
     },
@@ -141,7 +139,6 @@
       const map = data.map;
       const chosen = document.getElementById("highlight").value;
       const options = base((found) => pointLines(found.value[2]));
-      options.animation = false;
       const hidden = { show: false, min: -1.06, max: 1.06, type: "value" };
       options.xAxis = hidden;
       options.yAxis = hidden;
