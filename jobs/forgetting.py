@@ -16,9 +16,10 @@ from jobs.session import configured
 from pipeline.errors import ConfigError, InputError
 from pipeline.lake.forgetting import Forgotten, forget
 from pipeline.lake.forgotten_keys import read_keys
+from pipeline.lake.holdings import PAGE
 from pipeline.lake.snapshots import snapshot_files
 from pipeline.lake.tables import open_table
-from pipeline.storage import Store
+from pipeline.storage import Store, why
 
 NOTES = (
     "rows that are still in the source are labelled again on the next night: remove them there too",
@@ -48,6 +49,7 @@ def forget_rows(
     if not done.counts and not done.receipts and not snapshot_files(lake) and not lake.walk("runs"):
         # Whoever mistyped the output must not believe that the rows are gone.
         raise InputError(f"{lake.url} has no runs, so nothing to forget; check output")
+    _make_reports_again(lake, done)
     if as_json:
         print(json.dumps(_as_json(done, dry_run), indent=2))
         return
@@ -66,6 +68,25 @@ def forget_rows(
         console.print(f"snapshots that {verb} some of the rows until `dec gc`: {numbers}")
     for note in NOTES:
         console.print(f"note: {note}")
+
+
+def _make_reports_again(lake: Store, done: Forgotten) -> None:
+    """The pages that went, without the rows."""
+    pages = (PAGE.fullmatch(file.old) for receipt in done.receipts for file in receipt.files)
+    runs = sorted({page[1] for page in pages if page})
+    if not runs:
+        return
+    from pipeline.report.making import make
+
+    for run in runs:
+        try:
+            make(lake, run)
+        except Exception as error:  # the rows are gone, and that is what was asked for
+            print(
+                f"note: the report of run {run} held some of the rows and is gone; it could not "
+                f"be made again: {why(error)}",
+                file=sys.stderr,
+            )
 
 
 def _who() -> str:

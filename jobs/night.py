@@ -127,6 +127,8 @@ def run_night(
         else:
             print(f"stage {only} is complete in run {attempt.context.run_id}", file=screen.out)
         ended = isinstance(result, (Summary, NightSummary))
+        if ended and not as_json and (page := attempt.report()):
+            print(f"{'report':<12} {page}", file=screen.out)
         if ended and not as_json and (serves := attempt.served_by()) != attempt.run_id:
             screen.say(f"note: ds {attempt.ds} is served by run {serves} now")
         if isinstance(result, NightSummary) and result.refused:
@@ -264,6 +266,13 @@ class _Attempt:
         latest = latest_snapshot(self.lake)
         partition = latest.partitions.get(self.ds) if latest else None
         return partition.run_id if partition else None
+
+    def report(self) -> str | None:
+        """Where the page for people lies; None where it could not be made."""
+        from pipeline.report.making import page_path
+
+        path = page_path(self.run_id)
+        return self.lake.locate(path) if self.lake.exists(path) else None
 
     def _check_no_registry(self) -> None:
         """Ids that count from 0 must not get among those that last."""

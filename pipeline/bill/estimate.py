@@ -47,6 +47,9 @@ MOST_CELLS, TOGETHER = 2**19, 16
 _PROFILE_S, _CELL_S, _CELL_BYTES = 0.005, 1e-7, 40
 # Of pipeline.clustering.surrogate, likewise, and a value of its rows on each level of the tree.
 _TREE_ROWS, _TREE_FEATURES, _TREE_CELLS, _TREE_CELL_S = 20_000, 256, 4_000_000, 1e-7
+# Of pipeline.lake.maps, likewise; t-SNE of 1,797 digits took 4 s of one core.
+_MAP_ROWS, _MAP_PARTS, _MAP_ROW_S = 2_000, 64, 2.2e-3
+_PAGE_GETS, _PAGE_BYTES = 60, 2_000_000  # markers, tables and parts that it reads; what it is
 # What a slice's assignments take in memory while they are sorted and written, a row.
 _SORTING_BYTES = 200
 
@@ -259,6 +262,7 @@ class _Paper:
             self.explain(),
             self.describe(),
             StageEstimate(stage="summary", **self._requests(0, self.to_s3)),
+            self.report(),
         ]
 
     # ------------------------------------------------------------------------------- the parts
@@ -503,6 +507,22 @@ class _Paper:
         gets = _FILE_GETS + _TABLE_GETS * (3 + self.sample_parts)
         found = self._one_task("describe", core_s, 2 * raw + rows * width * 16, gets=gets)
         return found.model_copy(update=self._requests(self.to_s3 * gets, self.to_s3 * 4))
+
+    def report(self) -> StageEstimate:
+        """The run's own process: the map of some rows of the sample, and the page."""
+        rows = min(self.sample_rows, _MAP_ROWS)
+        core_s = rows * (_MAP_ROW_S + 2 * self.net.encoder / self.encode_flops)
+        gets = _PAGE_GETS + _TABLE_GETS * min(self.sample_parts, _MAP_PARTS)
+        return StageEstimate(
+            stage="report",
+            rows=rows,
+            written_bytes=_PAGE_BYTES,
+            fixed_seconds=0.5,
+            work_seconds=core_s + self.to_s3 * gets * self.rates.request_s,
+            busy_core_hours=core_s / 3600,
+            memory_mib=_mib(self.sample_rows * self.facts.row_bytes / max(1, self.sample_parts)),
+            **self._requests(self.to_s3 * gets, self.to_s3 * 2),
+        )
 
     # ------------------------------------------------------------------------- what they share
 

@@ -48,8 +48,9 @@ _DAY_S = 86_400.0
 _SAFETY_S = _DAY_S
 _LEASE_S = 60.0
 _DELETED_AT_A_TIME = 1000
-# What is known of a published run stays when its rows go: it is small, and the table's history.
-_HISTORY = re.compile(r"runs/[^/]+/((run|manifest|metrics)\.json|config\.yaml|report/.*)")
+# What is known of a published run stays when its rows go: it is small, and the table's history. Its
+# report goes with them: it shows keys, and what dec forget would look them up in goes, too.
+_HISTORY = re.compile(r"runs/[^/]+/((run|manifest|metrics)\.json|config\.yaml)")
 # Staged beside the file that it was to become, by a process that was killed.
 _LEFTOVER = re.compile(r"(.*/)?\.([0-9a-f]{32}\.tmp|write-check-[0-9a-f]{32})")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -47,6 +47,9 @@ _OF_STAGE = re.compile(r"(runs/([^/]+)/stages|registry)/.*\.parquet")
 # Exemplars: of a part, or of some while they are put together; of a run; of the newest of a ds.
 _OF_PARTS = re.compile(r"runs/[^/]+/(profiles|stages/explain/merged)/.*\.parquet")
 _OF_RUN = re.compile(r"runs/[^/]+/stages/explain/exemplars[^/]*\.parquet")
+# What a page shows keys of: its map; and the page, of which only they tell what is on it.
+_MAP = re.compile(r"runs/[^/]+/stages/report/map[^/]*\.parquet")
+PAGE = re.compile(r"runs/([^/]+)/report/index\.html")
 COPY = re.compile(r"cluster_exemplars/ds=([^/]+)/exemplars\.parquet")
 
 
@@ -97,13 +100,26 @@ class Census:
     def holdings(self) -> list[Holding]:
         """The files that do hold some."""
         with ThreadPoolExecutor(_AT_A_TIME) as readers:
-            found = readers.map(self._looked_at, self._files.values())
-            return [holding for holding in found if holding is not None]
+            looked_at = readers.map(self._looked_at, self._files.values())
+            found = [holding for holding in looked_at if holding is not None]
+        return [*found, *self._pages(found)]
 
     def rewrite(self, holdings: Sequence[Holding]) -> tuple[Rewritten, ...]:
         """Write those that are named again, without the rows; nothing names the new ones yet."""
         with ThreadPoolExecutor(_REWRITTEN_AT_A_TIME) as writers:
             return tuple(writers.map(self._rewritten, holdings))
+
+    def _pages(self, found: Sequence[Holding]) -> Iterator[Holding]:
+        """Reports of runs whose exemplars or map have some: they go, to be made again."""
+        shown: dict[str, list[Holding]] = defaultdict(list)
+        for holding in found:
+            if _MAP.fullmatch(holding.path) or _OF_RUN.fullmatch(holding.path):
+                shown[holding.run].append(holding)
+        for run, tables in sorted(shown.items()):
+            path = f"runs/{run}/report/index.html"
+            if self._lake.exists(path):
+                rows = sum(table.rows for table in tables)
+                yield Holding(path, "report", rows=rows, ds=tables[0].ds, named=True, run=run)
 
     def _add_published(self) -> None:
         """What snapshots name; a list is read once, however many name it."""
@@ -170,6 +186,8 @@ class Census:
                 if (of_parts := bool(_OF_PARTS.fullmatch(path))) or _OF_RUN.fullmatch(path):
                     # A part that is written again gets a profile of its own.
                     kind, kept = "exemplars", kept and not of_parts
+                elif _MAP.fullmatch(path):
+                    kind = "report"
                 self._files[path] = Holding(path, kind, ds=of_run[run], named=kept, run=run)
 
     def _looked_at(self, file: Holding) -> Holding | None:
@@ -223,7 +241,8 @@ class Census:
 
     def _has_rows(self, file: Holding, schema: pa.Schema) -> bool:
         if file.kind != "assignments":
-            return FEATURES in schema.names and {*self._keys.names} <= {*schema.names}
+            ours = FEATURES in schema.names or file.kind == "report"
+            return ours and {*self._keys.names} <= {*schema.names}
         if {*key_columns(schema)} == {*self._keys.names}:
             return True
         if file.named:
@@ -252,7 +271,7 @@ class Census:
 
     def _rewritten(self, holding: Holding) -> Rewritten:
         gone = {"kind": holding.kind, "old": holding.path, "removed": holding.rows}
-        if not holding.named:
+        if not holding.named or PAGE.fullmatch(holding.path):
             return Rewritten(**gone, new=None)
         with open_input(self._lake.locate(holding.path)) as source:
             parquet = pq.ParquetFile(source)

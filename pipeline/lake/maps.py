@@ -25,7 +25,7 @@ from pipeline.storage import Store, parquet_bytes
 # More points hide one another, and t-SNE takes seconds up to here, minutes far beyond.
 ROWS = 2_000
 # Parts that rows are taken from: a sample of a huge table has thousands, each a request.
-_PARTS = 64
+PARTS = 64
 # Values that are kept with the map, so that a row can be drawn: 2,000 images of 28 × 28.
 _KEPT_VALUES = 2_000_000
 # Columns of the map; not names that a key column would have.
@@ -124,13 +124,13 @@ def _drawn(lake: Store, sample: Sample, columns: list[str], seed: int) -> pa.Tab
     """Rows of the sample, at most ``ROWS``, in the order in which they lie there."""
     random = np.random.default_rng([seed, sample.rows])
     parts = list(sample.parts)
-    some_parts = len(parts) > _PARTS
+    some_parts = len(parts) > PARTS
     if some_parts:
-        parts = [parts[n] for n in np.sort(random.choice(len(parts), _PARTS, replace=False))]
+        parts = [parts[n] for n in np.sort(random.choice(len(parts), PARTS, replace=False))]
     kept: list[pa.Table] = []
     for part in parts:
         table = lake.read_table(part.path, columns)
-        share = 1 / _PARTS if some_parts else len(table) / max(1, sample.rows)
+        share = 1 / PARTS if some_parts else len(table) / max(1, sample.rows)
         kept.append(table.take(_some(len(table), math.ceil(ROWS * share), random)))
     if not kept:
         return None

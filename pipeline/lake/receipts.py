@@ -19,7 +19,7 @@ from pipeline.storage import Store, why
 
 FOLDER = "forgotten"
 
-Kind = Literal["assignments", "reference sample", "exemplars"]
+Kind = Literal["assignments", "reference sample", "exemplars", "report"]
 
 
 class Rewritten(Record):

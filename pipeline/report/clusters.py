@@ -139,6 +139,7 @@ class Clusters:
             "features": names,
             "all_features": len(strongest),
             "clusters": ids,
+            "sparse": any((c, name) not in cells for c in ids for name in names),
             "cells": [[cells.get((cluster, name)) for name in names] for cluster in ids],
         }
 

@@ -63,9 +63,9 @@ def headline(run: RunFiles) -> Headline:
     if night and night.refused:
         reason = _refusal(night.verdict)
         if night.challenger == night.champion:
-            title = "The gate refused tonight's model, but nothing else could label the rows"
+            title = "The gate refused tonight’s model, but nothing else could label the rows"
         else:
-            title = "The gate refused tonight's model; the champion labelled the rows"
+            title = "The gate refused tonight’s model; the champion labelled the rows"
         more = _against_kmeans(comparison)[1] if comparison else ()
         return Headline("bad", title, (reason, *more))
     if comparison is not None:
@@ -81,9 +81,9 @@ def headline(run: RunFiles) -> Headline:
     )
     return Headline(
         "plain",
-        f"The champion {night.champion} labelled tonight's rows",
+        "The champion labelled tonight’s rows",
         (
-            f"Nothing was fitted: {night.why}.",
+            f"Model {night.champion}. Nothing was fitted: {night.why}.",
             f"The comparison with plain k-means is made when a model is fitted.{fitted}",
         ),
     )
@@ -95,12 +95,14 @@ def _against_kmeans(comparison: Comparison) -> tuple[tuple[str, str], tuple[str,
     if dec is None or plain is None:
         return ("plain", f"{NAMES[comparison.winner]} was best"), ()
     ours, theirs = _order(dec), _order(plain)
-    figures = f"Modularity {dec.modularity:.3f} against {plain.modularity:.3f}"
+    figures = f"DEC’s modularity is {dec.modularity:.3f}, that of k-means {plain.modularity:.3f}"
     if dec.empty_clusters != plain.empty_clusters:
-        figures += f", empty clusters {dec.empty_clusters:,} against {plain.empty_clusters:,}"
+        figures += (
+            f"; it has {dec.empty_clusters:,} empty clusters against {plain.empty_clusters:,}"
+        )
     measured = (
-        f"{figures}: how much more often neighbours in the scaled features share a cluster than "
-        f"chance explains, on {comparison.rows:,} rows of the reference sample."
+        f"{figures}. Modularity is how much more often neighbours in the scaled features share a "
+        f"cluster than chance explains, here on {comparison.rows:,} rows of the reference sample."
     )
     close = "slightly " if abs(dec.modularity - plain.modularity) < _CLOSE else ""
     if dec.empty_clusters != plain.empty_clusters:

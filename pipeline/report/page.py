@@ -94,7 +94,7 @@ def render(run: RunFiles, map_file: StoredFile | None) -> Page:
         verdict=verdict,
         sections=sections,
         settings=run.config.to_yaml() if run.config else "",
-        data=_as_json(data),
+        data=as_json(data),
         style=_own("page.css"),
         script=_own("page.js"),
         library=_own("vendor/echarts/echarts.min.js"),
@@ -131,7 +131,8 @@ def _or_nothing(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {}
 
 
-def _as_json(data: Any) -> Markup:
+def as_json(data: Any) -> Markup:
+    """JSON that may stand in a script element, whatever texts are in it; NaN is null."""
     text = json.dumps(_finite(data), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return Markup(text.translate(_ESCAPES))
 

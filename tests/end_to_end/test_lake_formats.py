@@ -46,7 +46,7 @@ def test_a_night_into_delta_and_then_iceberg(
     assert second.code == 0, second.err
     assert second.json["run_id"] == run
     again = {name for name, when in stages_run(lake, run).items() if trained[name] != when}
-    assert again <= {"assign", "publish", "explain", "describe", "summary"}
+    assert again <= {"assign", "publish", "explain", "describe", "summary", "report"}
     catalog = load_catalog("dec", type="sql", uri=f"sqlite:///{lake}/iceberg/catalog.db")
     found = catalog.load_table("ml.clusters").scan().to_arrow()
     catalog.close()

@@ -75,6 +75,7 @@ def test_killed_in_every_stage_at_three_points_each(
                 "explain",
                 "describe",
                 "summary",
+                "report",
             ):  # readers see all of it or nothing
                 assert night.snapshots() in ([], ["1.json"])
                 assert not night.snapshots() or night.rows().num_rows == ROWS

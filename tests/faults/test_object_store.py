@@ -150,7 +150,7 @@ def by_stage(requests: list[Request]) -> Iterator[tuple[str, Request]]:
         marker = re.search(r"/stages/(\w+)/done\.json$", request.key)
         if request.method == "PUT" and marker and marker[1] == stage and stage not in ended:
             ended.add(stage)
-            stage = next(names, "summary")
+            stage = next(names, "report")
 
 
 def holds_no_secret(result: Any, lake: str, env: dict[str, str], *folders: Path) -> None:
