@@ -261,8 +261,8 @@ def _failures(results: Sequence[Result]) -> list[str]:
         "- Where the fits are poor, the score knows little: 1,500 rows of MNIST a fit give an NMI",
         "  near 50, which then rises with K whatever the clusters are, and modularity does not.",
         "- K is not met exactly on pen digits, and half of the time on digits: the measures prefer",
-        "  13, and so does NMI, whose best trials have 13 too. Why was not looked into; digits that",
-        "  are written in two ways would explain it.",
+        "  13, and so does NMI, whose best trials have 13 too. Why was not looked into; digits",
+        "  that are written in two ways would explain it.",
         "- The walk visits 5, 7, 10, 13, 19, 26 and 36 clusters, and 10 is among them by chance: a",
         "  recommended 10 says 9 to 11.",
     ]
