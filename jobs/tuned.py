@@ -309,12 +309,12 @@ def _grid(low: float, high: float, y_of: Any) -> list[str]:
     steps = round((high - low) / 0.2)
     lines = []
     for step in range(steps + 1):
-        value = high - 0.2 * step
+        value = round(high - 0.2 * step, 1) + 0.0  # no -0.0
         y = y_of(value)
         lines.append(
             f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
             f'stroke="#dddddd"/>'
-            f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{round(value, 1) + 0.0:.1f}</text>'
+            f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.1f}</text>'
         )
     return lines
 
