@@ -261,8 +261,8 @@ def curve_svg(outcome: Outcome) -> str:
         "score": [score for _, _, score in found],
         **{n: [getattr(m, n) for _, m, _ in found] for n, _, _ in _LINES[1:]},
     }
-    low = min(0.0, *(v for line in values.values() for v in line))
-    low = math.floor(low * 10) / 10
+    everything = [value for line in values.values() for value in line]
+    low, high = math.floor(min(0.0, *everything) * 5) / 5, math.ceil(max(1.0, *everything) * 5) / 5
     counts = [k for k, _, _ in found]
 
     def x_of(k: int) -> float:
@@ -271,7 +271,7 @@ def curve_svg(outcome: Outcome) -> str:
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     def y_of(value: float) -> float:
-        return float(_TOP + (1 - value) / (1 - low) * (_HEIGHT - _TOP - _BOTTOM))
+        return float(_TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM))
 
     chosen = outcome.found.trial.settings.clusters
     title = f"{outcome.folder.id}: measures by number of clusters, {chosen} recommended"
@@ -281,7 +281,7 @@ def curve_svg(outcome: Outcome) -> str:
         f"<title>{html.escape(title)}</title>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
         f'<text x="{_LEFT}" y="24" font-size="15">{html.escape(title)}</text>',
-        *_grid(low, y_of),
+        *_grid(low, high, y_of),
         *_ticks(counts, x_of),
         f'<line x1="{x_of(chosen):.1f}" x2="{x_of(chosen):.1f}" y1="{_TOP}" '
         f'y2="{_HEIGHT - _BOTTOM}" stroke="#cc79a7" stroke-width="2"/>',
@@ -305,11 +305,11 @@ def curve_svg(outcome: Outcome) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _grid(low: float, y_of: Any) -> list[str]:
-    steps = round((1 - low) / 0.2)
+def _grid(low: float, high: float, y_of: Any) -> list[str]:
+    steps = round((high - low) / 0.2)
     lines = []
     for step in range(steps + 1):
-        value = 1 - 0.2 * step
+        value = round(high - 0.2 * step, 1) + 0.0  # no -0.0
         y = y_of(value)
         lines.append(
             f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '

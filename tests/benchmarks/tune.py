@@ -191,6 +191,7 @@ def render(results: Sequence[Result]) -> str:
             f"{fmean(abs(r.chosen.clusters - CLASSES) for r in results):.1f} in the mean.",
             *_rules(results),
             *_tables(results),
+            *_failures(results),
             *_budget(results),
         ]
     return "\n".join(lines) + "\n"
@@ -247,6 +248,27 @@ def order(result: Result) -> float:
     return float(found.statistic)
 
 
+def _failures(results: Sequence[Result]) -> list[str]:
+    lines = ["", "## Where it fails", ""]
+    for r in results:
+        if r.gap > CLOSE:
+            best, c = max(r.trials, key=lambda trial: trial.nmi), r.chosen
+            lines.append(
+                f"- {r.table}, seed {r.seed}: K = {c.clusters} with NMI {100 * c.nmi:.1f}, where "
+                f"K = {best.clusters} has {100 * best.nmi:.1f}. Order {order(r):.2f}."
+            )
+    lines += [
+        "- Where the fits are poor, the score knows little: 1,500 rows of MNIST a fit give an NMI",
+        "  near 50, which then rises with K whatever the clusters are, and modularity does not.",
+        "- K is not met exactly on pen digits, and half of the time on digits: the measures prefer",
+        "  13, and so does NMI, whose best trials have 13 too. Why was not looked into; digits",
+        "  that are written in two ways would explain it.",
+        "- The walk visits 5, 7, 10, 13, 19, 26 and 36 clusters, and 10 is among them by chance: a",
+        "  recommended 10 says 9 to 11.",
+    ]
+    return lines
+
+
 def _budget(results: Sequence[Result]) -> list[str]:
     some = results[0].budget
     lines = [
@@ -261,7 +283,8 @@ def _budget(results: Sequence[Result]) -> list[str]:
         "  the difference between trials.",
         *(f"- {table}: hidden layers {hidden}." for table, (_, hidden, _) in TABLES.items()),
         "- The weights of the rule (decision 0030) were chosen on digits and pendigits, seeds 0",
-        "  and 1, K from 5 to 40 with one network; MNIST and Reuters had no say in them.",
+        "  and 1, K from 5 to 40 with one network. The seeds here are others, the rows of digits",
+        "  are the same; MNIST and Reuters had no say in them.",
         "- NMI itself likes more clusters than there are classes: the best trial often has 12 to",
         "  20. A recommendation with K = 10 can be short by a point or two for that alone.",
         *sorted({f"- {r.machine}" for r in results}),

@@ -112,6 +112,17 @@ def test_the_curve(tmp_path: Path) -> None:
     assert {"5", "10", "40", "clusters", "stability"} <= ticks
 
 
+def test_nothing_of_the_curve_is_outside_the_picture(tmp_path: Path) -> None:
+    found = outcome(tmp_path, (trial(5, 0.3, silhouette=-0.3), trial(9, 0.98, stability=0.9)))
+    picture = ET.fromstring(curve_svg(found))
+    heights = [float(dot.attrib["cy"]) for dot in picture.findall(f"{SVG}circle")]
+    grid = [float(line.attrib["y1"]) for line in picture.findall(f"{SVG}line")]
+    assert min(grid) <= min(heights)
+    assert max(heights) <= 400 - 48  # above the numbers of clusters
+    ticks = {text.text for text in picture.findall(f"{SVG}text")}
+    assert {"1.2", "0.0", "-0.4"} <= ticks
+
+
 def test_the_curve_of_one_number(tmp_path: Path) -> None:
     assert ET.fromstring(curve_svg(outcome(tmp_path, (trial(8, 0.7),)))) is not None
 
