@@ -28,10 +28,10 @@ from pipeline.clustering.quality import nearest_neighbours
 _ROWS = 10_000
 # Fewer, and the neighbours between two cells are too few to count.
 _ROWS_PER_CELL = 20
-_NEIGHBOURS = 10
+NEIGHBOURS = 10
 # Starts, an odd number for the median. One start alone differs from the next by 5 on pen digits.
-_TREES = 9
-_ITERATIONS = 20
+TREES = 9
+ITERATIONS = 20
 _CUT_ITERATIONS = 10
 # A cluster of fewer points is not cut in two: it counts as one without any boundary.
 _LEAST_CUT = 8
@@ -86,14 +86,12 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
         most: Clusters; merging begins at twice as many cells, or fewer where points are few.
         seed: Same seed, same points: same number.
     """
-    wanted = 2 * most
-    random = np.random.default_rng(seed)
-    drawn = random.permutation(len(points_ND))[: max(_ROWS, _ROWS_PER_CELL * wanted)]
+    rows, cells = rows_and_cells(len(points_ND), most)
+    drawn = np.random.default_rng(seed).permutation(len(points_ND))[:rows]
     points_ND = np.ascontiguousarray(points_ND[drawn])
-    cells = max(4, min(wanted, len(points_ND) // _ROWS_PER_CELL))
     most = min(most, cells // 2)
-    starts = [_cells(points_ND, cells, seed + number) for number in range(_TREES)]
-    near_NM = nearest_neighbours(points_ND, len(points_ND), _NEIGHBOURS)
+    starts = [_cells(points_ND, cells, seed + number) for number in range(TREES)]
+    near_NM = nearest_neighbours(points_ND, len(points_ND), NEIGHBOURS)
     trees = [merge_tree(points_ND, near_NM, labels_N, cells) for labels_N in starts]
     agreement = _agreement(starts, trees, most)
     path = tuple(
@@ -107,8 +105,14 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
     votes = tuple(sorted(min(most, ends_at(tree)) for tree in trees))
     clusters = max(2, votes[len(votes) // 2])
     return Found(
-        clusters, cells, _TREES, len(points_ND), votes, path, _why(clusters, votes, agreement)
+        clusters, cells, TREES, len(points_ND), votes, path, _why(clusters, votes, agreement)
     )
+
+
+def rows_and_cells(rows: int, most: int) -> tuple[int, int]:
+    """Points that are merged, of so many, and the cells that merging begins with."""
+    rows = min(rows, max(_ROWS, _ROWS_PER_CELL * 2 * most))
+    return rows, max(4, min(2 * most, rows // _ROWS_PER_CELL))
 
 
 def ends_at(tree: Sequence[Merge]) -> int:
@@ -131,7 +135,7 @@ def _why(clusters: int, votes: Sequence[int], agreement: Mapping[int, float]) ->
 
 
 def _cells(
-    points_ND: NDArray[np.float32], cells: int, seed: int, iterations: int = _ITERATIONS
+    points_ND: NDArray[np.float32], cells: int, seed: int, iterations: int = ITERATIONS
 ) -> NDArray[np.int64]:
     found = kmeans(points_ND, cells, restarts=1, iterations=iterations, seed=seed)
     return nearest_centroid(points_ND, found.centroids_KD)
