@@ -130,7 +130,7 @@ def test_the_number_of_clusters_may_be_left_to_the_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("clusters=many", "clusters='many' must be a number >= 2, or auto"),
+        ("clusters=many", "clusters='many' must be a valid integer, or auto"),
         ("clusters.most=1", "clusters.most=1 must be greater than or equal to 2"),
         ("clusters.mots=3", "clusters.mots is not a setting; did you mean clusters.most?"),
         (
