@@ -172,8 +172,8 @@ def connectivity_of(
 
     Of the pairs of neighbours within the two together, the share that crosses, over the share
     2·p·(1 − p) that would if who is a neighbour had nothing to do with the boundary; p is the share
-    of the pairs that start in the one. The smaller of two clusters decides as little as the larger,
-    so that a small cluster is not merged only for being small.
+    of the pairs that start in the one. So sizes do not decide: two small clusters have few pairs
+    between them, and few are expected.
 
     Args:
         within: Pairs within the cluster.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def test_a_refit_may_come_to_another_number(ray_address: str, tmp_path: Path) ->
             env={**os.environ, "RAY_ADDRESS": ray_address},
         )
         assert done.returncode == 0, (done.stderr, done.stdout)
-        summary: dict[str, Any] = yaml.safe_load(done.stdout)
+        summary: dict[str, Any] = json.loads(done.stdout)
         return summary
 
     first = night(1)
