@@ -218,7 +218,8 @@ class MergeStep(Record):
         clusters: That number.
         agreement: Mean adjusted Rand index between any two of the partitions.
         connectivity: Mean over them of how strongly the two clusters are connected that are merged
-            next; see ``pipeline.clustering.merging``. 1 = as if there were no boundary.
+            next, relative to their own halves; see ``pipeline.clustering.merging``. About 1 = as if
+            there were no boundary, 0 = nothing crosses it.
     """
 
     clusters: int
@@ -234,6 +235,7 @@ class ClusterChoice(Record):
         cells: That merging started from.
         trees: Independent starts.
         rows: Rows of the sample that were merged.
+        votes: What each start came to, least first; the median was taken, and 2 at least.
         path: Every number that was looked at, most first.
         why: In words.
     """
@@ -242,6 +244,7 @@ class ClusterChoice(Record):
     cells: int
     trees: int
     rows: int
+    votes: tuple[int, ...]
     path: tuple[MergeStep, ...]
     why: str
 

@@ -92,7 +92,7 @@ def _auto(value: Any) -> Any:
     if value == "auto":
         return {}
     if isinstance(value, str) and not value.strip().lstrip("+-").isdigit():
-        raise ValueError("must be a number >= 2, or auto")
+        raise ValueError("must be a valid integer, or auto")
     return value
 
 

@@ -116,6 +116,35 @@ def test_override_with_broken_yaml(tmp_path: Path) -> None:
     assert line.startswith("--set model.hidden is not valid YAML")
 
 
+# --------------------------------------------------------------------------------- clusters: auto
+
+
+def test_the_number_of_clusters_may_be_left_to_the_data(tmp_path: Path) -> None:
+    given, auto = load(tmp_path), load(tmp_path, "clusters=auto")
+    assert (given.clusters, given.most_clusters, given.clusters_as_json) == (3, 3, 3)
+    assert auto == load(tmp_path, "clusters={most: 30}") == load(tmp_path, "clusters.most=30")
+    assert (auto.most_clusters, auto.clusters_as_json) == (30, {"most": 30})
+    assert load_config(write(tmp_path, auto.to_yaml())) == auto
+    fitted = [config.fit_settings()["clusters"] for config in (given, auto)]
+    assert fitted == [3, {"most": 30}]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("clusters=many", "clusters='many' must be a valid integer, or auto"),
+        ("clusters.most=1", "clusters.most=1 must be greater than or equal to 2"),
+        ("clusters.mots=3", "clusters.mots is not a setting; did you mean clusters.most?"),
+        (
+            "clusters={most: 300}",
+            "centroids.sample_rows=1000 must be >= 11700 (39 rows for each of clusters.most=300)",
+        ),
+    ],
+)
+def test_wrong_ways_to_leave_it(tmp_path: Path, override: str, message: str) -> None:
+    assert errors(tmp_path, LEAST, override, "centroids.sample_rows=1000") == [message]
+
+
 # ----------------------------------------------------------------------------------------- errors
 
 
