@@ -24,7 +24,7 @@ from pipeline.run import nightly, run
 from pipeline.stages.pin import pin
 from pipeline.stages.sample import sample
 from pipeline.storage import Store
-from tests.benchmarks.mixed import by_prototypes, classes_of, penguins, scores_of
+from tests.benchmarks.mixed import by_prototypes, classes_of, light, penguins, scores_of
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -37,10 +37,13 @@ def test_penguins_of_four_kinds_of_columns(tmp_path: Path) -> None:
     table = penguins()
     rows = table.rows.append_column("id", pa.array(np.arange(len(table.rows))))
     write_shards(tmp_path / "penguins", rows, shards=3)
-    light = [f | {"weight": 0.25} if f["type"] == "category" else f for f in table.features]
     config = config_of(
         {
-            "source": {"path": str(tmp_path / "penguins"), "features": light, "keys": ["id"]},
+            "source": {
+                "path": str(tmp_path / "penguins"),
+                "features": light(table).features,
+                "keys": ["id"],
+            },
             "output": str(tmp_path / "lake"),
             "clusters": 3,
             "evaluate": {"label": "label"},
