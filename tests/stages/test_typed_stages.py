@@ -34,7 +34,7 @@ def context_of(folder: Path, ds: str, *, nights: bool = False) -> Context:
 
 
 def test_penguins_of_four_kinds_of_columns(tmp_path: Path) -> None:
-    table = penguins()
+    table = light(penguins())
     rows = table.rows.append_column("id", pa.array(np.arange(len(table.rows))))
     write_shards(tmp_path / "penguins", rows, shards=3)
     config = config_of(
@@ -59,7 +59,7 @@ def test_penguins_of_four_kinds_of_columns(tmp_path: Path) -> None:
     prototypes = scores_of(table, by_prototypes(table, 0))
     assert len(classes_of(table)) == 344
     print(f"DEC {summary.scores}, k-prototypes {prototypes}")
-    assert summary.scores.nmi > 0.6
+    assert summary.scores.nmi > prototypes["nmi"] > 0.6
     # A constant prediction has 1: the columns were learnt, by whichever loss.
     assert summary.pretrain_loss < 0.5
 
