@@ -123,7 +123,9 @@ def show_plan(
     table.add_column(style="bold")
     table.add_column()
     columns = ", ".join(
-        f"{f['name']}[{f['width']}]" if f["vector"] else f["name"] for f in plan.features
+        (f"{f['name']}[{f['width']}]" if f["vector"] else f["name"])
+        + (f" ({f['type']})" if "type" in f else "")
+        for f in plan.features
     )
     width = sum(feature["width"] for feature in plan.features)
     share_mib = plan.fit_rows * plan.row_bytes / config.execution.workers / _MIB

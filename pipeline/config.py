@@ -118,7 +118,8 @@ class Source(Section):
     scaling: Literal["standard", "minmax", "unit_norm", "none"] = "standard"
     nulls: Literal["error", "mean", "drop"] = Field(
         default="error",
-        description="What a null, NaN or infinite feature does: stop, take the mean, drop the row.",
+        description="What a null, NaN or infinite feature does: stop, take the mean, drop the row. "
+        "Columns with a type have a place for it.",
     )
     on_bad_shard: Literal["error", "quarantine"] = Field(
         default="error",

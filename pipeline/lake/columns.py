@@ -261,9 +261,8 @@ def category_codes(array: pa.Array) -> NDArray[np.float64]:
         codes = category_codes_of_values(array.dictionary)
         if not len(codes):
             return np.full(len(array), np.nan)
-        found: NDArray[np.float64] = codes[
-            array.indices.fill_null(0).to_numpy(zero_copy_only=False)
-        ]
+        places = array.indices.fill_null(0).to_numpy(zero_copy_only=False)
+        found: NDArray[np.float64] = codes[places]
     else:
         found = category_codes_of_values(array)
     if array.null_count:

@@ -95,12 +95,26 @@ def test_no_parquet_there(dec: Dec, settings: dict[str, Any], tmp_path: Path) ->
     refused(dec("run", settings=settings), INPUT, "no Parquet file", ".parquet")
 
 
-def test_string_feature(dec: Dec, settings: dict[str, Any], table_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "feature", "words"),
+    [
+        (b"a", "s", ["column s", "binary", "is not a number"]),
+        ("a", {"column": "s", "type": "number"}, ["column s", "string", "Make it type: category"]),
+    ],
+)
+def test_feature_of_no_use(
+    dec: Dec,
+    settings: dict[str, Any],
+    table_folder: Path,
+    value: Any,
+    feature: Any,
+    words: list[str],
+) -> None:
     for path in table_folder.iterdir():
         table = pq.read_table(path)
-        pq.write_table(table.append_column("s", pa.array(["a"] * len(table))), path)
-    settings["source"]["features"] = ["x", "s"]
-    refused(dec("run", settings=settings), INPUT, "column s", "string", "not a number")
+        pq.write_table(table.append_column("s", pa.array([value] * len(table))), path)
+    settings["source"]["features"] = ["x", feature]
+    refused(dec("run", settings=settings), INPUT, *words)
 
 
 def test_vectors_of_different_width(dec: Dec, settings: dict[str, Any], table_folder: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import SMALL, config_of, published, write_shards
 
+from jobs.inspection import make_plan
 from pipeline.artifacts import ClusteringModel, Sample
 from pipeline.config import Config
 from pipeline.engine import Context, Execution, Marker
@@ -23,7 +24,7 @@ from pipeline.run import nightly, run
 from pipeline.stages.pin import pin
 from pipeline.stages.sample import sample
 from pipeline.storage import Store
-from tests.benchmarks.mixed import by_prototypes, classes_of, penguins, scores_of
+from tests.benchmarks.mixed import by_prototypes, classes_of, light, penguins, scores_of
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -33,13 +34,16 @@ def context_of(folder: Path, ds: str, *, nights: bool = False) -> Context:
 
 
 def test_penguins_of_four_kinds_of_columns(tmp_path: Path) -> None:
-    table = penguins()
+    table = light(penguins())
     rows = table.rows.append_column("id", pa.array(np.arange(len(table.rows))))
     write_shards(tmp_path / "penguins", rows, shards=3)
-    light = [f | {"weight": 0.25} if f["type"] == "category" else f for f in table.features]
     config = config_of(
         {
-            "source": {"path": str(tmp_path / "penguins"), "features": light, "keys": ["id"]},
+            "source": {
+                "path": str(tmp_path / "penguins"),
+                "features": light(table).features,
+                "keys": ["id"],
+            },
             "output": str(tmp_path / "lake"),
             "clusters": 3,
             "evaluate": {"label": "label"},
@@ -55,9 +59,14 @@ def test_penguins_of_four_kinds_of_columns(tmp_path: Path) -> None:
     prototypes = scores_of(table, by_prototypes(table, 0))
     assert len(classes_of(table)) == 344
     print(f"DEC {summary.scores}, k-prototypes {prototypes}")
-    assert summary.scores.nmi > 0.6
+    assert summary.scores.nmi > prototypes["nmi"] > 0.6
     # A constant prediction has 1: the columns were learnt, by whichever loss.
     assert summary.pretrain_loss < 0.5
+
+    # A plan is for these rows too, and measures what they cost here.
+    measured = make_plan(config, measure=True).measured
+    assert measured is not None
+    assert measured.rows_per_second.keys() >= {"read", "pretrain", "refine", "assign"}
 
     # What was stored is all that it takes to label the same rows again.
     manifest = Execution(config, context).complete(pin)
@@ -133,6 +142,13 @@ def test_nights_with_values_that_the_champion_never_saw(tmp_path: Path) -> None:
     assert third.action == "refit"
     assert third.churn is not None
     assert third.churn < 0.3
+
+    # A few passes more keep the champion's words, whatever tonight's sample has.
+    schedule = {"refit": {"every_days": None, "on_drift": False}}
+    schedule["refresh"] = {"every_days": 1, "passes": 1}
+    config = night_config(tmp_path, "2026-01-06", **schedule)
+    fourth = nightly(Execution(config, context_of(tmp_path, "2026-01-08", nights=True)))
+    assert (fourth.action, fourth.rows_out) == ("refresh", 300)
     lake = Store(str(tmp_path / "lake"))
     files = [left_by(lake, ds, "sample", Sample).scaler for ds in ("2026-01-05", "2026-01-07")]
     words = [set(load_vocabulary(lake, file)["color"].values()) for file in files]
