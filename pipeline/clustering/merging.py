@@ -215,7 +215,8 @@ def merge_tree(
         inner = rows_C[cluster] * halves_C[cluster] + rows_C * halves_C
         row_C = row_C * (rows_C[cluster] + rows_C) / np.maximum(inner, 1e-12)
         row_C[~alive_C] = row_C[cluster] = -1.0
-        return row_C
+        found: NDArray[np.float64] = row_C
+        return found
 
     table_CC = np.stack([relative(cell) for cell in range(cells)])
     merges = []
