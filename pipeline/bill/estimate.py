@@ -42,7 +42,7 @@ _RENEWALS = 12  # of the lease, in the time that it lasts: a GET, a LIST and a P
 # Bytes of an assignment as stored, without the keys, and of a key.
 _ASSIGNMENT_BYTES, _KEY_BYTES = 20, 8
 # Of pipeline.lake.profiles and pipeline.stages.explain; a test keeps them equal.
-MOST_CELLS, TOGETHER = 2**22, 16
+MOST_CELLS, TOGETHER = 2**19, 16
 # A profile to be merged: a file to be understood, and each of its clusters × features.
 _PROFILE_S, _CELL_S, _CELL_BYTES = 0.005, 1e-7, 40
 # Of pipeline.clustering.surrogate, likewise, and a value of its rows on each level of the tree.

@@ -73,7 +73,7 @@ class Rates:
     nearest_ns: float = 4.0
     value_ns: float = 3.0
     moments_ns: float = 10.0
-    profile_ns: float = 1.5
+    profile_ns: float = 5.0
     augment_ns: float = 20.0
     write_ns: float = 600.0
     kmeans_gflop_s: float = 16.0

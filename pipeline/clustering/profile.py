@@ -6,7 +6,6 @@ a cluster's rows. All values are kept while they are few; more are thinned evenl
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Values of a cluster in a batch, from which on it is worth its own calls of numpy.
-_LARGE_VALUES = 4_096
+# Rows or values of a cluster in a batch, from which on it is worth calls of numpy of its own.
+_LARGE_ROWS, _LARGE_VALUES = 64, 16_384
+# Rows that are worked on at a time: their values, in float64, stay in a core's cache.
+_CHUNK_ROWS, _CHUNK_VALUES = 32, 2**15
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class GroupMoments:
         return cls(nothing, nothing, empty.astype(np.int64), empty, empty, empty, empty)
 
     @classmethod
+    @np.errstate(over="ignore", invalid="ignore")  # squares of extreme values are infinite
     def of(cls, ids_B: NDArray[np.integer], x_BF: NDArray[np.generic]) -> GroupMoments:
         """Moments of some rows.
 
@@ -58,20 +60,26 @@ class GroupMoments:
             return cls.none(x_BF.shape[1])
         order_B = _by_id(ids_B)
         ids_K, starts_K, rows_K = np.unique(ids_B[order_B], return_index=True, return_counts=True)
-        x_BF = x_BF[order_B]
-        # Few large groups one by one stay in cache; many small ones in one sweep, which is slower
-        # a value but not a group.
-        each = x_BF.size >= _LARGE_VALUES * len(ids_K)
-        edges = [*starts_K.tolist(), len(x_BF)] if each else [0, len(x_BF)]
-        count_KF, mean_KF, m2_KF, min_KF, max_KF = (
-            np.empty((len(ids_K), x_BF.shape[1]), kind) for kind in (np.int64, *[np.float64] * 4)
-        )
+        shape = (len(ids_K), x_BF.shape[1])
+        count_KF = np.zeros(shape, np.int64)
+        mean_KF, m2_KF, min_KF, max_KF = np.zeros((4, *shape))
         found = (count_KF, mean_KF, m2_KF, min_KF, max_KF)
-        for place, (start, end) in enumerate(itertools.pairwise(edges)):
-            rows = slice(place, place + 1) if each else slice(None)
-            starts = np.zeros(1, np.int64) if each else starts_K
-            for array, values in zip(found, _sums(x_BF[start:end], starts), strict=True):
-                array[rows] = values
+        large_K = (rows_K >= _LARGE_ROWS) | (rows_K * x_BF.shape[1] >= _LARGE_VALUES)
+        for place in np.flatnonzero(large_K).tolist():
+            start, rows = int(starts_K[place]), int(rows_K[place])
+            one = _of_one(x_BF, order_B[start : start + rows])
+            for array, values in zip(found, one, strict=True):
+                array[place] = values
+        small = np.flatnonzero(~large_K)
+        small = small[np.argsort(-rows_K[small], kind="stable")]  # of about one size together
+        some = max(1, _CHUNK_VALUES // max(1, x_BF.shape[1]))
+        for first in range(0, len(small), some):
+            places = small[first : first + some]
+            many = _of_many(x_BF, order_B, starts_K[places], rows_K[places])
+            for array, values in zip(found, many, strict=True):
+                array[places] = values
+        # Rounding of a mean of equal values is no spread.
+        m2_KF[min_KF >= max_KF] = 0.0
         return cls(ids_K.astype(np.int64), rows_K, count_KF, mean_KF, m2_KF, min_KF, max_KF)
 
     def merge(self, other: GroupMoments) -> GroupMoments:
@@ -161,7 +169,9 @@ class Contrast:
     def differences(self) -> NDArray[np.float64]:
         """In standard deviations of all rows; 0 where all have the same value."""
         found: NDArray[np.float64] = np.divide(
-            self.away_KF, self.spread_F, out=np.zeros_like(self.away_KF), where=self.spread_F > 0
+            *(self.away_KF, self.spread_F),
+            out=np.zeros_like(self.away_KF),
+            where=(self.spread_F > 0) & np.isfinite(self.spread_F),
         )
         return found
 
@@ -280,53 +290,89 @@ def _by_id(ids_B: NDArray[np.integer]) -> NDArray[np.int64]:
     return np.argsort(ids_B, kind="stable")
 
 
-def _sums(
-    x_BF: NDArray[np.generic], starts_K: NDArray[np.int64]
-) -> tuple[
-    NDArray[np.int64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-]:
-    """Count, mean, Σ (x − mean)², least and greatest of rows that are sorted by their cluster.
+def _of_one(x_BF: NDArray[np.generic], rows_B: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    """Count, mean, Σ (x − mean)², least and greatest of the rows of one cluster.
+
+    Deviations are taken from its first values, so that large ones keep their digits.
 
     Args:
-        x_BF: The rows.
-        starts_K: Where each cluster begins.
+        x_BF: Rows of all clusters.
+        rows_B: Which of them.
     """
-    alone = len(starts_K) == 1
-    rows_K = np.diff(np.append(starts_K, len(x_BF)))
+    width = x_BF.shape[1]
+    pivot_F = x_BF[rows_B[0]].astype(np.float64)
+    if len(missing := np.flatnonzero(~np.isfinite(pivot_F))):
+        value_BM = x_BF[np.ix_(rows_B, missing)].astype(np.float64)
+        first_M = np.isfinite(value_BM).argmax(axis=0)  # 0 where there is none
+        pivot_F[missing] = np.nan_to_num(
+            value_BM[first_M, np.arange(len(missing))], nan=0.0, posinf=0.0, neginf=0.0
+        )
+    sum_F, square_F, count_F = np.zeros(width), np.zeros(width), np.zeros(width, np.int64)
+    least_F, most_F = np.full(width, np.inf), np.full(width, -np.inf)
+    some = max(_CHUNK_ROWS, _CHUNK_VALUES // max(1, width))
+    for start in range(0, len(rows_B), some):
+        value_BF = x_BF[rows_B[start : start + some]]
+        away_BF = value_BF.astype(np.float64)
+        away_BF -= pivot_F
+        more_F = away_BF.sum(axis=0)
+        low_F, high_F, number_F = value_BF.min(axis=0), value_BF.max(axis=0), len(value_BF)
+        if not np.isfinite(more_F).all():
+            finite_BF = np.isfinite(value_BF)
+            number_F = finite_BF.sum(axis=0)
+            away_BF[~finite_BF] = 0.0
+            more_F = away_BF.sum(axis=0)
+            low_F, high_F = (
+                reduce(np.where(finite_BF, value_BF, end), axis=0)
+                for reduce, end in ((np.min, np.inf), (np.max, -np.inf))
+            )
+        count_F += number_F
+        sum_F += more_F
+        square_F += np.einsum("bf,bf->f", away_BF, away_BF)
+        np.minimum(least_F, low_F, out=least_F)
+        np.maximum(most_F, high_F, out=most_F)
+    away_F = sum_F / np.maximum(count_F, 1)
+    mean_F = np.where(count_F > 0, pivot_F + away_F, 0.0)
+    return count_F, mean_F, np.maximum(square_F - sum_F * away_F, 0.0), least_F, most_F
 
-    def reduced(ufunc: np.ufunc, values_BF: NDArray[np.generic]) -> NDArray[np.float64]:
-        if alone:
-            return np.asarray(ufunc.reduce(values_BF, axis=0, keepdims=True), np.float64)
-        return np.asarray(ufunc.reduceat(values_BF, starts_K, axis=0), np.float64)
 
-    value_BF = x_BF.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        sum_KF = reduced(np.add, value_BF)
-    count_KF = np.repeat(rows_K[:, None], x_BF.shape[1], axis=1)
-    least_BF = most_BF = x_BF
-    finite_BF: NDArray[np.bool_] | None = None
-    if not np.isfinite(sum_KF).all():
-        finite_BF = np.isfinite(value_BF)
-        count_KF = reduced(np.add, finite_BF.astype(np.int32)).astype(np.int64)
-        least_BF, most_BF = (np.where(finite_BF, x_BF, limit) for limit in (np.inf, -np.inf))
-        value_BF = np.where(finite_BF, value_BF, 0.0)
-        sum_KF = reduced(np.add, value_BF)
+def _of_many(
+    x_BF: NDArray[np.generic],
+    order_B: NDArray[np.int64],
+    starts_K: NDArray[np.int64],
+    rows_K: NDArray[np.int64],
+) -> tuple[NDArray[Any], ...]:
+    """The same of some small clusters: the first row of each, the second of each, and so on.
+
+    Args:
+        x_BF: Rows of all clusters.
+        order_B: Which of them, one cluster after the other.
+        starts_K: Where each cluster begins in that order, shape (n_clusters,).
+        rows_K: Rows of each, descending: those that still have some are always the first.
+    """
+    with_row = [int(np.searchsorted(-rows_K, -row)) for row in range(int(rows_K[0]))]
+    shape = (len(rows_K), x_BF.shape[1])
+    sum_KF, m2_KF, count_KF = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
+    least_KF, most_KF = np.full(shape, np.inf), np.full(shape, -np.inf)
+    for row, number in enumerate(with_row):
+        value_KF = x_BF[order_B[starts_K[:number] + row]].astype(np.float64)
+        finite_KF = np.isfinite(value_KF)
+        if finite_KF.all():
+            count_KF[:number] += 1
+            low_KF = high_KF = value_KF
+        else:
+            count_KF[:number] += finite_KF
+            low_KF, high_KF = (np.where(finite_KF, value_KF, end) for end in (np.inf, -np.inf))
+            value_KF[~finite_KF] = 0.0
+        sum_KF[:number] += value_KF
+        np.minimum(least_KF[:number], low_KF, out=least_KF[:number])
+        np.maximum(most_KF[:number], high_KF, out=most_KF[:number])
     mean_KF = sum_KF / np.maximum(count_KF, 1)
-    value_BF -= mean_KF if alone else np.repeat(mean_KF, rows_K, axis=0)
-    if finite_BF is not None:
-        value_BF[~finite_BF] = 0.0
-    if alone:
-        m2_KF = np.einsum("bf,bf->f", value_BF, value_BF)[None]
-    else:
-        m2_KF = reduced(np.add, np.square(value_BF, out=value_BF))
-    min_KF, max_KF = reduced(np.minimum, least_BF), reduced(np.maximum, most_BF)
-    # Rounding of a mean of equal values is no spread.
-    m2_KF[min_KF >= max_KF] = 0.0
-    return count_KF, mean_KF, m2_KF, min_KF, max_KF
+    for row, number in enumerate(with_row):
+        value_KF = x_BF[order_B[starts_K[:number] + row]].astype(np.float64)
+        value_KF -= mean_KF[:number]
+        value_KF[~np.isfinite(value_KF)] = 0.0
+        m2_KF[:number] += np.square(value_KF, out=value_KF)
+    return count_KF, mean_KF, m2_KF, least_KF, most_KF
 
 
 def _even_places(number: NDArray[np.int64], kept: NDArray[np.int64]) -> NDArray[np.int64]:

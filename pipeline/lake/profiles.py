@@ -32,8 +32,9 @@ COPIES = ("cluster_profile", "cluster_exemplars")
 VERSION = 1  # of what is in them: another one, and every slice is labelled anew
 
 _METADATA_KEY = b"dec_pipeline"
-# Clusters × features in a profile: five numbers each, so that one takes 170 MB at most.
-_MOST_CELLS = 2**22
+# Clusters × features in a profile: about 20 bytes each as stored, so that one takes 10 MB at most,
+# beside a slice of 64 MiB.
+_MOST_CELLS = 2**19
 # Points of all clusters and columns: sorted whenever profiles are merged.
 _MOST_POINTS = 2**20
 _POINTS, _FEWEST_POINTS = 64, 8  # of a cell
@@ -42,7 +43,7 @@ _MERGED = 4
 # Categories: clusters × values of all columns, and values of one.
 _MOST_VALUES, _VALUES = 2**22, 256
 # Exemplars of all clusters, and numbers in their features.
-_MOST_EXEMPLARS, _MOST_EXEMPLAR_VALUES = 2**20, 2**22
+_MOST_EXEMPLARS, _MOST_EXEMPLAR_VALUES = 2**20, 2**19
 
 # Not names that a key column would have.
 _CLUSTER_FIELDS = (
@@ -89,7 +90,7 @@ class Layout:
         points: Of each cell in a part's profile; 0: no quantiles.
         values: Of each category column, besides those that are counted together.
         exemplars: Of each kind, a cluster.
-        features: Whether exemplars have theirs.
+        features: Exemplars of each kind, a cluster, that have theirs: the first.
         left_out: What there is no room for, in words.
         version: Of the form.
     """
@@ -99,7 +100,7 @@ class Layout:
     points: int
     values: int
     exemplars: int
-    features: bool
+    features: int
     left_out: tuple[str, ...] = ()
     version: int = VERSION
 
@@ -155,9 +156,10 @@ class Layout:
         if fewer < exemplars:
             left_out.append(f"exemplars but {fewer} of each kind of {clusters:,} clusters")
         width = sum(column.width for column in features)
-        with_features = of_kinds * fewer * width <= _MOST_EXEMPLAR_VALUES
-        if fewer and not with_features:
-            left_out.append("features of exemplars")
+        with_features = min(fewer, _MOST_EXEMPLAR_VALUES // max(1, of_kinds * width))
+        if with_features < fewer:
+            but = f" but the first {with_features} of each kind" if with_features else ""
+            left_out.append(f"features of exemplars{but}")
         return cls(
             *(tuple(columns), tuple(sorted(kept)), points, values, fewer, with_features),
             left_out=tuple(left_out),
@@ -253,7 +255,7 @@ def merged(profiles: Sequence[Profile]) -> Profile:
         moments=moments,
         points=points,
         categories=counted([profile.categories for profile in profiles], _MERGED * layout.values),
-        exemplars=first_exemplars([p.exemplars for p in profiles], layout.exemplars),
+        exemplars=first_exemplars([p.exemplars for p in profiles], layout),
     )
 
 
@@ -301,8 +303,8 @@ def exemplars_of(keys: pa.Schema) -> pa.Schema:
     return pa.schema([*_EXEMPLAR_FIELDS, *fields])
 
 
-def first_exemplars(tables: Sequence[pa.Table], most: int) -> pa.Table:
-    """The first of each cluster and kind, in their order."""
+def first_exemplars(tables: Sequence[pa.Table], layout: Layout) -> pa.Table:
+    """The first of each cluster and kind, in their order; features of as many as there is room."""
     table = pa.concat_tables(tables).combine_chunks()
     names = table["dec_shard"].combine_chunks().dictionary_encode()
     by_name = np.argsort(np.argsort(np.array(names.dictionary.to_pylist(), dtype="U")))
@@ -310,8 +312,15 @@ def first_exemplars(tables: Sequence[pa.Table], most: int) -> pa.Table:
     group_B = table["dec_cluster_id"].to_numpy().astype(np.int64) * len(EXEMPLAR_KINDS)
     group_B += table["dec_kind"].to_numpy()
     order_B = table["dec_order"].to_numpy()
-    chosen = first_of_each(group_B, most, order_B, place_B, table["dec_row_number"].to_numpy())
-    return table.take(pa.array(chosen))
+    row_B = table["dec_row_number"].to_numpy()
+    chosen = first_of_each(group_B, layout.exemplars, order_B, place_B, row_B)
+    group_B = group_B[chosen]
+    turn_B = np.arange(len(chosen)) - np.searchsorted(group_B, group_B)
+    bare = pa.array(chosen, mask=turn_B >= layout.features)  # no features from there on
+    place = table.schema.get_field_index("dec_features")
+    features = table["dec_features"].take(bare)
+    table = table.drop_columns(["dec_features"]).take(pa.array(chosen))
+    return table.add_column(place, tables[0].schema.field(place), features)
 
 
 # --------------------------------------------------------------------------------------- the file

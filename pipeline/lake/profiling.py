@@ -23,14 +23,14 @@ from pipeline.lake.reading import RowBlock
 from pipeline.schema import EXEMPLAR_KINDS
 
 # Rows whose moments are taken together: some of each cluster, or merging costs more than adding.
-_FEWEST_ROWS, _ROWS_PER_CLUSTER = 2_048, 4
+_FEWEST_ROWS, _ROWS_PER_CLUSTER = 1_024, 32
 _MOST_VALUES = 2**22  # in them
 # Values of a slice that points are made of: as many as it has rows, at least so many. Each takes
 # 0.1 µs, as little as a thirtieth of what labelling a row takes.
 _POINT_VALUES = 2**18
 _WANTED = ("cluster_id", "confidence", "cluster_id_2", "confidence_2", "distance")
 # Counts of values, and exemplars, that wait to be put together.
-_WAITING_ROWS = 2**16
+_WAITING_ROWS, _WAITING_EXEMPLARS = 2**16, 128
 
 
 class SliceProfile:
@@ -95,7 +95,8 @@ class SliceProfile:
             return
         found = pa.concat_tables([table for _, table in waiting]).combine_chunks()
         ids_B = found["cluster_id"].to_numpy().astype(np.int64)
-        x_BF = np.concatenate([block.x_BF for block, _ in waiting])
+        parts = [block.x_BF for block, _ in waiting]
+        x_BF = parts[0] if len(parts) == 1 else np.concatenate(parts)
         extra_BE = np.column_stack(
             [
                 np.concatenate([as_numbers(_column(b, c.name), len(b.x_BF)) for b, _ in waiting])
@@ -153,12 +154,18 @@ def _column(block: RowBlock, name: str) -> pa.ChunkedArray | None:
 
 
 class _Exemplars:
-    """The first rows of each cluster and kind so far."""
+    """The first rows of each cluster and kind so far.
+
+    Their features lie beside the table, which has their places: Arrow copies lists one by one.
+    """
 
     def __init__(self, layout: Layout, schema: pa.Schema) -> None:
         self._layout, self._schema = layout, schema
-        self._tables = [schema.empty_table()]
-        self._rows = self._rows_before = 0
+        self._place = schema.get_field_index("dec_features")
+        interim = schema.set(self._place, pa.field("dec_features", pa.int64()))
+        self._tables = [interim.empty_table()]
+        self._features: list[NDArray[np.float32]] = []
+        self._rows = self._rows_before = self._featured = 0
         # Clusters that are known, and of each kind how far its last one is down the order.
         self._known = np.zeros(0, np.int64)
         self._last_2K = np.zeros((len(EXEMPLAR_KINDS), 1), np.float32)
@@ -166,7 +173,15 @@ class _Exemplars:
     def first(self) -> pa.Table:
         """What is left of all that was added."""
         self._prune()
-        return self._tables[0]
+        (table,) = self._tables
+        kind = self._schema.field(self._place)
+        features = pa.nulls(len(table), kind.type)
+        if self._features:
+            (values,) = self._features
+            flat = pa.array(values.ravel(), mask=~np.isfinite(values.ravel()))
+            lists = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+            features = lists.cast(kind.type).take(table["dec_features"].combine_chunks())
+        return table.set_column(self._place, kind, features)
 
     def add(
         self,
@@ -179,13 +194,10 @@ class _Exemplars:
         most = self._layout.exemplars
         if not most:
             return
-        ids_B = found["cluster_id"].to_numpy()
-        confidence_B = found["confidence"].to_numpy()
-        orders = (
-            found["distance"].to_numpy(),
-            -confidence_B,
-            confidence_B - found["confidence_2"].to_numpy(),
-        )
+        of_row = {name: found[name].to_numpy() for name in _WANTED}
+        ids_B, confidence_B = of_row["cluster_id"], of_row["confidence"]
+        orders = (of_row["distance"], -confidence_B, confidence_B - of_row["confidence_2"])
+        own = len(self._schema) - keys.num_columns
         for kind, order_B in enumerate(orders):
             candidates = np.flatnonzero(order_B < self._last(kind, ids_B))
             first = first_of_each(ids_B[candidates], most, order_B[candidates])
@@ -193,33 +205,34 @@ class _Exemplars:
             if not len(chosen_B):
                 continue
             take = pa.array(chosen_B)
-            columns = {
-                "dec_cluster_id": found["cluster_id"].take(take),
+            columns = {f"dec_{name}": pa.array(v[chosen_B]) for name, v in of_row.items()}
+            columns |= {
                 "dec_kind": pa.array(np.full(len(chosen_B), kind, np.int8)),
                 "dec_order": pa.array(order_B[chosen_B]),
                 "dec_shard": places[0].take(take),
                 "dec_row_number": pa.array(places[1][chosen_B]),
-                "dec_features": self._features(x_BF[chosen_B]),
+                "dec_features": self._keep_features(x_BF, ids_B, chosen_B),
             }
-            for name in ("cluster_id_2", "confidence", "confidence_2", "distance"):
-                columns[f"dec_{name}"] = found[name].take(take)
-            own = len(self._schema) - keys.num_columns
             taken = keys.take(take)
             for field, name in zip(list(self._schema)[own:], keys.column_names, strict=True):
                 columns[field.name] = taken[name]
-            table = pa.table([columns[field.name] for field in self._schema], schema=self._schema)
-            self._tables.append(table)
-            self._rows += len(table)
-        if self._rows > 2 * self._rows_before + _WAITING_ROWS:
+            schema = self._tables[0].schema
+            self._tables.append(pa.table([columns[f.name] for f in schema], schema=schema))
+            self._rows += len(chosen_B)
+        if self._rows > 2 * self._rows_before + _WAITING_EXEMPLARS:
             self._prune()
 
-    def _features(self, x_BF: NDArray[np.generic]) -> pa.Array:
-        kind = pa.list_(pa.float32())
-        if not self._layout.features:
-            return pa.nulls(len(x_BF), kind)
-        values = np.ascontiguousarray(x_BF, np.float32).ravel()
-        flat = pa.array(values, mask=~np.isfinite(values))
-        return pa.FixedSizeListArray.from_arrays(flat, x_BF.shape[1]).cast(kind)
+    def _keep_features(
+        self, x_BF: NDArray[np.generic], ids_B: NDArray[np.integer], chosen_B: NDArray[np.int64]
+    ) -> pa.Array:
+        """Places of the features of those that are among the first of their cluster."""
+        ids_B = ids_B[chosen_B]  # by cluster
+        turn_B = np.arange(len(ids_B)) - np.searchsorted(ids_B, ids_B)
+        with_B = turn_B < self._layout.features
+        place_B = self._featured + np.cumsum(with_B) - 1
+        self._features.append(x_BF[chosen_B[with_B]].astype(np.float32))
+        self._featured += int(with_B.sum())
+        return pa.array(place_B, mask=~with_B)
 
     def _last(self, kind: int, ids_B: NDArray[np.integer]) -> NDArray[np.float32]:
         """Which order a row must be below to be among the first; infinite while there is room."""
@@ -231,7 +244,15 @@ class _Exemplars:
         return last_B
 
     def _prune(self) -> None:
-        table = first_exemplars(self._tables, self._layout.exemplars)
+        table = first_exemplars(self._tables, self._layout)
+        if self._features:
+            kept = table["dec_features"].combine_chunks()
+            there = kept.is_valid().to_numpy(zero_copy_only=False)
+            places = kept.drop_null().to_numpy()
+            self._features = [np.concatenate(self._features)[places]]
+            self._featured = len(places)
+            places = pa.array(np.cumsum(there) - 1, mask=~there)
+            table = table.set_column(self._place, table.schema.field(self._place), places)
         self._tables, self._rows, self._rows_before = [table], len(table), len(table)
         ids_N, kind_N = table["dec_cluster_id"].to_numpy(), table["dec_kind"].to_numpy()
         self._known, place_N = np.unique(ids_N, return_inverse=True)

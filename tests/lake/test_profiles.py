@@ -378,6 +378,25 @@ def test_of_equals_the_first_by_shard_and_place(lake: Lake) -> None:
     assert night.exemplars["id"].to_pylist() == ["a-0", "a-1"] * 3
 
 
+def test_slices_of_fewer_rows_than_clusters(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.lake.slices.MOST_PIECES", 1)
+    for path in lake.folder.glob("*.parquet"):
+        path.unlink()
+    pq.write_table(shard(3, 9), lake.folder / "a.parquet", row_group_size=1)
+    night = lake.night("2026-01-01")
+    assert night.assigned.file_count == 9
+    rows, source = night.published()
+    cluster = rows["cluster_id"].to_numpy()
+    for k in np.unique(cluster):
+        born = numbers(source["born"])[cluster == k]
+        found = entry(night.profile, k, "born")
+        born = born[~np.isnan(born)]
+        np.testing.assert_allclose(found["mean"], born.mean())
+        np.testing.assert_allclose(found["std"], born.std(), atol=1e-9)
+        quantiles = [found[name] for name in ("p05", "p25", "p50", "p75", "p95")]
+        np.testing.assert_allclose(quantiles, np.quantile(born, [0.05, 0.25, 0.5, 0.75, 0.95]))
+
+
 def test_nights_with_carried_parts_say_what_one_night_would(lake: Lake) -> None:
     first = lake.night("2026-01-01")
     lake.write("77", 77)
@@ -506,28 +525,28 @@ def test_what_there_is_no_room_for_is_left_out(lake: Lake, monkeypatch: pytest.M
     monkeypatch.setattr(profiles, "_MOST_CELLS", 4 * 6)  # the numbers, and no vector
     monkeypatch.setattr(profiles, "_MOST_POINTS", 4 * 5 * 7)
     monkeypatch.setattr(profiles, "_MOST_EXEMPLARS", 4 * 3 * 2)
-    monkeypatch.setattr(profiles, "_MOST_EXEMPLAR_VALUES", 10)
+    monkeypatch.setattr(profiles, "_MOST_EXEMPLAR_VALUES", 4 * 3 * 4)
     night = lake.night("2026-01-01")
     assert night.explanation is not None
     assert night.explanation.left_out == (
         "profiles of x: too wide for 4 clusters",
         "quantiles of 5 columns in 4 clusters",
         "exemplars but 2 of each kind of 4 clusters",
-        "features of exemplars",
+        "features of exemplars but the first 1 of each kind",
     )
     assert set(night.profile["kind"].to_pylist()) == {"number", "category"}
     assert night.profile["p50"].null_count == len(night.profile)
-    assert night.exemplars["features"].null_count == len(night.exemplars) == 3 * 3 * 2
+    assert len(night.exemplars) == 3 * 3 * 2
+    bare = [row["rank"] for row in night.exemplars.to_pylist() if row["features"] is None]
+    assert bare == [2] * 3 * 3
 
 
 def test_a_hundred_thousand_clusters_have_a_layout() -> None:
     features = [FeatureColumn(name=f"f{n}", width=1, vector=False) for n in range(30)]
     features += [FeatureColumn(name="v", width=784, vector=True)]
     layout = Layout.of(100_000, features, (), 5)
-    assert len(layout.kept) == 30
-    assert layout.points == 0
-    assert layout.exemplars == 3
-    assert not layout.features
+    assert len(layout.kept) == 5
+    assert (layout.points, layout.exemplars, layout.features) == (0, 3, 0)
     assert len(layout.left_out) == 4
     small = Layout.of(10, features, (), 5)
     assert small.left_out == ()

@@ -1,0 +1,82 @@
+"""Stage explain on a real Ray: a tree of tasks, and what becomes of a run that it fails in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import config_of, published
+
+from pipeline.artifacts import Assignments, Explanation, Manifest, RefinedModel
+from pipeline.engine import Context, Execution, StageReached
+from pipeline.errors import PipelineError
+from pipeline.lake.profiles import read_exemplars
+from pipeline.run import run
+from pipeline.stages.assign import assign
+from pipeline.stages.explain import explain
+from pipeline.stages.pin import pin
+from pipeline.stages.select import select
+from pipeline.storage import Store
+
+pytestmark = pytest.mark.usefixtures("ray_address")
+
+
+def left_by(context: Context, stage: Any) -> Any:
+    marker = context.lake.read_json(context.stage_path(stage.name, "done.json"))
+    return stage.artifact_type.model_validate(marker["artifact"])
+
+
+def test_a_tree_of_tasks_and_a_stage_that_fails(
+    settings: dict[str, Any], context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.lake.slices.MOST_PIECES", 1)  # a slice for each of four shards
+    settings["explain"] = {"columns": ["label", "id"]}
+    config = config_of(settings)
+
+    def fails(*_: Any) -> Explanation:
+        raise PipelineError("no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pipeline.run.explain", replace(explain, run=fails))
+        summary = run(Execution(config, context))
+    assert (summary.rows_out, published(tmp_path / "lake").num_rows) == (600, 600)
+    assert not context.lake.exists(context.stage_path("explain", "done.json"))
+
+    # Alone, it is what was asked for, and fails as anything does.
+    again = Context("test", context.ds, Store(context.lake.url))
+    alone = Execution(config, again, only="explain")
+    with monkeypatch.context() as broken:
+        broken.setattr("pipeline.run.explain", replace(explain, run=fails))
+        with pytest.raises(PipelineError, match="no"):
+            run(alone)
+    with pytest.raises(StageReached):
+        run(Execution(config, again, only="explain"))
+    found: Explanation = left_by(context, explain)
+    assert (found.rows, found.clusters, found.left_out) == (600, 3, ())
+    assert [column.name for column in found.columns] == ["x", "label", "id"]
+    table = context.lake.read_table(found.profile.path)
+    rows = published(tmp_path / "lake")
+    for cluster in range(3):
+        own = table.filter(np.array(table["cluster_id"]) == cluster).to_pylist()
+        (of_id,) = (row for row in own if row["feature"] == "id")
+        ids = rows.filter(np.array(rows["cluster_id"]) == cluster)["id"].to_numpy()
+        assert (of_id["rows"], of_id["min"], of_id["max"]) == (len(ids), ids.min(), ids.max())
+        np.testing.assert_allclose(of_id["mean"], ids.mean())
+
+    manifest: Manifest = left_by(context, pin)
+    model: RefinedModel = left_by(context, select)
+    assigned: Assignments = left_by(context, assign)
+    assert assigned.file_count == 4
+    monkeypatch.setattr("pipeline.stages.explain._TOGETHER", 2)
+    tree = explain.run(config, context, manifest, model, assigned)
+    exemplars = read_exemplars(context.lake, tree)
+    assert exemplars.equals(read_exemplars(context.lake, found))
+    again_table = context.lake.read_table(tree.profile.path)
+    for name in ("cluster_id", "rows", "feature", "kind", "min", "max"):
+        assert again_table[name].equals(table[name])
+    for name in ("mean", "std", "difference"):
+        left, right = (t[name].fill_null(0).to_numpy() for t in (again_table, table))
+        np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-12)
