@@ -260,7 +260,7 @@ def _search(
     from pipeline.tuning.trial import run_trial
 
     config, done = tuning.config, tuning.folder.all()
-    of_each = choices(config)
+    of_each = choices(config, typed=any(c.type for c in tuning.manifest.features))
     searched = {name: values for name, values in of_each.items() if len(values) > 1}
     space = {
         "clusters": optuna.distributions.IntDistribution(*clusters, log=True),

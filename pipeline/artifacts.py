@@ -154,7 +154,7 @@ class Manifest(Artifact):
         Their values are in the column itself, and for a model's categories in its vocabulary; see
         ``pipeline.lake.models.load_vocabulary``.
         """
-        told = ("category", "timestamp", "boolean")
+        told = ("category", "boolean")
         return tuple(column.name for column in self.features if column.type in told)
 
     @property
@@ -613,14 +613,15 @@ class ProfiledColumn(Record):
     Attributes:
         name: The user's.
         kind: "number": a scalar feature, a number, or a point in time in seconds since 1970;
-            "category": text, booleans; "vector": a vector of features.
+            "category": text, booleans; "vector": a vector of features; "code": a feature that raw
+            rows have as a code, and that has a "category" of its own beside it.
         type: Of its values in the source, as Arrow calls it.
         clustered: Whether rows are clustered by it; else it is one of ``explain.columns``.
         width: Of a vector, else 1.
     """
 
     name: str
-    kind: Literal["number", "category", "vector"]
+    kind: Literal["number", "category", "vector", "code"]
     type: str
     clustered: bool
     width: int = 1

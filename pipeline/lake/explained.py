@@ -61,16 +61,18 @@ def explained_columns(
 
 
 def explained_of(config: Config, manifest: Manifest, lake: Store) -> tuple[ProfiledColumn, ...]:
-    """What the config names, as the first shard that has rows has it.
+    """What the config names, and features whose raw rows are codes, as the first shard has them.
 
-    Others may lack a column: it is missing in all their rows. Features are profiled as features.
+    That is the first that has rows. Others may lack a column: it is missing in all their rows.
+    Other features are profiled as raw rows have them.
 
     Raises:
         BadShard: That shard cannot be read.
         InputError: See ``explained_columns``.
     """
     features = {column.name for column in manifest.features}
-    names = [name for name in config.explain.columns if name not in features]
+    told = manifest.described_columns
+    names = [*told, *(name for name in config.explain.columns if name not in features)]
     if not names:
         return ()
     shards = lake.read_table(manifest.shards.path, ["url", "name", "version", "rows"])
@@ -90,7 +92,11 @@ def explained_of(config: Config, manifest: Manifest, lake: Store) -> tuple[Profi
     except (OSError, pa.ArrowException) as error:
         raise diagnosed(shard, error, schema_in) from None
     schema = with_hive_columns(schema, shard.url, hive_types_of(shards["url"].to_pylist()))
-    return explained_columns(names, schema, shard.name)
+    of_features = {"kind": "category", "clustered": True}  # numbers too, where they are categories
+    return tuple(
+        column.model_copy(update=of_features) if column.name in told else column
+        for column in explained_columns(names, schema, shard.name)
+    )
 
 
 def as_numbers(column: pa.ChunkedArray | None, rows: int) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -122,16 +122,7 @@ class Layout:
             exemplars: That are wanted.
             dtype: Of a raw row in memory.
         """
-        columns = [
-            ProfiledColumn(
-                name=column.name,
-                kind="vector" if column.vector else "number",
-                type=dtype,
-                clustered=True,
-                width=column.width,
-            )
-            for column in features
-        ]
+        columns = [_of_feature(column, dtype) for column in features]
         columns += explained
         room, left_out = _MOST_CELLS // max(1, clusters), []
         kept = [n for n, column in enumerate(columns) if column.kind == "category"]
@@ -141,7 +132,8 @@ class Layout:
             if columns[place].width <= room:
                 kept.append(place)
                 room -= columns[place].width
-        if lost := [columns[n].name for n in range(len(columns)) if n not in kept]:
+        told = {columns[n].name for n in kept}
+        if lost := [column.name for column in columns if column.name not in told]:
             named = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
             left_out.append(f"profiles of {named}: too wide for {clusters:,} clusters")
         scalars = sum(n in kept for n in numbers)
@@ -200,9 +192,9 @@ class Layout:
 
     def features_kept(self) -> slice | NDArray[np.int64]:
         """Which values of a raw row have moments."""
-        clustered = [column for column in self.columns if column.clustered]
+        clustered = [c for c in self.columns if c.clustered and c.kind != "category"]
         starts = np.cumsum([0, *(column.width for column in clustered)])
-        kept = [n for n in self.kept if self.columns[n].clustered]
+        kept = [n for n in self.kept if self.columns[n] in clustered]
         if len(kept) == len(clustered):
             return slice(None)
         places = [np.arange(starts[n], starts[n + 1]) for n in kept]
@@ -219,6 +211,20 @@ class Layout:
         columns = tuple(ProfiledColumn.model_validate(c) for c in content["columns"])
         lists = {name: tuple(content[name]) for name in ("kept", "left_out")}
         return cls(**content | lists | {"columns": columns})
+
+
+def _of_feature(column: FeatureColumn, dtype: str) -> ProfiledColumn:
+    """A feature as raw rows have it; what they have as a code is profiled by its own values."""
+    kind: Literal["number", "vector", "code"] = "vector" if column.vector else "number"
+    if column.type in ("category", "boolean"):
+        kind = "code"
+    return ProfiledColumn(
+        name=column.name,
+        kind=kind,
+        type="timestamp[s]" if column.type == "timestamp" else dtype,
+        clustered=True,
+        width=column.width,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pipeline.clustering.kmeans import kmeans
 from pipeline.config import Config
 from pipeline.model.augmentation import augmentation_of
 from pipeline.model.autoencoder import Autoencoder
+from pipeline.model.channels import TypedScaler
 from pipeline.model.devices import embeddings
 from pipeline.model.pretraining import Pretraining
 from pipeline.model.refinement import ClusterModel, Refinement, embedding_factor
@@ -70,6 +71,7 @@ def fit(
     x_NF: NDArray[np.generic],
     widths: Sequence[int],
     device: torch.device | None = None,
+    typed: TypedScaler | None = None,
 ) -> Fit:
     """Scaler, autoencoder, k-means, DEC: what the stages of a run do, on these rows alone.
 
@@ -78,17 +80,23 @@ def fit(
         x_NF: Raw rows, shape (rows, features).
         widths: Features that each column holds.
         device: Where it computes; None: on the processor.
+        typed: Of typed columns, whose vocabulary is that of the whole sample.
 
     Raises:
         NumericalError: A training diverged, or ended without a partition.
     """
-    scaler = Scaler.fit(config.source.scaling, Moments.of(x_NF), widths)
+    scaler = typed or Scaler.fit(config.source.scaling, Moments.of(x_NF), widths)
     x = torch.from_numpy(np.array(x_NF))  # a copy: Arrow's memory is read-only
     rows = RowsInMemory(x, config.seed)
     augmentation = augmentation_of(config.augment, config.source.image_shape)
     model = config.model
     autoencoder = Autoencoder(
-        rows.features, model.hidden, model.embedding, config.seed, precision=model.precision
+        scaler.width,
+        model.hidden,
+        model.embedding,
+        config.seed,
+        precision=model.precision,
+        categories=scaler.categories,
     ).to(device)
     pretraining = Pretraining(
         autoencoder, scaler, config.pretrain, config.seed, augmentation=augmentation

@@ -26,6 +26,7 @@ from pipeline.clustering.quality import (
     stratified_rows,
 )
 from pipeline.config import Config
+from pipeline.model.channels import TypedScaler
 from pipeline.model.generalisation import generalisation
 from pipeline.model.scaling import Moments, Scaler
 from pipeline.tuning.fitting import Fit, fit
@@ -75,6 +76,7 @@ class Judged:
         near_QM: Nearest neighbours there; see ``nearest_neighbours``.
         order_N: The rows in random order: the first half is the first fit's, the rest the other's.
         classes_N: True classes, for scoring alone; None where nobody knows them.
+        typed: Makes the network's input of typed columns; None where there are none.
     """
 
     x_NF: NDArray[np.generic]
@@ -83,6 +85,7 @@ class Judged:
     near_QM: NDArray[np.int64]
     order_N: NDArray[np.int64]
     classes_N: NDArray[np.int64] | None = None
+    typed: TypedScaler | None = None
 
     @classmethod
     def of(
@@ -114,6 +117,7 @@ class Judged:
             near_QM=nearest_neighbours(space_NF, _ASKED_ROWS, _NEIGHBOURS),
             order_N=order_N,
             classes_N=classes_N,
+            typed=scaling if isinstance(scaling, TypedScaler) else None,
         )
 
     @property
@@ -131,7 +135,13 @@ def measure(config: Config, rows: Judged, device: torch.device | None = None) ->
     """
     seeds = (config.seed, (config.seed + 1) % 2**32)
     fits = [
-        fit(config.model_copy(update={"seed": seed}), rows.x_NF[half], rows.widths, device)
+        fit(
+            config.model_copy(update={"seed": seed}),
+            rows.x_NF[half],
+            rows.widths,
+            device,
+            rows.typed,
+        )
         for seed, half in zip(seeds, rows.halves, strict=True)
     ]
     return judge(config, rows, fits)

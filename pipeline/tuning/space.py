@@ -119,10 +119,14 @@ def parsed_range(text: str) -> tuple[int, int]:
     return low, high
 
 
-def choices(config: Config) -> dict[str, list[Any]]:
+def choices(config: Config, *, typed: bool = False) -> dict[str, list[Any]]:
     """What may be tried of each setting but the number of clusters, ascending; the config's first.
 
     Settings with one value that is left are not searched.
+
+    Args:
+        config: Of the run.
+        typed: Whether columns have types, each of which has a scaling of its own.
     """
     model, passes = config.model, config.refine.passes
     by_hidden = {
@@ -131,7 +135,7 @@ def choices(config: Config) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {
         "embedding": sorted({max(2, round(model.embedding * share)) for share in _EMBEDDINGS}),
         "width": sorted(by_hidden.values()),
-        "scaling": list(dict.fromkeys([config.source.scaling, *_SCALINGS])),
+        "scaling": list(dict.fromkeys([config.source.scaling, *(() if typed else _SCALINGS)])),
         "refine_passes": sorted({max(1, round(passes * share)) for share in _LENGTHS})
         if passes
         else [0],
