@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import SMALL, config_of, published, write_shards
 
 from jobs.inspection import make_plan
-from pipeline.artifacts import ClusteringModel, Sample
+from pipeline.artifacts import ClusteringModel, Explanation, Sample
 from pipeline.config import Config
 from pipeline.engine import Context, Execution, Marker
 from pipeline.lake.assigning import assignments_of
@@ -24,6 +25,9 @@ from pipeline.run import nightly, run
 from pipeline.stages.pin import pin
 from pipeline.stages.sample import sample
 from pipeline.storage import Store
+from pipeline.tuning.measures import measure
+from pipeline.tuning.trial import Tuning, rows_of
+from pipeline.tuning.trials import TrialFolder
 from tests.benchmarks.mixed import by_prototypes, classes_of, light, penguins, scores_of
 
 pytestmark = pytest.mark.usefixtures("ray_address")
@@ -68,6 +72,22 @@ def test_penguins_of_four_kinds_of_columns(tmp_path: Path) -> None:
     assert measured is not None
     assert measured.rows_per_second.keys() >= {"read", "pretrain", "refine", "assign"}
 
+    # Profiles speak in the values of the columns.
+    assigned = published(tmp_path / "lake", "2026-01-01").select(["id", "cluster_id"])
+    islands = assigned.join(rows.select(["id", "island"]), "id").to_pylist()
+    profile = pq.read_table(tmp_path / "lake/cluster_profile/ds=2026-01-01/profile.parquet")
+    told = [row for row in profile.to_pylist() if row["feature"] == "island"]
+    assert {row["kind"] for row in told} == {"category"}
+    assert {row["value"] for row in told} == {"Biscoe", "Dream", "Torgersen"}
+    for row in told:
+        mine = [r["island"] for r in islands if r["cluster_id"] == row["cluster_id"]]
+        assert row["rows"] == len(mine)
+        assert row["mean"] == pytest.approx(mine.count(row["value"]) / len(mine))
+    explanation = left_by(context.lake, "2026-01-01", "explain", Explanation)
+    kinds = {c.name: (c.kind, c.clustered) for c in explanation.columns}
+    assert kinds["island"] == kinds["sex"] == ("category", True)
+    assert explanation.left_out == ()
+
     # What was stored is all that it takes to label the same rows again.
     manifest = Execution(config, context).complete(pin)
     drawn = Execution(config, context).complete(sample, manifest)
@@ -78,6 +98,14 @@ def test_penguins_of_four_kinds_of_columns(tmp_path: Path) -> None:
     assert model == summary.model_id
     assert "`island` (category)" in (tmp_path / f"lake/models/{model}/model_card.md").read_text()
     assert not {path.suffix for path in (tmp_path / "lake/models").rglob("*.*")} & {".pt", ".pkl"}
+
+    # `dec tune` fits them too, each column by its type.
+    tuned = rows_of(
+        Tuning(config, TrialFolder(context.lake, "t"), manifest, drawn, threads=1, gpus=0)
+    )
+    assert isinstance(tuned.typed, TypedScaler)
+    assert tuned.space_NF.shape[1] == tuned.typed.width > manifest.width
+    assert measure(config, tuned).nmi > 0.6
 
 
 def colors(rows: int, words: list[str], *, seed: int, day: str) -> pa.Table:
