@@ -51,7 +51,7 @@ def test_penguins_of_four_kinds_of_columns(tmp_path: Path) -> None:
             "output": str(tmp_path / "lake"),
             "clusters": 3,
             "evaluate": {"label": "label"},
-            "model": {"hidden": [64, 32], "embedding": 5, "precision": "float32"},
+            "model": {"precision": "float32"},
             "centroids": {"restarts": 5},
             "execution": {"workers": 1},
         }
