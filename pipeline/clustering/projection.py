@@ -50,6 +50,8 @@ def project(z_ND: NDArray[np.floating], seed: int) -> Projection:
     z_ND = np.asarray(z_ND, np.float32)
     if len(z_ND) < 5:
         raise ValueError(f"z_ND has {len(z_ND)} rows; a map needs at least 5")
+    if not np.ptp(z_ND, axis=0).any():  # all rows are the same: one place
+        return Projection(np.zeros((len(z_ND), 2), np.float32), 1.0, 0.0)
     start = z_ND
     if z_ND.shape[1] > _WIDTH:
         width = min(_WIDTH, len(z_ND) - 1)

@@ -249,9 +249,11 @@ def candidates(comparison: Comparison | None) -> list[dict[str, Any]]:
 
 def curves(run: RunFiles) -> dict[str, Any]:
     """Losses and label change; empty where the run fitted nothing."""
-    found: dict[str, Any] = {}
-    if autoencoder := run.autoencoder:
-        found["pretrain"] = list(autoencoder.losses)
+    autoencoder = run.autoencoder
+    found: dict[str, Any] = {
+        "pretrain": list(autoencoder.losses) if autoencoder else [],
+        "updates": [],
+    }
     if (refined := run.refined) and refined.updates:
         found["updates"] = [
             {
@@ -264,7 +266,7 @@ def curves(run: RunFiles) -> dict[str, Any]:
         ]
         found["stopped_by"] = refined.stopped_by
         found["tol"] = run.config.refine.tol if run.config else None
-    return found
+    return found if found["pretrain"] or found["updates"] else {}
 
 
 def rules(verdict: Verdict | None) -> list[dict[str, str]]:

@@ -37,7 +37,7 @@ from pipeline.config import Config
 from pipeline.engine import Marker
 from pipeline.errors import InputError, PipelineError
 from pipeline.lake.receipts import Rewritten, read_receipts, replacements
-from pipeline.storage import Store
+from pipeline.storage import Store, sha256
 
 log = logging.getLogger(__name__)
 
@@ -223,8 +223,12 @@ class RunFiles:
         """The map as ``dec forget`` left it; None where it has to be made."""
         path = f"{self.path}/stages/report/map.parquet"
         file = self.stored("report", "map") or StoredFile(path=path, sha256="", bytes=0)
-        file = self.as_left(file)
-        return file if self.lake.exists(file.path) else None
+        path = self.as_left(file).path
+        try:
+            content = self.lake.read_bytes(path)
+        except FileNotFoundError:
+            return None
+        return StoredFile(path=path, sha256=sha256(content), bytes=len(content))
 
     def stored(self, stage: str, name: str) -> StoredFile | None:
         """A file that a stage's artifact names; None where it names none."""
