@@ -100,7 +100,7 @@ def test_a_refit_may_come_to_another_number(ray_address: str, tmp_path: Path) ->
     first = night(1)
     assert (first["action"], first["born"], len(first["cluster_ids"])) == ("refit", 3, 3)
 
-    # A fourth group, as far from the others as they are. The champion labels it, with the clusters that it has.
+    # A fourth group, as far off as the others. The champion labels it, with the clusters it has.
     random = np.random.default_rng(5)
     x = random.normal(size=(200, 8)) + np.array([5, -5] * 4)
     new = pa.table(
