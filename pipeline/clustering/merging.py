@@ -211,9 +211,10 @@ def merge_tree(
 
     def relative(cluster: int) -> NDArray[np.float64]:
         within_C = np.diag(pairs_CC)
-        row_C = connectivity_of(within_C[cluster], 2 * pairs_CC[cluster], within_C)
-        inner = rows_C[cluster] * halves_C[cluster] + rows_C * halves_C
-        row_C = row_C * (rows_C[cluster] + rows_C) / np.maximum(inner, 1e-12)
+        crossed_C = connectivity_of(within_C[cluster], 2 * pairs_CC[cluster], within_C)
+        inner_C = rows_C[cluster] * halves_C[cluster] + rows_C * halves_C
+        row_C: NDArray[np.float64] = crossed_C * (rows_C[cluster] + rows_C)
+        row_C /= np.maximum(inner_C, 1e-12)
         row_C[~alive_C] = row_C[cluster] = -1.0
         found: NDArray[np.float64] = row_C
         return found
