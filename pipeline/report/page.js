@@ -163,7 +163,7 @@
         data: map.clusters.map((_, c) => c).filter((c) => (chosen === "" ? c < most : Number(chosen) === c) && bySeries[c].length).map((c) => ({
           value: middle(bySeries[c]),
           label: {
-            show: true, formatter: () => short(narrow() ? map.clusters[c].id : map.clusters[c].title.replace(/^Cluster /, ""), 22),
+            show: true, formatter: () => String(map.clusters[c].id), // a name would hide the rows below
             color: token("ink"), fontSize: 12, fontWeight: 600, position: "inside",
             backgroundColor: token("surface"), padding: [2, 5], borderRadius: 4, borderColor: color(c), borderWidth: 1.5, opacity: 0.95,
           },

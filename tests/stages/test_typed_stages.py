@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from benchmarks.mixed import by_prototypes, classes_of, light, penguins, scores_of
 from conftest import SMALL, config_of, published, write_shards
 
 from jobs.inspection import make_plan
@@ -28,7 +29,6 @@ from pipeline.storage import Store
 from pipeline.tuning.measures import measure
 from pipeline.tuning.trial import Tuning, rows_of
 from pipeline.tuning.trials import TrialFolder
-from tests.benchmarks.mixed import by_prototypes, classes_of, light, penguins, scores_of
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
