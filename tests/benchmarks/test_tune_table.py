@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tune import Result, Tried, by_rule, order, render
+from .tune import Result, Tried, by_rule, order, render
 
 
 def tried(clusters: int, score: float | None, nmi: float, stability: float = 0.5) -> Tried:

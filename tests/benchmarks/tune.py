@@ -26,7 +26,7 @@ import yaml
 from pydantic import BaseModel
 from scipy.stats import spearmanr
 
-from tests.benchmarks.quality import ROOT, machine
+from .quality import ROOT, machine
 
 HERE = Path(__file__).parent
 CLASSES = 10  # of every table here
