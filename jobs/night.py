@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 import pipeline
 from jobs import failure, tracking
@@ -307,7 +308,7 @@ class _Attempt:
         published = self.lake.exists(self.context.stage_path("publish", "done.json"))
         # Killed right after its commit, it is published as well.
         published = published or published_by(self.lake, self.run_id) is not None
-        different = sorted(_differences(settings, self.config.model_dump(mode="json")))
+        different = sorted(_differences(_as_now(settings), self.config.model_dump(mode="json")))
         if published and different:
             raise ConfigError(
                 f"run {self.run_id} is published with other settings ({', '.join(different)}); "
@@ -437,11 +438,20 @@ def default_run_id(
     return f"{ds}-night-{identity}" if nightly else f"{ds}-{identity}"
 
 
+def _as_now(settings: Any) -> Any:
+    """Settings of a run, with the defaults of those that came after it; as they are where wrong."""
+    try:
+        return Config.model_validate(settings).model_dump(mode="json")
+    except (ValidationError, PipelineError):
+        return settings
+
+
 def _differences(before: Any, now: Any, path: str = "") -> Sequence[str]:
     """Result-changing settings whose values differ."""
     where = ("execution.", "lake", "retention", "storage", "prices", "track")
     of_nights = ("schedule", "matching", "gate", "assign")
-    neutral = path == "output" or path.startswith((*where, *of_nights))
+    told = tuple(f"explain.{n}" for n in ("tree_depth", "namer", "endpoint", "model", "timeout_s"))
+    neutral = path == "output" or path.startswith((*where, *of_nights, *told))
     if neutral and path != _SLICE_SIZE:
         return []
     if isinstance(before, dict) and isinstance(now, dict):

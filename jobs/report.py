@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jobs.night import checked_run_id
 from jobs.session import configured
+from pipeline.lake.receipts import read_receipts
 from pipeline.report.making import make
 from pipeline.storage import Store
 
@@ -20,7 +21,9 @@ def make_report(
     """Write ``report/index.html`` of a run, and say where it is."""
     lake = Store(configured(config_path, overrides).output)
     checked_run_id(run_id)
-    report = make(lake, run_id)
+    known = None
+    while known != (known := len(read_receipts(lake))):  # what was forgotten meanwhile goes too
+        report = make(lake, run_id)
     url = lake.locate(report.page.path)
     if as_json:
         print(json.dumps(report.model_dump(mode="json") | {"url": url}, indent=2))

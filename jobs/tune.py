@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from pipeline.artifacts import Manifest, Sample, fingerprint_of
 from pipeline.config import Config
 from pipeline.engine import Context, Execution
 from pipeline.errors import ConfigError, Interrupted, NumericalError, TransientError
+from pipeline.lake import lease
 from pipeline.storage import Store, check_writable, why
 
 
@@ -103,12 +105,11 @@ class _Tuner:
         self.id = checked_run_id(wish.run_id) or f"tune-{self._fingerprint[:8]}"
         self.lake = Store(config.output)
         self.folder = TrialFolder(self.lake, self.id)
-        self._context = Context(self.id, checked_ds(wish.ds), self.lake, start_ray=self._start_ray)
+        # Of no date: the ds is the tuning, and so is the lease that keeps others off.
+        self._context = Context(self.id, self.id, self.lake, start_ray=self._start_ray)
 
     def outcome(self) -> Outcome:
-        """Do what is left, and choose."""
-        from pipeline.tuning.rule import recommend
-
+        """Do what is left, and choose; nobody else does the same meanwhile."""
         try:
             check_writable(self.config.output)
         except OSError as error:
@@ -118,6 +119,22 @@ class _Tuner:
             ) from None
         logs.begin(self.id, pipeline="tune")
         self._check_same()
+        held = lease.take(
+            self.lake,
+            self.id,
+            f"tuning {self.id}",
+            seconds=self.config.execution.lease_seconds,
+            on_wait=self._say,
+            on_lost=lambda _: os.kill(os.getpid(), signal.SIGINT),
+        )
+        try:
+            return self._tuned()
+        finally:
+            held.release()
+
+    def _tuned(self) -> Outcome:
+        from pipeline.tuning.rule import recommend
+
         manifest, sample = self._sampled()
         fewest, most = self._range(sample.rows)
         self._begin(sample, fewest, most)
@@ -191,8 +208,10 @@ class _Tuner:
         from pipeline.stages.pin import pin
         from pipeline.stages.sample import sample
 
-        identity = {"run_id": self.id, "ds": self._context.ds, "version": pipeline.__version__}
-        self.lake.create_json(f"{self._context.run_path}/run.json", identity)
+        identity = {"run_id": self.id, "ds": self.id, "version": pipeline.__version__}
+        path = f"{self._context.run_path}/run.json"
+        if not self.lake.create_json(path, identity) and self.lake.read_json(path)["ds"] != self.id:
+            raise ConfigError(f"--run-id {self.id} is a run, not a tuning; use another --run-id")
         night = Execution(self.config, self._context)
         manifest = night.complete(pin)
         return manifest, night.complete(sample, manifest)

@@ -440,7 +440,8 @@ class Explain(Section):
     columns: list[str] = Field(
         default=[],
         description="Columns that rows are not clustered by, and that clusters are told apart by "
-        "all the same: numbers, booleans, categories, dates and timestamps.",
+        "all the same: numbers, booleans, categories, dates and timestamps. Their frequent values "
+        "are in the profile: name none that tells who somebody is.",
     )
     exemplars: int = Field(
         default=5,
@@ -763,6 +764,15 @@ class Config(Section):
             raise ValueError(
                 f"evaluate.label={self.evaluate.label!r} is in source.features too; ground truth "
                 "is for scoring only. Take it out of one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_are_not_explained(self) -> Config:
+        if both := sorted(set(self.explain.columns) & set(self.source.keys)):
+            raise ValueError(
+                f"explain.columns names {', '.join(both)}, which source.keys does too; a profile "
+                "would hold keys, and dec forget would not find them. Take it out of one of them"
             )
         return self
 

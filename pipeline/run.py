@@ -76,9 +76,9 @@ def run(night: Execution) -> Summary:
     assignments = night.complete(assign, manifest, fit.model)  # every row, once
     snapshot = night.complete(publish, fit.model, assignments)  # visible to readers, all at once
     about = after_publish(night, explain, manifest, fit.model, assignments)  # what clusters are
-    after_publish(night, describe, manifest, fit.trained[1], fit.model, assignments, about)
+    told = after_publish(night, describe, manifest, fit.trained[1], fit.model, assignments, about)
     result = night.complete(summary, *fit.trained, fit.comparison, fit.model, assignments, snapshot)
-    after_publish(night, report, result)  # a page for people
+    after_publish(night, report, result, about, told)  # a page for people
     return result
 
 
@@ -153,7 +153,7 @@ def nightly(night: Execution) -> NightSummary:
     snapshot = night.complete(publish, champion.model, assignments, serving)
     about = after_publish(night, explain, manifest, champion.model, assignments)
     of_model = (manifest, champion.reference.sample, champion.model)
-    after_publish(night, describe, *of_model, assignments, about, champion)
+    told = after_publish(night, describe, *of_model, assignments, about, champion)
     result = night.complete(
         night_summary,
         manifest,
@@ -165,7 +165,7 @@ def nightly(night: Execution) -> NightSummary:
         challenge.identity,
         challenge.verdict,
     )
-    after_publish(night, report, result)
+    after_publish(night, report, result, about, told)
     return result
 
 

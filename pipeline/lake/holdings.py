@@ -311,7 +311,7 @@ class Census:
         """What a part is known by, without the rows; what was summed up of them stays."""
         try:
             profile = read_profile(self._lake, profile_path(old))
-        except (OSError, pa.ArrowException, KeyError, ValueError):
+        except (FileNotFoundError, pa.ArrowException, KeyError, ValueError):
             return  # of an older version, or damaged: there are no keys in it that anybody reads
         kept_B = pa.array(~self._among_exemplars(profile.exemplars))
         profile = replace(profile, exemplars=profile.exemplars.filter(kept_B))

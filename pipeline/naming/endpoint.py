@@ -12,6 +12,7 @@ import logging
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 KEY = "DEC_NAMER_API_KEY"
 _CLUSTERS_A_REQUEST = 25  # an answer of a few hundred words, which small models still keep in order
 _MOST_REQUESTS = 20  # 500 clusters; the others, which are smaller, are named by their features
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _MOST_ANSWER_BYTES = 2**20
 _MOST_TRAITS = 6
 
@@ -104,6 +106,9 @@ class Endpoint:
         }
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key := os.environ.get(KEY):
+            address = urllib.parse.urlsplit(self.url)
+            if address.scheme == "http" and address.hostname not in _THIS_MACHINE:
+                raise NoAnswer(f"{self.url} is not https: a key ({KEY}) is not sent in the clear")
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(  # the config allows http:// and https:// alone
             f"{self.url.rstrip('/')}/chat/completions",

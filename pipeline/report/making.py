@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from pipeline.artifacts import Report, StoredFile
-from pipeline.errors import InputError
 from pipeline.lake.maps import map_bytes
 from pipeline.report.page import render
 from pipeline.report.reading import RunFiles
@@ -56,7 +55,7 @@ def _new_map(run: RunFiles, seed: int) -> StoredFile | None:
             labelling.ids,
             seed,
         )
-    except (OSError, InputError, KeyError, ValueError) as error:
+    except Exception as error:  # a page without a map is better than none
         log.warning("run %s: no map of the sample: %s", run.run_id, error, exc_info=True)
         return None
     if content is None:

@@ -24,7 +24,7 @@ from pipeline.clustering.surrogate import imitate
 from pipeline.config import Config, Explain
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
-from pipeline.errors import Interrupted, LeaseHeld, PipelineError
+from pipeline.errors import Interrupted, LeaseHeld, OutOfMemory, PipelineError, TransientError
 from pipeline.lake.clusters import name_clusters
 from pipeline.lake.surrogates import as_asked, labelled_sample, measured_table, rules_table
 from pipeline.lake.traits import rows_of, strongest, traits_of
@@ -131,6 +131,8 @@ def _rules(
     except _NOT_OURS:
         raise
     except Exception as error:  # the rows are published: that nobody explains them is no failure
+        if isinstance(error, TransientError) and not isinstance(error, OutOfMemory):
+            raise  # another attempt of the run has rules
         log.warning("no rules: %s", why(error))
         return None, why(error)
     return found, "" if found else "the sample has too few rows"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.artifacts import NightSummary, Report, Summary
+from pipeline.artifacts import Description, Explanation, NightSummary, Report, Summary
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.report.making import make
@@ -15,10 +15,17 @@ def _settings(_: Config) -> Any:
 
 
 @stage("report", version=1, settings=_settings, distributed=False)
-def report(config: Config, context: Context, summary: Summary | NightSummary) -> Report:
+def report(
+    config: Config,
+    context: Context,
+    summary: Summary | NightSummary,
+    explanation: Explanation | None,
+    description: Description | None,
+) -> Report:
     """Lay out the map, and write ``report/index.html``; ``dec report`` does the same later.
 
     Everything on the page is read from the run's folder, so that a page can be made again from
-    there alone; the summary says that it is complete.
+    there alone; the summary says that it is complete. One that was made without an explanation is
+    made again once there is one.
     """
     return make(context.lake, context.run_id)
