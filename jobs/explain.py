@@ -193,11 +193,7 @@ def _show_one(found: Explained, cluster: int, console: Console, as_json: bool) -
 
 
 def _profile(found: Explained, rows: Sequence[Mapping[str, Any]]) -> Table:
-    times = {
-        column.name
-        for column in found.explanation.columns
-        if column.kind == "number" and column.type.startswith(("timestamp", "date"))
-    }
+    times = times_of(found)
     table = Table(box=box.SIMPLE)
     table.add_column("feature")
     table.add_column("differs by", justify="right", no_wrap=True)
@@ -213,6 +209,15 @@ def _profile(found: Explained, rows: Sequence[Mapping[str, Any]]) -> Table:
         missing = f"{row['null_share']:.1%}" if row["null_share"] else ""
         table.add_row(Text(label), f"{row['difference']:+.2f}", cells[0], spread, span, missing)
     return table
+
+
+def times_of(found: Explained) -> set[str]:
+    """Columns of points in time."""
+    return {
+        column.name
+        for column in found.explanation.columns
+        if column.kind == "number" and column.type.startswith(("timestamp", "date"))
+    }
 
 
 def _figure(row: Mapping[str, Any], name: str, times: set[str]) -> str:
@@ -288,7 +293,7 @@ def _show_two(found: Explained, one: int, other: int, console: Console, as_json:
         return
     names = (f"cluster {found.named(one)}", f"cluster {found.named(other)}")
     console.print(f"{names[0]}, against {names[1]}", markup=False)
-    console.print(_contrast(apart, one, other))
+    console.print(_contrast(apart, one, other, times_of(found)))
     if len(apart) > _LISTED_FEATURES:
         console.print(f"{_LISTED_FEATURES} of {len(apart):,} features; --json has all")
     if tree is None:
@@ -337,7 +342,7 @@ def _tree_json(tree: Surrogate, asked: Sequence[Asked]) -> dict[str, Any]:
     return {name: getattr(tree, name) for name in figures} | {"rules": rules}
 
 
-def _contrast(apart: Sequence[Apart], one: int, other: int) -> Table:
+def _contrast(apart: Sequence[Apart], one: int, other: int, times: set[str]) -> Table:
     table = Table(box=box.SIMPLE)
     table.add_column("feature")
     table.add_column(f"mean in {one}", justify="right", no_wrap=True)
@@ -347,6 +352,8 @@ def _contrast(apart: Sequence[Apart], one: int, other: int) -> Table:
         distance = "always" if feature.difference is None else f"{feature.difference:+.2f}"
         means = (feature.mean, feature.other_mean)
         shown = [f"{mean:.1%}" if feature.value is not None else f"{mean:.4g}" for mean in means]
+        if feature.feature in times:
+            shown = [point_in_time(mean) for mean in means]
         table.add_row(Text(_label(feature.feature, feature.value)), *shown, distance)
     return table
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.explain import key_text
+from jobs.explain import key_text, times_of
 from jobs.night import checked_run_id
 from jobs.session import configured
 from pipeline.errors import ConfigError, InputError
@@ -148,13 +148,15 @@ def _evidence(run: Explained, one: _Located) -> Table:
         table.add_column(f"mean in {cluster}", justify="right", no_wrap=True)
         table.add_column("std away", justify="right", no_wrap=True)
     table.add_column("speaks for", justify="right", no_wrap=True)
+    times = times_of(run)
     for feature in one.evidence[:_LISTED_FEATURES]:
+        shown = point_in_time if feature.feature in times else "{:.4g}".format
         table.add_row(
             Text(feature.feature),
-            f"{feature.value:.4g}",
-            f"{feature.mean:.4g}",
+            shown(feature.value),
+            shown(feature.mean),
             f"{feature.away:.1f}",
-            f"{feature.other_mean:.4g}",
+            shown(feature.other_mean),
             f"{feature.other_away:.1f}",
             str(mine if feature.weight >= 0 else other),
         )

@@ -61,8 +61,8 @@ def tune_config(
     """
     keep_to_this_machine()  # before anything imports Ray
     # Light work first: what is wrong with config, input or range shows before anything starts.
-    config = of_ds(configured(config_path, overrides), checked_ds(wish.ds))
-    tuner = _Tuner(config, wish)
+    given = configured(config_path, overrides)
+    tuner = _Tuner(given, of_ds(given, checked_ds(wish.ds)), wish)
     listen()
     with own_screen(wanted_format()) as screen:
         tuner.screen = screen
@@ -86,7 +86,7 @@ class _Tuner:
         screen: Where it tells how it goes on.
     """
 
-    def __init__(self, config: Config, wish: Wish) -> None:
+    def __init__(self, given: Config, config: Config, wish: Wish) -> None:
         from pipeline.lake.pinning import list_shards
         from pipeline.tuning.space import cluster_range, parsed_range
         from pipeline.tuning.trials import TrialFolder
@@ -98,7 +98,8 @@ class _Tuner:
         self._range: Callable[[int], tuple[int, int]] = lambda n: cluster_range(wish.clusters, n)
         fewest, most = self._range(rows)
         self.config = _sampled(config, rows)
-        self._given, self._wish, self.screen = config, wish, Screen()
+        # What is recommended is for every date, as what was given is.
+        self._given, self._wish, self.screen = given, wish, Screen()
         files = [[file.url, file.bytes, file.version] for file in list_shards(config)]
         identity = [_searched(self.config), files, rows, fewest, most, pipeline.__version__]
         self._fingerprint = fingerprint_of(identity)

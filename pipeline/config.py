@@ -173,6 +173,11 @@ class Source(Section):
                 f"names {', '.join(taken)}, which the assignments table defines itself; "
                 "rename that column in the input or use another key"
             )
+        if ours := sorted(name for name in names if name.startswith("dec_")):
+            raise ValueError(
+                f"names {', '.join(ours)}; names that begin with dec_ are for columns of our own. "
+                "Rename that column in the input or use another key"
+            )
         return names
 
     @field_validator("image_shape")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from pipeline.errors import InputError
 from pipeline.lake.bad_shards import ShardVersion, diagnosed
 from pipeline.lake.hive import hive_types_of, with_hive_columns
 from pipeline.storage import Store, open_input
+
+log = logging.getLogger(__name__)
 
 _UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _DAY_S = 86_400
@@ -102,11 +105,19 @@ def explained_of(config: Config, manifest: Manifest, lake: Store) -> tuple[Profi
 def as_numbers(column: pa.ChunkedArray | None, rows: int) -> NDArray[np.float64]:
     """A column as numbers, points in time in seconds since 1970; NaN where it has none.
 
-    Raises:
-        pyarrow.ArrowException: It is of another kind than that of the first shard.
+    Also where it is of another kind than in the first shard: that ends no run, for nothing is
+    clustered by it.
     """
     if column is None:
         return np.full(rows, np.nan)
+    try:
+        return _as_numbers(column)
+    except pa.ArrowException as error:
+        log.warning("a column of explain.columns is not of one kind in all shards: %s", error)
+        return np.full(rows, np.nan)
+
+
+def _as_numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
@@ -124,16 +135,16 @@ def as_numbers(column: pa.ChunkedArray | None, rows: int) -> NDArray[np.float64]
 
 
 def as_texts(column: pa.ChunkedArray | None, rows: int) -> pa.Array:
-    """A column as texts; null where it has none.
-
-    Raises:
-        pyarrow.ArrowException: It is of another kind than that of the first shard.
-    """
+    """A column as texts; null where it has none, or is of a kind that has no texts."""
     if column is None:
         return pa.nulls(rows, pa.string())
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return column.cast(pa.string()).combine_chunks()
+    try:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return column.cast(pa.string()).combine_chunks()
+    except pa.ArrowException as error:
+        log.warning("a column of explain.columns is not of one kind in all shards: %s", error)
+        return pa.nulls(rows, pa.string())
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -335,6 +335,8 @@ def evidence(
             mine = words[label].get(float(x_F[names[label]]))
             label = f"{label} = {row['value']}"
             values[label] = float(mine == row["value"])
+        elif row["kind"] == "category" and row["value"] != "true":
+            continue  # of booleans, whose raw rows are 1 where they are true
         rows.setdefault(label, {})[row["cluster_id"]] = dict(row)
     told = []
     for label, by_cluster in rows.items():

@@ -56,7 +56,8 @@ class SliceProfile:
         self._features = layout.features_kept()
         width = max(1, layout.starts[-1])
         wanted = max(_FEWEST_ROWS, _ROWS_PER_CLUSTER * clusters)
-        self._together = max(1, min(wanted, _MOST_VALUES // width))
+        raw = sum(c.width for c in layout.columns if c.clustered and c.kind != "category")
+        self._together = max(1, min(wanted, _MOST_VALUES // max(width, raw)))
         scalars = max(1, len(layout.scalars))
         self._every = max(1, math.ceil(rows * scalars / max(_POINT_VALUES, rows)))
         self._next = 0  # of the rows to come, the first whose values make points

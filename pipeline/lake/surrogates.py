@@ -115,8 +115,10 @@ def vocabulary(lake: Store, scaler: StoredFile) -> dict[str, dict[float, str]]:
         return {}  # all columns are plain numbers
     found: dict[str, dict[float, str]] = {}
     for row in table.select(["column", "kind", "label", "code"]).to_pylist():
-        if row["kind"] == "category" and math.isfinite(row["code"]):
-            found.setdefault(row["column"], {})[row["code"]] = row["label"]
+        if row["kind"] == "category":
+            values = found.setdefault(row["column"], {})
+            if math.isfinite(row["code"]):
+                values[row["code"]] = row["label"]
     return found
 
 

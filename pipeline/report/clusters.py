@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import NightSummary, StoredFile
+from pipeline.clustering.surrogate import point_in_time
 from pipeline.lake.registry import latest_entry
 from pipeline.report.explained import Explained, explained
 from pipeline.report.pictures import data_uri, drawable, pixels
 from pipeline.report.reading import RunFiles
-from pipeline.schema import SHARD_KEY_COLUMNS
+from pipeline.schema import SHARD_KEY_COLUMNS, exemplar_key
 from pipeline.storage import open_input
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ HEAT_CLUSTERS = 40
 HEAT_FEATURES = 24
 # Strongest features that a card or a hover shows.
 FEATURES = 5
+_MOST_TEXT = 120  # characters of a key, a column or a value: 5,000 of them are on a page
 _EXEMPLAR_KINDS = {
     "central": "nearest to the centre",
     "typical": "most confident",
@@ -147,7 +149,7 @@ class Clusters:
         """The strongest features of clusters, as lines of text."""
         found: dict[int, list[str]] = {}
         for row in self._profile(ids, most=3):
-            found.setdefault(row["cluster_id"], []).append(feature_line(row))
+            found.setdefault(row["cluster_id"], []).append(feature_line(row, self.explained.times))
         return found
 
     def _names(self) -> dict[int, str]:
@@ -171,7 +173,7 @@ class Clusters:
                 {
                     "text": feature_text(row),
                     "difference": row["difference"],
-                    "detail": feature_detail(row),
+                    "detail": feature_detail(row, self.explained.times),
                 }
             )
         for cluster, card in cards.items():
@@ -249,7 +251,7 @@ class Clusters:
             cards[cluster].picture = data_uri(picture.reshape(shape))
 
     def _add_exemplars(self, cards: dict[int, Card]) -> None:
-        keys = self.key_columns()
+        keys = [exemplar_key(name) for name in self.key_columns()]
         columns = ["cluster_id", "kind", "rank", "confidence", "cluster_id_2", "distance"]
         table = self._rows_of(self.explained.exemplars, cards, [*columns, *keys, "features"])
         if table is None:
@@ -295,12 +297,17 @@ class Clusters:
         return (config.source.image_shape if config else None), width
 
 
+def short(text: str) -> str:
+    """A user's text, cut where it would make a page of megabytes."""
+    return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"
+
+
 def key_text(row: dict[str, Any], keys: Sequence[str]) -> str:
     """A row's key; of several columns each with its name."""
     named = [(key, row.get(key)) for key in keys if key in row]
     if len(named) == 1:
-        return str(named[0][1])
-    return ", ".join(f"{key} {value}" for key, value in named)
+        return short(str(named[0][1]))
+    return short(", ".join(f"{key} {value}" for key, value in named))
 
 
 def feature_text(row: dict[str, Any]) -> str:
@@ -308,17 +315,22 @@ def feature_text(row: dict[str, Any]) -> str:
     if row["kind"] == "component" and row.get("component") is not None:
         return f"{row['feature']}[{row['component']}]"
     if row["kind"] == "category":
-        return f"{row['feature']} = {row['value']}"
-    return str(row["feature"])
+        return short(f"{row['feature']} = {'any other' if row['value'] is None else row['value']}")
+    return short(str(row["feature"]))
 
 
-def feature_detail(row: dict[str, Any]) -> str:
-    """Its figures in the user's units."""
+def feature_detail(row: dict[str, Any], times: Collection[str] = ()) -> str:
+    """Its figures in the user's units; those of columns of points in time as such."""
     mean = row.get("mean")
     if row["kind"] == "category":
         return "" if mean is None else f"{mean:.0%} of the rows"
     if mean is None:
         return "mean vector, from that of all others"
+    if row["feature"] in times:
+        return f"mean {point_in_time(mean)}, 5–95 %: " + " to ".join(
+            point_in_time(row[name]) if row.get(name) is not None else "?"
+            for name in ("p05", "p95")
+        )
     text = f"mean {number(mean)}"
     if row.get("p05") is not None and row.get("p95") is not None:
         text += f", 5–95 %: {number(row['p05'])} to {number(row['p95'])}"
@@ -329,11 +341,11 @@ def feature_detail(row: dict[str, Any]) -> str:
     return text
 
 
-def feature_line(row: dict[str, Any]) -> str:
+def feature_line(row: dict[str, Any], times: Collection[str] = ()) -> str:
     """All of it in one line."""
     difference = row["difference"]
     sign = "" if difference is None else f" ({difference:+.1f} sd)".replace("-", "−")
-    return f"{feature_text(row)}: {feature_detail(row)}{sign}"
+    return f"{feature_text(row)}: {feature_detail(row, times)}{sign}"
 
 
 def number(value: float) -> str:

@@ -33,6 +33,7 @@ class Explained:
         names: Of clusters.
         rules: The rule of each cluster that has most of its rows.
         description: What the rules rest on, and how far they can be believed.
+        times: Columns of points in time, which the profile has in seconds since 1970.
     """
 
     profile: StoredFile | None = None
@@ -40,6 +41,7 @@ class Explained:
     names: dict[int, str] = field(default_factory=dict)
     rules: dict[int, Rule] = field(default_factory=dict)
     description: Description | None = None
+    times: frozenset[str] = frozenset()
 
 
 def explained(run: RunFiles) -> Explained:
@@ -51,7 +53,14 @@ def explained(run: RunFiles) -> Explained:
         names=_names(run, description),
         rules=_rules(run, description),
         description=description,
+        times=_times(run),
     )
+
+
+def _times(run: RunFiles) -> frozenset[str]:
+    explanation = run.explanation
+    columns = explanation.columns if explanation else ()
+    return frozenset(c.name for c in columns if c.type.startswith(("timestamp", "date")))
 
 
 def _names(run: RunFiles, description: Description | None) -> dict[int, str]:

@@ -18,6 +18,7 @@ from pipeline.artifacts import (
     ClusteringModel,
     Comparison,
     Description,
+    Explanation,
     FeatureColumn,
     Identity,
     InitialCentroids,
@@ -159,6 +160,11 @@ class RunFiles:
     def assignments(self) -> Assignments | None:
         """See the stage assign."""
         return self._artifact("assign", Assignments)
+
+    @property
+    def explanation(self) -> Explanation | None:
+        """See the stage explain."""
+        return self._artifact("explain", Explanation)
 
     @property
     def description(self) -> Description | None:
