@@ -17,6 +17,7 @@ from rich.text import Text
 from jobs.explain import key_text, times_of
 from jobs.night import checked_run_id
 from jobs.session import configured
+from pipeline.clustering.surrogate import point_in_time
 from pipeline.errors import ConfigError, InputError
 from pipeline.lake.clusters import keys_as_json
 from pipeline.lake.explaining import Explained, explained, profile_of

@@ -327,10 +327,9 @@ def feature_detail(row: dict[str, Any], times: Collection[str] = ()) -> str:
     if mean is None:
         return "mean vector, from that of all others"
     if row["feature"] in times:
-        return f"mean {point_in_time(mean)}, 5–95 %: " + " to ".join(
-            point_in_time(row[name]) if row.get(name) is not None else "?"
-            for name in ("p05", "p95")
-        )
+        span = [row[name] for name in ("p05", "p95") if row.get(name) is not None]
+        told = f", 5–95 %: {' to '.join(map(point_in_time, span))}" if span else ""
+        return f"mean {point_in_time(mean)}{told}"
     text = f"mean {number(mean)}"
     if row.get("p05") is not None and row.get("p95") is not None:
         text += f", 5–95 %: {number(row['p05'])} to {number(row['p95'])}"

@@ -164,11 +164,7 @@ def figures(run: RunFiles) -> list[Figure]:
     ]
     if isinstance(summary, NightSummary):
         if summary.churn is not None:
-            of = (
-                "of the sample, by the refused model"
-                if summary.refused
-                else "of the reference sample"
-            )
+            of = "of the reference sample" + (", by the refused model" if summary.refused else "")
             found.append(Figure(f"{summary.churn:.1%}", "churn", of))
         if summary.max_psi is not None:
             found.append(Figure(f"{summary.max_psi:.2f}", "largest drift", "PSI of one feature"))

@@ -124,4 +124,7 @@ def test_the_closing_table(dec_here: Dec) -> None:
 
 def test_no_pickle_and_no_foreign_words_in_what_a_run_leaves(folder: Path) -> None:
     suffixes = {path.suffix for path in (folder / "lake").rglob("*") if path.is_file()}
-    assert suffixes - {""} == {".json", ".yaml", ".parquet", ".safetensors", ".md", ".log"}
+    assert suffixes - {""} == {
+        *(".json", ".yaml", ".parquet", ".safetensors", ".md", ".log"),
+        ".html",
+    }
