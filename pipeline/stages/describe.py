@@ -135,7 +135,14 @@ def _rules(
             raise  # another attempt of the run has rules
         log.warning("no rules: %s", why(error))
         return None, why(error)
-    return found, "" if found else "the sample has too few rows"
+    if found is None:
+        return None, "the sample has too few rows"
+    log.info(
+        "rules agree with the model on %.1f %% of %d rows held back; always saying the largest "
+        "cluster would on %.1f %%",
+        *(100 * found.fidelity, found.held_back_rows, 100 * found.baseline),
+    )
+    return found, ""
 
 
 def _imitated(
@@ -155,11 +162,6 @@ def _imitated(
         return None
     content = parquet_bytes(rules_table(found, asked))
     lake.write_bytes(path, content)
-    log.info(
-        "rules agree with the model on %.1f %% of %d rows held back; always saying the largest "
-        "cluster would on %.1f %%",
-        *(100 * found.fidelity, found.held_back_rows, 100 * found.baseline),
-    )
     return _Rules(
         file=StoredFile(path=path, sha256=sha256(content), bytes=len(content)),
         measured=measured_table(found),
