@@ -189,6 +189,7 @@ def test_all_errors_at_once_with_their_paths(tmp_path: Path) -> None:
         ("output=''", "output='' "),
         ("clusters=ten", "clusters='ten' must be a valid integer"),
         ("clusters=", "clusters=None must be a valid integer"),
+        ("source.keys=[dec_id]", "names dec_id; names that begin with dec_ are"),
         ("refine=3", "refine=3 must be a valid dictionary"),
         # One setting, one line, although a path may be a string or a list of them.
         ("source.path=5", "source.path=5 must be a valid"),
@@ -414,3 +415,8 @@ def test_features_that_are_wrong(tmp_path: Path, feature: str, says: str) -> Non
     with pytest.raises(ConfigError) as refused:
         load_config(write(tmp_path, LEAST), [f"source.features=[{feature}]"])
     assert says in str(refused.value)
+
+
+def test_keys_are_not_explained(tmp_path: Path) -> None:
+    (found,) = errors(tmp_path, LEAST, "source.keys=[id]", "explain.columns=[id, country]")
+    assert found.startswith("explain.columns names id, which source.keys does too")

@@ -8,6 +8,7 @@ import duckdb
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import Dec, published
 
 from pipeline.lake.snapshots import assignment_files
@@ -106,6 +107,24 @@ def test_a_published_run_id_is_not_reused_for_other_settings(dec_here: Dec) -> N
     result = dec_here("run", "--run-id", "seed-0", "--set", "seed=0", "--set", "refine.alpha=2")
     assert result.code == 2
     assert "run seed-0 is published with other settings (refine.alpha)" in result.err
+
+
+def test_a_published_run_may_be_explained_otherwise(dec_here: Dec, folder: Path) -> None:
+    path = folder / "lake/runs/seed-0/config.yaml"
+    before = path.read_text()
+    older = {name: part for name, part in yaml.safe_load(before).items() if name != "explain"}
+    path.write_text(yaml.safe_dump(older))  # as a version left it that explained nothing
+    try:
+        words = ("run", "--json", "--run-id", "seed-0", "--set", "seed=0")
+        again = dec_here(
+            *words, "--set", "explain.tree_depth=3", env={"RAY_ADDRESS": "127.0.0.1:1"}
+        )
+        other = dec_here(*words, "--set", "explain.columns=[label]")
+    finally:
+        path.write_text(before)
+    assert again.code == 0, again.err
+    assert other.code == 2
+    assert "published with other settings (explain.columns)" in other.err
 
 
 def test_the_closing_table(dec_here: Dec) -> None:

@@ -23,12 +23,11 @@ from jobs.cli import app
 from pipeline.config import load_config
 from pipeline.lake.forgetting import forget
 from pipeline.lake.forgotten_keys import read_keys
-from pipeline.schema import UNDATED
 from pipeline.storage import Store
 
 SETTINGS: dict[str, Any] = {
     **SMALL,
-    "source": {"path": "digits", "example": "digits", "features": ["x"], "keys": ["id"]},
+    "source": {"path": "digits/{ds}", "example": "digits", "features": ["x"], "keys": ["id"]},
     "output": "lake",
     "clusters": 10,
     "evaluate": {"label": "label"},
@@ -36,7 +35,9 @@ SETTINGS: dict[str, Any] = {
     "execution": {"workers": 1, "cpus_per_worker": 2},
 }
 Done = subprocess.CompletedProcess[str]
-ASKED = ("--clusters", "5:12", "--rows", "400", "--run-id", "t")
+PLAIN = {**SETTINGS, "source": {**SETTINGS["source"], "path": "digits"}}
+DS = ("--ds", "2026-01-31")
+ASKED = ("--clusters", "5:12", "--rows", "400", "--run-id", "t", *DS)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_its_sample_is_known_to_forget_and_to_gc(resumed: Done, folder: Path) ->
     assert (count.kind, count.rows) == ("reference sample", 1)
     assert lake.read_json("runs/t/run.json") == {
         "run_id": "t",
-        "ds": UNDATED,
+        "ds": "t",
         "version": pipeline.__version__,
     }
 
@@ -156,6 +157,7 @@ def test_the_recommended_config_is_the_old_one_but_for_what_was_searched(
     assert found.refine.passes == chosen["refine_passes"]
     assert (found.pretrain, found.centroids) == (before.pretrain, before.centroids)
     assert found.source.features == before.source.features
+    assert found.source.path == before.source.path == "digits/{ds}"  # of every date
     assert "# Best score " in path.read_text()
 
 
@@ -175,7 +177,7 @@ def test_the_recommended_config_runs(
     resumed: Done, folder: Path, environment: dict[str, str]
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "run", "lake/tuning/t/recommended.yaml", "--json"],
+        [sys.executable, "-m", "jobs.cli", "run", "lake/tuning/t/recommended.yaml", "--json", *DS],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -195,6 +197,16 @@ def test_the_same_id_for_another_question(
     assert "use another --run-id" in other.stderr.lower()
 
 
+def test_the_id_of_a_run(resumed: Done, folder: Path, environment: dict[str, str]) -> None:
+    run = folder / "lake/runs/a-night/run.json"
+    run.parent.mkdir()
+    run.write_text(json.dumps({"run_id": "a-night", "ds": "2026-01-31", "version": "0.1.0"}))
+    other = tune(folder, environment, "--run-id", "a-night")
+    assert other.returncode == 2
+    assert "--run-id a-night is a run, not a tuning" in other.stderr
+    assert [path.name for path in run.parent.iterdir()] == ["run.json"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -212,7 +224,7 @@ def test_what_cannot_be_tuned(
     words: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(SETTINGS))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(PLAIN))
     result = CliRunner().invoke(app, ["tune", "config.yaml", *words])
     assert result.exit_code == code
     assert message in result.output
@@ -221,7 +233,7 @@ def test_what_cannot_be_tuned(
 
 
 def test_a_table_with_too_few_rows(dec: Dec, ray_address: str) -> None:
-    settings = {**SETTINGS, "output": "lake"}
+    settings = {**PLAIN, "output": "lake"}
     words = ("tune", "--clusters", "5:100", "--rows", "5000")
     result = dec(*words, settings=settings, env={"RAY_ADDRESS": ray_address})
     assert result.code == 2
