@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import duckdb
@@ -125,7 +126,7 @@ def test_a_published_run_may_be_explained_otherwise(dec_here: Dec, folder: Path)
     assert again.code == 0, again.err
     described = json.loads((folder / "lake/runs/seed-0/stages/describe/done.json").read_text())
     rules = pq.read_table(folder / "lake" / described["artifact"]["rules"]["path"])
-    assert 1 < len(rules) <= 2**3
+    assert 1 < len(rules) <= 2**3, again.err
     assert other.code == 2
     assert "published with other settings (explain.columns)" in other.err
 
