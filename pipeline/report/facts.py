@@ -313,11 +313,14 @@ def times(run: RunFiles) -> dict[str, Any]:
         ],
         "seconds": took,
         "planned_seconds": estimate.seconds if estimate else None,
+        "currency": None,
         "notes": [],
     }
     if estimate:
         cores = estimate.nodes * estimate.cpus_per_node
         spent = cores * took / 3600
+        for stage in found["stages"]:  # of the whole cluster, which waits for each of them
+            stage["core_hours"] = cores * stage["seconds"] / 3600
         found["notes"].append(
             f"{spent:.3g} core-hours: {estimate.nodes} × {estimate.cpus_per_node:g} CPUs for "
             f"{duration(took)}. Planned by {estimate.rates}."
@@ -327,6 +330,9 @@ def times(run: RunFiles) -> dict[str, Any]:
             money = spent * prices.cpu_core_hour
             if prices.gpu_hour is not None:
                 money += estimate.nodes * estimate.gpus_per_node * took / 3600 * prices.gpu_hour
+            found["currency"] = prices.currency
+            for stage in found["stages"]:
+                stage["cost"] = money * stage["seconds"] / max(took, 1e-9)
             text = f"Compute cost {money:,.2f} {prices.currency} by the config's prices"
             if estimate.money:
                 text += f"; at most {estimate.money.total:,.2f} were planned, requests included"

@@ -19,6 +19,7 @@ from pipeline.artifacts import (
     ClusteringModel,
     Comparison,
     Description,
+    Estimate,
     Explanation,
     FeatureColumn,
     GateRule,
@@ -38,6 +39,7 @@ from pipeline.artifacts import (
     Serving,
     Snapshot,
     SpaceQuality,
+    StageEstimate,
     StageTime,
     StoredFile,
     Summary,
@@ -398,6 +400,16 @@ class Made:
             assignments=f"{self.context.run_path}/assignments",
             model=f"models/{self.model.model_id}",
             quarantined=self.quarantined,
+            estimate=Estimate(
+                stages=(StageEstimate(stage="pin", fixed_seconds=1.0),),
+                nodes=3,
+                cpus_per_node=4,
+                gpus_per_node=0,
+                workers=2,
+                threads=4,
+                products="float32",
+                rates="defaults",
+            ),
         )
 
     def _metrics(self, summary: Summary | NightSummary) -> None:
