@@ -16,7 +16,7 @@ from nights_by_hand import cluster, register
 
 from pipeline.artifacts import Champion
 from pipeline.config import Config
-from pipeline.errors import CommitConflict, LeaseHeld, NodesLost
+from pipeline.errors import CommitConflict, LeaseHeld, NodesLost, OutOfMemory
 from pipeline.lake.clusters import store_table
 from pipeline.lake.registry import append, entry_numbers, latest_entry
 from pipeline.schema import DESCRIBED_SCHEMA, RULE_SCHEMA
@@ -171,14 +171,14 @@ def test_a_run_that_is_not_to_go_on_ends_here(
     assert entry_numbers(run.lake) == [1, 2]
 
 
-@pytest.mark.parametrize("gone", ["sample", "profile", "model", "nodes"])
+@pytest.mark.parametrize("gone", ["sample", "profile", "model", "memory"])
 def test_whatever_fails_is_a_warning(
     gone: str, run: KnownRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if gone == "nodes":
+    if gone == "memory":
 
         def imitated(*_: Any) -> None:
-            raise NodesLost("nodes were lost")
+            raise OutOfMemory("no memory for rules")
 
         monkeypatch.setattr(describing, "_imitated", imitated)
     else:
@@ -194,6 +194,17 @@ def test_whatever_fails_is_a_warning(
     assert bool(found.why_no_rules) == (gone != "profile")
     assert found.named == (0 if gone == "profile" else 3)
     assert sorted(clusters_of(run, found)) == [0, 1, 2]
+
+
+def test_what_another_attempt_may_have_is_left_to_it(
+    run: KnownRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def imitated(*_: Any) -> None:
+        raise NodesLost("nodes were lost")
+
+    monkeypatch.setattr(describing, "_imitated", imitated)
+    with pytest.raises(NodesLost):
+        run.describe(monkeypatch)
 
 
 # ------------------------------------------------------------------------------- a language model

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import config_of, published
 
@@ -33,7 +34,7 @@ def test_a_tree_of_tasks_and_a_stage_that_fails(
     settings: dict[str, Any], context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.lake.slices.MOST_PIECES", 1)  # a slice for each of four shards
-    settings["explain"] = {"columns": ["label", "id"]}
+    settings["explain"] = {"columns": ["label"]}
     config = config_of(settings)
 
     def fails(*_: Any) -> Explanation:
@@ -56,15 +57,18 @@ def test_a_tree_of_tasks_and_a_stage_that_fails(
         run(Execution(config, again, only="explain"))
     found: Explanation = left_by(context, explain)
     assert (found.rows, found.clusters, found.left_out) == (600, 3, ())
-    assert [column.name for column in found.columns] == ["x", "label", "id"]
+    assert [column.name for column in found.columns] == ["x", "label"]
     table = context.lake.read_table(found.profile.path)
     rows = published(tmp_path / "lake")
+    source = pq.read_table(settings["source"]["path"], columns=["id", "label"]).sort_by("id")
+    assert source["id"].to_pylist() == [*range(600)]
     for cluster in range(3):
         own = table.filter(np.array(table["cluster_id"]) == cluster).to_pylist()
-        (of_id,) = (row for row in own if row["feature"] == "id")
+        (told,) = (row for row in own if row["feature"] == "label")
         ids = rows.filter(np.array(rows["cluster_id"]) == cluster)["id"].to_numpy()
-        assert (of_id["rows"], of_id["min"], of_id["max"]) == (len(ids), ids.min(), ids.max())
-        np.testing.assert_allclose(of_id["mean"], ids.mean())
+        labels = source["label"].to_numpy()[ids]
+        assert (told["rows"], told["min"], told["max"]) == (len(ids), labels.min(), labels.max())
+        np.testing.assert_allclose(told["mean"], labels.mean())
 
     manifest: Manifest = left_by(context, pin)
     model: RefinedModel = left_by(context, select)
