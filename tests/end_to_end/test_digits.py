@@ -117,9 +117,7 @@ def test_a_published_run_may_be_explained_otherwise(dec_here: Dec, folder: Path)
     path.write_text(yaml.safe_dump(older))  # as a version left it that explained nothing
     try:
         words = ("run", "--json", "--run-id", "seed-0", "--set", "seed=0")
-        again = dec_here(
-            *words, "--set", "explain.tree_depth=3", env={"RAY_ADDRESS": "127.0.0.1:1"}
-        )
+        again = dec_here(*words, "--set", "explain.tree_depth=3")
         other = dec_here(*words, "--set", "explain.columns=[label]")
     finally:
         path.write_text(before)
