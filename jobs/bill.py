@@ -10,6 +10,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from pipeline.artifacts import Estimate, StageEstimate, StageTime
+from pipeline.progress import duration
 
 if TYPE_CHECKING:  # they import Ray, which must not come before keep_to_this_machine()
     from pipeline.bill.comparison import Comparison
@@ -178,17 +179,6 @@ def hours(value: float) -> str:
     if value < 0.0005:
         return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds below two minutes, then minutes, then hours."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def ratio(took: float, planned: float) -> str:

@@ -81,3 +81,14 @@ def figures(record: Mapping[str, Any]) -> dict[str, float]:
     if "event" in record:
         values["collapse_events"] = float(record["event"] is not None)
     return values
+
+
+def duration(seconds: float) -> str:
+    """Seconds below two minutes, then minutes, then hours."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

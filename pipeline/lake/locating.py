@@ -30,10 +30,15 @@ from pipeline.lake.explaining import (
 )
 from pipeline.lake.forgotten_keys import KeySet, key_table
 from pipeline.lake.hive import hive_column, hive_values
-from pipeline.lake.models import LoadedModel, feature_names, load_model, settings_of
+from pipeline.lake.models import (
+    LoadedModel,
+    feature_names,
+    load_model,
+    load_vocabulary,
+    settings_of,
+)
 from pipeline.lake.reading import Reader, pieces_of
 from pipeline.lake.snapshots import latest_snapshot, read_file_list
-from pipeline.lake.surrogates import vocabulary
 from pipeline.model.devices import embeddings
 from pipeline.schema import SHARD_KEY_COLUMNS
 from pipeline.storage import Store, open_input, version_of, why
@@ -410,7 +415,7 @@ def nearest_exemplars(
 def _words(found: Explained) -> dict[str, dict[float, str]]:
     """Values of category columns by their code in raw rows; none where the model is gone."""
     with suppress(FileNotFoundError):
-        return vocabulary(found.lake, found.description.model.scaler)
+        return load_vocabulary(found.lake, found.description.model.scaler)
     return {}
 
 

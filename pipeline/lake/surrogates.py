@@ -15,7 +15,7 @@ from pipeline.artifacts import ClusteringModel, FeatureColumn, Sample, StoredFil
 from pipeline.clustering.surrogate import Asked, Kind, Rule, Surrogate
 from pipeline.lake.assigning import assignments_of
 from pipeline.lake.cluster_ids import OUTLIER, ClusterIds
-from pipeline.lake.models import feature_names, load_model, settings_of
+from pipeline.lake.models import feature_names, load_model, load_vocabulary, settings_of
 from pipeline.lake.samples import feature_parts
 from pipeline.schema import RULE_SCHEMA
 from pipeline.storage import Store
@@ -82,7 +82,7 @@ def as_asked(
     Returns:
         The rows, shape (rows, questions), and what each question is about.
     """
-    words = vocabulary(lake, model.scaler)
+    words = load_vocabulary(lake, model.scaler)
     names = feature_names(tuple(features))
     kinds = [getattr(column, "type", None) for column in features for _ in range(column.width)]
     plain: dict[Any, Kind] = {"timestamp": "time", "boolean": "boolean"}
@@ -106,20 +106,6 @@ def as_asked(
             columns.append(np.isnan(x_N.astype(np.float64)).astype(np.float32))
             asked.append(Asked(name, "missing"))
     return np.column_stack(columns), asked
-
-
-def vocabulary(lake: Store, scaler: StoredFile) -> dict[str, dict[float, str]]:
-    """The values that a model tells apart in each category column, by their code in raw rows."""
-    table = lake.read_table(scaler.path)
-    if not {"column", "kind", "label", "code"} <= {*table.column_names}:
-        return {}  # all columns are plain numbers
-    found: dict[str, dict[float, str]] = {}
-    for row in table.select(["column", "kind", "label", "code"]).to_pylist():
-        if row["kind"] == "category":
-            values = found.setdefault(row["column"], {})
-            if math.isfinite(row["code"]):
-                values[row["code"]] = row["label"]
-    return found
 
 
 def rules_table(found: Surrogate, asked: Sequence[Asked]) -> pa.Table:

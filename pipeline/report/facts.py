@@ -13,6 +13,7 @@ from pipeline.artifacts import (
     Summary,
     Verdict,
 )
+from pipeline.progress import duration
 from pipeline.report.reading import RunFiles
 
 NAMES = {"kmeans": "k-means", "autoencoder": "autoencoder + k-means", "dec": "DEC"}
@@ -340,17 +341,6 @@ def times(run: RunFiles) -> dict[str, Any]:
         else:
             found["notes"].append("The config has no prices, so nothing is said of money.")
     return found
-
-
-def duration(seconds: float) -> str:
-    """Seconds below two minutes, then minutes, then hours."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def short(number: int) -> str:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 import pipeline
 from pipeline.artifacts import NightSummary, StoredFile
+from pipeline.progress import duration
 from pipeline.report import clusters as of_clusters
 from pipeline.report import facts, rows
 from pipeline.report.clusters import Clusters, number
@@ -75,7 +76,7 @@ def render(run: RunFiles, map_file: StoredFile | None) -> Page:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "duration": facts.duration}
+    environment.filters |= {"number": number, "duration": duration}
     text = environment.get_template("page.html").render(
         run=run,
         summary=summary,
