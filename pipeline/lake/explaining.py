@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -255,15 +254,15 @@ def tell_apart(found: Explained, one: int, other: int) -> tuple[Surrogate | None
             description.features,
             sample_without_forgotten(found.lake, description.sample),
             description.ids,
+            clusters=(one, other),
         )
     except (FileNotFoundError, pa.ArrowException, ValueError) as error:
         raise InputError(
             f"run {found.run_id}: sample or model {description.model.model_id} is gone or "
             f"damaged: {why(error)}"
         ) from None
-    either = np.isin(label_N, (one, other))
-    x_NQ, asked = as_asked(found.lake, description.model, description.features, x_NF[either])
-    return imitate(x_NQ, label_N[either], depth=_CONTRAST_DEPTH, seed=0), asked
+    x_NQ, asked = as_asked(found.lake, description.model, description.features, x_NF)
+    return imitate(x_NQ, label_N, depth=_CONTRAST_DEPTH, seed=0), asked
 
 
 def _component(vector: Sequence[float] | None, key: tuple[Any, ...]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from pipeline.schema import RULE_SCHEMA
 from pipeline.storage import Store
 
 _ROWS_AT_A_TIME = 2048
+# Of which a fifth is held back: as many as a tree is measured on, and more than it is fitted on.
+_MOST_ROWS = 100_000
 # Values of a category that rules ask about; rarer ones decide little.
 _MOST_VALUES = 32
 
@@ -31,8 +33,11 @@ def labelled_sample(
     features: Sequence[FeatureColumn],
     sample: Sample,
     ids: StoredFile | None,
+    clusters: Collection[int] | None = None,
 ) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
     """Raw rows of a sample and the cluster of each, as ``assign`` would find it; no outliers.
+
+    Of a sample of more than ``_MOST_ROWS``, as very many clusters need, an even choice.
 
     Args:
         lake: The output folder.
@@ -40,6 +45,7 @@ def labelled_sample(
         features: Of a row.
         sample: The rows.
         ids: Permanent ids of the model's clusters; None: they are positions.
+        clusters: Whose rows are wanted, of the whole sample; None: all.
 
     Returns:
         Rows, shape (rows, features), and ids, shape (rows,).
@@ -52,14 +58,21 @@ def labelled_sample(
     loaded = load_model(lake, model, settings_of(lake, model), width)
     names = ClusterIds.of(lake, ids) if ids else None
     rows, labels = [], []
+    # Of two clusters among very many an even choice would leave nothing.
+    every = 1 if clusters is not None else -(-sample.rows // _MOST_ROWS)
+    next_row = 0
     for part in feature_parts(lake, sample.parts):
+        part, next_row = part[next_row::every], (next_row - len(part)) % every
         for start in range(0, len(part), _ROWS_AT_A_TIME):
             # A copy: Arrow's memory is read-only, and torch warns of that.
             x_BF = np.array(part[start : start + _ROWS_AT_A_TIME])
             found = assignments_of(loaded, torch.from_numpy(x_BF))
             label_B = (names.rename(found) if names else found)["cluster_id"]
-            rows.append(x_BF[label_B != OUTLIER])
-            labels.append(label_B[label_B != OUTLIER].astype(np.int32))
+            kept_B = label_B != OUTLIER
+            if clusters is not None:
+                kept_B &= np.isin(label_B, list(clusters))
+            rows.append(x_BF[kept_B])
+            labels.append(label_B[kept_B].astype(np.int32))
     if not rows:
         return np.empty((0, width)), np.empty(0, np.int32)
     return np.concatenate(rows), np.concatenate(labels)

@@ -19,6 +19,7 @@ from pipeline.config import Config
 from pipeline.errors import CommitConflict, LeaseHeld, NodesLost, OutOfMemory
 from pipeline.lake.clusters import store_table
 from pipeline.lake.registry import append, entry_numbers, latest_entry
+from pipeline.lake.surrogates import labelled_sample
 from pipeline.schema import DESCRIBED_SCHEMA, RULE_SCHEMA
 from pipeline.stages import describe as describing
 
@@ -56,6 +57,24 @@ def test_rules_in_the_users_columns(run: KnownRun, monkeypatch: pytest.MonkeyPat
     clusters = clusters_of(run, found)
     assert {(row["precision"], row["recall"]) for row in clusters.values()} == {(1.0, 1.0)}
     assert sum(row["held_back"] for row in clusters.values()) == 240
+
+
+def test_of_a_large_sample_an_even_choice_is_looked_at(
+    run: KnownRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = {"parts": run.sample.parts * 3, "rows": run.sample.rows * 3}
+    sample = run.sample.model_copy(update=several)
+    given = (run.lake, run.model, run.manifest.features, sample, None)
+    x, label = labelled_sample(*given)
+    monkeypatch.setattr("pipeline.lake.surrogates._MOST_ROWS", len(x) // 7 + 1)
+    some, of_some = labelled_sample(*given)
+    every = 7
+    assert run.sample.rows % every  # so that the choice goes on from part to part
+    assert np.array_equal(some, x[::every])
+    assert np.array_equal(of_some, label[::every])
+    both, of_both = labelled_sample(*given, clusters=(0, 2))
+    assert np.array_equal(both, x[label != 1])  # all that there are
+    assert np.array_equal(of_both, label[label != 1])
 
 
 def test_names_by_features(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> None:
