@@ -150,7 +150,7 @@ class SliceProfile:
 
 
 def _column(block: RowBlock, name: str) -> pa.ChunkedArray | None:
-    table = block.explained
+    table = block.stored
     return table[name] if table is not None and name in table.column_names else None
 
 

@@ -45,16 +45,15 @@ class RowBlock:
         carried: Key columns and label of the same rows; None when they were not asked for.
         shard: Number of their shard in the manifest.
         row_numbers_B: Their places in it, shape (rows,), int64.
-        explained: Columns of ``Reader.explained`` that the shard has, as it has them.
-        categories: The feature columns that are categories, as stored; None where there is none.
+        stored: Features that are categories, and ``Reader.explained``, as the shard has them, if it
+            does; None where there is none.
     """
 
     x_BF: NDArray[np.generic]
     carried: pa.Table | None
     shard: int
     row_numbers_B: NDArray[np.int64]
-    explained: pa.Table | None = None
-    categories: pa.Table | None = None
+    stored: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -226,22 +225,17 @@ class Reader:
         except RaggedVectors as ragged:
             raise ragged_error(shard, *ragged.args) from None
         carried = self._carried(shard, table, row_number)
-        names = [c.name for c in self.explained if c.name in table.column_names]
-        explained = table.select(names) if names else None
+        told = dict.fromkeys([*self._categories(), *(column.name for column in self.explained)])
+        names = [name for name in told if name in table.column_names]
+        stored = table.select(names) if names else None
         if missing_B is not None and self.nulls == "error":
             raise self._missing(parquet, shard, url)
         row_numbers_B = np.arange(row_number, row_number + len(table))
-        names = self._categories()
-        categories = table.select(names) if names else None
         if missing_B is not None and self.nulls == "drop":
             x_BF, row_numbers_B = x_BF[~missing_B], row_numbers_B[~missing_B]
             carried = carried.filter(pa.array(~missing_B)) if carried is not None else None
-            if explained is not None:
-                explained = explained.filter(pa.array(~missing_B))
-            categories = categories and categories.filter(pa.array(~missing_B))
-        yield RowBlock(
-            x_BF, carried, shard_number, row_numbers_B, explained=explained, categories=categories
-        )
+            stored = stored.filter(pa.array(~missing_B)) if stored is not None else None
+        yield RowBlock(x_BF, carried, shard_number, row_numbers_B, stored)
 
     def _carried(self, shard: str, table: pa.Table, row_number: int) -> pa.Table | None:
         if not len(self.carried) and not self.shard_keys:

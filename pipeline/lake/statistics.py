@@ -75,9 +75,9 @@ class RowStatistics:
                 places = on_circles(np.asarray(x_BF[:, first_T], np.float64))
             x_BF = np.hstack([x_BF, places])
         tables = [VALUE_COUNTS.empty_table()]
-        if block.categories is not None:
-            names = block.categories.column_names
-            tables += [_counted(name, block.categories[name]) for name in names]
+        if block.stored is not None:
+            names = block.stored.column_names
+            tables += [_counted(name, block.stored[name]) for name in names]
         return cls(Moments.of(x_BF), pa.concat_tables(tables))
 
     @classmethod

@@ -173,8 +173,8 @@ def test_every_type_in_one_row(tmp_path: Path) -> None:
         block.x_BF,
         [[1.5, 1, red, 1, 2, 7], [NAN, NAN, blue, NAN, NAN, 8], [3, 0, NAN, 5, 6, 9]],
     )
-    assert block.categories is not None
-    assert block.categories.to_pydict() == {"color": ["red", "blue", None]}
+    assert block.stored is not None
+    assert block.stored.to_pydict() == {"color": ["red", "blue", None]}
 
 
 def test_nulls_of_a_plain_column_are_still_an_error(tmp_path: Path) -> None:
@@ -188,8 +188,8 @@ def test_nulls_of_a_plain_column_are_still_an_error(tmp_path: Path) -> None:
 def test_dropped_rows_are_gone_from_the_categories(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", color=["a", "b", "c"], plain=[1.0, None, 2.0])
     (block,) = blocks(tmp_path, ["color", "plain"], nulls="drop")
-    assert block.categories is not None
-    assert block.categories["color"].to_pylist() == ["a", "c"]
+    assert block.stored is not None
+    assert block.stored["color"].to_pylist() == ["a", "c"]
 
 
 def test_plain_columns_are_written_as_they_always_were() -> None:
