@@ -5,40 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.artifacts import ClusteringModel, FeatureColumn, StoredFile
 from pipeline.clustering.surrogate import Asked, imitate
+from pipeline.lake.models import scaler_bytes
 from pipeline.lake.surrogates import as_asked, rules_table
-from pipeline.storage import Store, parquet_bytes
+from pipeline.model.channels import Channel, TypedScaler
+from pipeline.model.scaling import Scaler
+from pipeline.storage import Store
 
 CODES = {"red": 11.0, "blue": 5e15, "green": 7.0}
 
 
-def model_of(lake: Store, scaler: pa.Table) -> ClusteringModel:
-    lake.write_bytes("scaler.parquet", parquet_bytes(scaler))
+FEATURES = (
+    FeatureColumn(name="amount", width=1, vector=False),
+    FeatureColumn(name="colour", width=1, vector=False),
+)
+
+
+def model_of(lake: Store, scaler: Scaler) -> ClusteringModel:
+    lake.write_bytes("scaler.parquet", scaler_bytes(scaler, FEATURES))
     file = StoredFile(path="scaler.parquet", sha256="", bytes=0)
     return ClusteringModel(
         model_id="m", kind="kmeans", weights=None, centroids=file, scaler=file, scaling="standard"
     )
 
 
-def channels() -> pa.Table:
-    """One row a channel: those of a number, of three values, of all others, and of none."""
-    return pa.table(
-        {
-            "column": ["amount", *["colour"] * 5],
-            "kind": ["number", *["category"] * 5],
-            "label": [None, *CODES, None, None],
-            "code": pa.array([np.nan, *CODES.values(), np.inf, -np.inf]),
-        }
-    )
-
-
-FEATURES = [
-    FeatureColumn(name="amount", width=1, vector=False),
-    FeatureColumn(name="colour", width=1, vector=False),
-]
+def typed_scaler() -> TypedScaler:
+    """Channels of a number and, of a category, of three values, of all others, and of none."""
+    values = [*CODES.items(), ("", np.inf), ("", np.nan)]
+    channels = [Channel(1, "category", label, code=code) for label, code in values]
+    return TypedScaler(np.zeros(2), [Channel(0, "number", factor=1.0), *channels])
 
 
 def test_rules_about_categories_are_in_words(tmp_path: Path) -> None:
@@ -47,7 +44,7 @@ def test_rules_about_categories_are_in_words(tmp_path: Path) -> None:
     colour = random.choice([*CODES, "rare", "none"], 2_000, p=[0.4, 0.3, 0.2, 0.05, 0.05])
     code = np.array([(CODES | {"rare": 99.0, "none": np.nan})[c] for c in colour])
     x = np.column_stack([random.normal(size=2_000), code])
-    x_asked, asked = as_asked(lake, model_of(lake, channels()), FEATURES, x)
+    x_asked, asked = as_asked(lake, model_of(lake, typed_scaler()), FEATURES, x)
     assert asked == [
         Asked("amount"),
         Asked("colour", "category", "red"),  # the most frequent first; the rare one has no word
@@ -77,7 +74,7 @@ def test_rules_about_categories_are_in_words(tmp_path: Path) -> None:
 
 def test_plain_numbers_are_asked_about_as_they_are(tmp_path: Path) -> None:
     lake = Store(str(tmp_path))
-    scaler = pa.table({"feature": ["amount", "colour"], "mean": [0.0, 0.0]})
+    scaler = Scaler("standard", np.zeros(2), np.zeros(2), np.ones(2))
     x = np.arange(8.0).reshape(4, 2)
     same, asked = as_asked(lake, model_of(lake, scaler), FEATURES, x)
     assert same is x

@@ -353,6 +353,6 @@ def test_two_workers_learn_typed_rows_as_one_does(tmp_path: Path) -> None:
 
 
 def test_training_learns_every_kind_of_channel() -> None:
-    losses, _ = trained(passes=40)
+    losses, _ = trained(passes=200)
     assert losses[0] == pytest.approx(1, abs=0.25)  # as a constant prediction
-    assert losses[-1] < 0.85
+    assert losses[-1] < 0.6
