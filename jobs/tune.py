@@ -204,7 +204,7 @@ class _Tuner:
         """Pin the input and draw the sample, as a run does; read once, whatever is tried.
 
         Both lie in the folder of a run of this id that is never published, where ``dec forget``
-        finds the rows, and ``dec gc`` removes them.
+        finds the rows, and ``dec gc`` removes them; it removes old trials by their own age.
         """
         from pipeline.stages.pin import pin
         from pipeline.stages.sample import sample

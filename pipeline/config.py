@@ -667,6 +667,10 @@ class Retention(Section):
     unpublished_days: PositiveInt = Field(
         default=7, description="A run that died is removed when it wrote nothing for this long."
     )
+    tuning_days: PositiveInt = Field(
+        default=30,
+        description="A tuning, its trials and what it recommends, is removed when it is so old.",
+    )
     champions: PositiveInt = Field(
         default=5, description="Newest champions that `dec rollback` can go back to."
     )

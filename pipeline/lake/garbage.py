@@ -1,4 +1,4 @@
-"""``dec gc``: old snapshots, runs that died, and what only they name, are removed.
+"""``dec gc``: old snapshots, old tunings, runs that died, and what only they name, are removed.
 
 What stays is decided by names, not by folders: every file, model and run that a kept snapshot, a
 kept run or the registry names, the latter for its newest champions. The rest goes if it is old
@@ -43,6 +43,7 @@ from pipeline.schema import NAME_PATTERN
 from pipeline.storage import FoundFile, Store, why
 
 _DAY_S = 86_400.0
+_TUNINGS = "tuning"  # of pipeline.tuning.trials; each has the lease that is called as it is
 # Nothing younger goes, whatever the settings say: longer than an upload or a reader's query lasts,
 # and than the clocks of machines that share a folder differ.
 _SAFETY_S = _DAY_S
@@ -60,8 +61,8 @@ class Removal:
     """Something that goes as a whole.
 
     Attributes:
-        kind: "snapshots", "published run", "unpublished run", "unlisted files", "model",
-            "unlisted tables", "leases" or "leftovers".
+        kind: "snapshots", "published run", "unpublished run", "unlisted files",
+            "tuning", "model", "unlisted tables", "leases" or "leftovers".
         name: Which, below the output.
         files: Paths below the output, in the order in which they go.
         bytes: Size of them all.
@@ -122,7 +123,7 @@ def collect(
     """
     found = Collection()
     latest = latest_snapshot(lake)
-    if latest is None and not lake.walk("runs"):
+    if latest is None and not (lake.walk("runs") or lake.walk(_TUNINGS)):
         return found
     _require_forgotten(lake)
     if tables and latest is not None:
@@ -131,9 +132,9 @@ def collect(
     now = time.time() if dry_run else store_time(lake)
     census = _Census(lake, retention, now)
     found.kept_snapshots = census.kept_snapshots
-    found.skipped += [f"run {run}: somebody works on it" for run in census.worked_on]
+    found.skipped += [f"{name}: somebody works on it" for name in census.worked_on]
     remove = _Remover(lake, dry_run, (census.newest, census.newest_entry), on_wait, found)
-    for removal in (*census.snapshots(), *census.runs(), *census.leftovers()):
+    for removal in (*census.snapshots(), *census.runs(), *census.tunings, *census.leftovers()):
         remove(removal)
     # Models last, by the runs that are still there: one of them may have been resumed meanwhile.
     gone = {r.name.removeprefix("runs/") for r in found.removals if r.kind.endswith(" run")}
@@ -247,13 +248,14 @@ class _Census:
         self._read_kept_snapshots()
         self.newest_entry = self._read_registry()
         self.worked_on: list[str] = []
+        self.tunings = list(self._old_tunings())
         self._candidates: set[str] = set()
         for run in self.run_files:
             if run in self._published or not self._is_old(run):
                 self._protect_listed(run)
             elif (ds := self._ds(run)) and is_held(lake, ds):
                 self._protect_listed(run)
-                self.worked_on.append(run)
+                self.worked_on.append(f"run {run}")
             else:
                 self._candidates.add(run)
 
@@ -324,6 +326,18 @@ class _Census:
             files |= self.run_files[run]
         if left := [p for p, f in files.items() if _LEFTOVER.fullmatch(p) and self._aged(f)]:
             yield _removal("leftovers", "", left, files)
+
+    def _old_tunings(self) -> Iterator[Removal]:
+        """Trials of tunings that nobody went on with: the sample is in a run, and goes as one."""
+        wanted = max(self._retention.tuning_days * _DAY_S, _SAFETY_S)
+        for tuning, files in _by_folder(_TUNINGS, self._lake.walk(_TUNINGS)).items():
+            if self._now - max(file.modified for file in files.values()) <= wanted:
+                continue
+            if is_held(self._lake, tuning):
+                self.worked_on.append(f"tuning {tuning}")
+                continue
+            removal = _removal("tuning", f"{_TUNINGS}/{tuning}", list(files), files)
+            yield replace(removal, ds=tuning, seen=_versions(files.values()))
 
     def _aged(self, file: FoundFile) -> bool:
         return self._now - file.modified > _SAFETY_S

@@ -20,6 +20,7 @@ from pipeline.lake.lease import take
 from pipeline.lake.registry import append, entry_numbers
 from pipeline.lake.snapshots import Partition, assignment_files, publish
 from pipeline.storage import Store
+from pipeline.tuning.trials import Study, TrialFolder
 
 DAY = 86_400
 KEEP_ONE = Retention(snapshots=1, days=0, unpublished_days=7)
@@ -355,6 +356,46 @@ def test_a_clock_that_is_wrong_removes_nothing(
     before = names(lake)
     assert gc(lake).removals == []
     assert names(lake) - {"leases/clock"} == before
+
+
+def test_old_tunings_go_and_those_that_are_worked_on_stay(lake: Store) -> None:
+    for tuning in ("old", "young", "held"):
+        folder = TrialFolder(lake, tuning)
+        folder.begin(Study(id=tuning, fingerprint="f", fewest=2, most=9, rows=5))
+        lake.write_bytes(folder.path("trials/a.json"), b"{}" * 50)
+        age(lake, 20 if tuning == "young" else 40, f"tuning/{tuning}")
+    lease = take(lake, "held", "tuning held", seconds=600)
+    before = names(lake)
+    shown = gc(lake, dry_run=True)
+    assert names(lake) == before
+    done = gc(lake)
+    for seen in (shown, done):
+        assert kinds(seen) == {"tuning/old": "tuning"}
+        assert seen.skipped == ["tuning held: somebody works on it"]
+    assert done.bytes == shown.bytes > 100
+    gone = {"tuning/old/tuning.json", "tuning/old/trials/a.json"}
+    assert before - names(lake) == gone
+    lease.release()
+    assert kinds(gc(lake)) == {"tuning/held": "tuning"}
+    assert names(lake, "tuning/young")
+
+
+def test_a_tuning_that_goes_on_meanwhile_stays(
+    lake: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = TrialFolder(lake, "resumed")
+    folder.begin(Study(id="resumed", fingerprint="f", fewest=2, most=9, rows=5))
+    age(lake, 40)
+
+    def taken(*words: Any, **named: Any) -> Any:
+        lake.write_bytes(folder.path("trials/a.json"), b"{}")
+        return take(*words, **named)
+
+    monkeypatch.setattr(garbage, "take", taken)
+    done = gc(lake)
+    assert done.removals == []
+    assert {"tuning/resumed/tuning.json", "tuning/resumed/trials/a.json"} <= names(lake)
+    assert done.skipped == ["tuning/resumed: somebody went on with it meanwhile"]
 
 
 @pytest.mark.parametrize(
