@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import tempfile
+import time
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +15,9 @@ from jobs.night import checked_run_id
 from jobs.session import configured
 from pipeline.lake.receipts import read_receipts
 from pipeline.report.making import make
-from pipeline.storage import Store
+from pipeline.storage import Store, sha256
+
+_KEPT_S = 86_400  # a copy that was shown: its tab may be loaded again
 
 
 def make_report(
@@ -37,6 +42,23 @@ def _local(lake: Store, path: str, url: str) -> str:
     """An address that a browser opens: of an object store's file, a copy's."""
     if "://" not in url:
         return Path(url).as_uri()
-    copy = Path(tempfile.mkdtemp(prefix="dec-report-")) / "index.html"
+    folder = _own_folder()
+    for old in folder.glob("*.html"):
+        if old.stat().st_mtime < time.time() - _KEPT_S:
+            old.unlink(missing_ok=True)
+    # The same for the same page: showing it again leaves no second copy.
+    copy = folder / f"{sha256(url.encode())[:16]}.html"
     copy.write_bytes(lake.read_bytes(path))
     return copy.as_uri()
+
+
+def _own_folder() -> Path:
+    """For copies, which show rows: nobody else may read them, or have put a link there."""
+    folder = Path(tempfile.gettempdir()) / f"dec-report-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        seen = folder.lstat()
+    except FileExistsError:  # a file
+        return Path(tempfile.mkdtemp(prefix="dec-report-"))
+    ours = stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid() and not seen.st_mode & 0o077
+    return folder if ours else Path(tempfile.mkdtemp(prefix="dec-report-"))
