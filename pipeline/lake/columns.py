@@ -300,6 +300,11 @@ def _string_hashes(values: pa.Array) -> NDArray[np.uint64]:
         return _mixed(sums[edges[1:]] - sums[edges[:-1]] + lengths.astype(np.uint64))
 
 
+def code_hashes(codes_N: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Evenly spread numbers, one for each code: what is different among them can be estimated."""
+    return _mixed(codes_N.view(np.uint64))
+
+
 def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64: every bit of the number decides about every bit of the result."""
     with np.errstate(over="ignore"):

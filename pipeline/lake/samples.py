@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ _ENCODE_ROWS = 2048
 # Columns of a sample part; not names that a key column would have.
 FEATURES = "dec_features"
 HELD_OUT = "dec_held_out"
-_CUT = pa.schema([("column", pa.string()), ("values", pa.int64())])
+_HASHES = pa.schema([("column", pa.string()), ("hashes", pa.list_(pa.uint64()))])
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class SamplePart:
         scanned: Rows that the statistics come from.
         count_F: See ``Moments``, like those below.
         values: See ``RowStatistics``, one list a column of it; none where no column is a category.
-        cut: See there; names and numbers.
+        hashes: See there; names and numbers.
+        cut: See there.
     """
 
     name: str
@@ -53,7 +55,8 @@ class SamplePart:
     max_F: list[float]
     missing_F: list[int]
     values: dict[str, list[Any]] | None = None
-    cut: dict[str, list[Any]] | None = None
+    hashes: dict[str, list[Any]] | None = None
+    cut: tuple[str, ...] = ()
 
     def statistics(self) -> RowStatistics:
         """The statistics as arrays."""
@@ -66,8 +69,39 @@ class SamplePart:
             missing_F=np.array(self.missing_F, np.int64),
         )
         values = pa.table(self.values or VALUE_COUNTS.empty_table().to_pydict(), VALUE_COUNTS)
-        cut = dict(zip(*self.cut.values(), strict=True)) if self.cut else {}
-        return RowStatistics(moments, values, cut)
+        found = zip(*self.hashes.values(), strict=True) if self.hashes else ()
+        hashes = {name: np.array(numbers, np.uint64) for name, numbers in found}
+        return RowStatistics(moments, values, hashes, frozenset(self.cut))
+
+
+class MergedParts:
+    """Parts as they come, and the statistics of all of them.
+
+    Whatever order they come in, statistics are merged in the order of the slices: sums of floats,
+    and what is dropped, are the same each time. One that is early waits.
+
+    Args:
+        names: Of all parts, in that order.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.parts: list[SamplePart] = []
+        self.statistics: RowStatistics | None = None
+        self._names = deque(names)
+        self._early: dict[str, RowStatistics] = {}
+
+    def add(self, part: SamplePart) -> None:
+        """One more."""
+        self._early[part.name] = part.statistics()
+        self.parts.append(replace(part, values=None, hashes=None))  # the rest is small
+        while self._names and self._names[0] in self._early:
+            found = self._early.pop(self._names.popleft())
+            self.statistics = self.statistics.merged_with(found) if self.statistics else found
+
+
+def part_name(slice_number: int) -> str:
+    """Of a slice's part of the sample."""
+    return f"part-{slice_number:06}.parquet"
 
 
 def write_sample_part(
@@ -109,16 +143,17 @@ def write_sample_part(
             start += len(x_BF)
     table = pa.concat_tables(drawn)
     content = parquet_bytes(table)
-    name = f"part-{pieces['slice'][0].as_py():06}.parquet"
+    name = part_name(pieces["slice"][0].as_py())
     folder.write_bytes(name, content)
     (found,) = seen  # a slice has rows
     statistics: dict[str, Any] = {k: [v.tolist()] for k, v in vars(found.moments).items()}
     if any(column.type == "category" for column in reader.features):
         found = found.bounded()
         # With their types, which lists of nothing would not have.
-        cut = {"column": [*found.cut], "values": [*found.cut.values()]}
+        hashes = {"column": [*found.hashes], "hashes": [*found.hashes.values()]}
         statistics["values"] = pa.array([found.values.to_pydict()], _lists(VALUE_COUNTS))
-        statistics["cut"] = pa.array([cut], _lists(_CUT))
+        statistics["hashes"] = pa.array([hashes], _lists(_HASHES))
+        statistics["cut"] = pa.array([sorted(found.cut)], pa.list_(pa.string()))
     return pa.table(
         {
             "name": [name],

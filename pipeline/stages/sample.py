@@ -16,9 +16,9 @@ from pipeline.errors import InputError
 from pipeline.lake.models import scaler_bytes
 from pipeline.lake.quarantine import without_bad_shards
 from pipeline.lake.reading import Reader, pieces_of
-from pipeline.lake.samples import SamplePart, write_sample_part
+from pipeline.lake.samples import MergedParts, SamplePart, part_name, write_sample_part
 from pipeline.lake.slices import by_slice, held_out_share, sample_share
-from pipeline.lake.statistics import RowStatistics, fit_scaler
+from pipeline.lake.statistics import fit_scaler
 
 
 def _settings(config: Config) -> Any:
@@ -36,7 +36,7 @@ def _weights(config: Config) -> dict[str, Any]:
     return {"features": [entry.model_dump(mode="json") for entry in typed]} if typed else {}
 
 
-@stage("sample", version=2, settings=_settings, distributed=True)
+@stage("sample", version=3, settings=_settings, distributed=True)
 @without_bad_shards
 def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
     """Read the chosen row groups on many workers; each writes its part of the sample itself."""
@@ -52,17 +52,20 @@ def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
 
     total = int(chosen["rows"].to_numpy().sum())
 
-    def draw() -> list[SamplePart]:
-        parts: list[SamplePart] = []
-        for result in map_slices(config.execution, by_slice(chosen), read, claim=READER):
-            parts += [SamplePart(**row) for row in result.to_pylist()]
-            done = sum(part.scanned for part in parts)
+    def draw() -> MergedParts:
+        slices = by_slice(chosen)
+        drawn = MergedParts(part_name(pieces["slice"][0].as_py()) for pieces in slices)
+        for result in map_slices(config.execution, slices, read, claim=READER):
+            for row in result.to_pylist():
+                drawn.add(SamplePart(**row))
+            done = sum(part.scanned for part in drawn.parts)
             context.progress.stage_advanced(done, total, "rows")
-        return sorted(parts, key=lambda part: part.name)
+        return drawn
 
     memory = "lower centroids.sample_rows or give nodes more memory"
-    parts = with_retries(config.execution, "sample", draw, memory=memory)
-    statistics = RowStatistics.merged(part.statistics() for part in parts)
+    drawn = with_retries(config.execution, "sample", draw, memory=memory)
+    parts, statistics = sorted(drawn.parts, key=lambda part: part.name), drawn.statistics
+    assert statistics is not None  # every slice has left its part
     count_F = statistics.moments.count_F[: manifest.width]
     if not count_F.all():
         raise InputError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.lake.columns import category_codes, column_type, feature_matrix, memory_dtype
 from pipeline.lake.pinning import PinnedInput, list_shards, pin
 from pipeline.lake.reading import Reader, RowBlock, pieces_of_shards
+from pipeline.lake.samples import MergedParts, SamplePart, part_name
 from pipeline.lake.statistics import RowStatistics, fit_scaler
 from pipeline.model.channels import TypedScaler, on_circles
 from pipeline.model.scaling import Moments
@@ -368,8 +371,75 @@ def test_a_column_that_names_rows_is_no_category(tmp_path: Path) -> None:
         day=pa.array(range(rows), pa.timestamp("s")),
     )  # fmt: skip
     found, features = statistics_of(path)
-    with pytest.raises(InputError, match="column color: 3,000 different values in 3,000 sampled"):
+    with pytest.raises(
+        InputError, match=r"column color: about [23],\d{3} different values in 3,000"
+    ):
         fit_scaler(config(path, FEATURES), features, found)
+
+
+def slices_of(values_of: list[pa.Table]) -> list[RowStatistics]:
+    """Statistics of slices that have nothing but these categories."""
+    features = tuple(
+        FeatureColumn(name=name, width=1, vector=False, type="category")
+        for name in values_of[0].column_names
+    )
+    blocks = [
+        SimpleNamespace(stored=table, x_BF=np.zeros((len(table), len(features))))
+        for table in values_of
+    ]
+    return [RowStatistics.of(b, features).bounded() for b in blocks]  # type: ignore[arg-type]
+
+
+def test_a_million_different_values_take_little_memory() -> None:
+    slices, rows, most = 50, 21_000, 2048
+    tables = []
+    for number in range(slices):
+        first = number * (rows - 1000)
+        ids = np.arange(first, first + rows - 1000).astype(str).tolist() + ["often"] * 1000
+        few = (np.arange(rows) % 300).astype(str)
+        tables.append(pa.table({"id": ids, "few": few}))
+    parts = slices_of(tables)
+    found, largest = parts[0], 0
+    for part in parts[1:]:
+        found = found.merged_with(part, most)
+        largest = max(largest, len(found.values))
+    assert largest <= most + 300
+    assert found.different("id") == pytest.approx(1_000_001, rel=0.15)  # five standard deviations
+    rows_of = {
+        name: dict(zip(*found.values.filter(pc.equal(found.values["column"], name))
+                       .select(["value", "rows"]).to_pydict().values(), strict=True))
+        for name in ("id", "few")
+    }  # fmt: skip
+    # What is frequent loses less than the bound; what has few values loses nothing.
+    assert 50_000 - slices * rows / most < rows_of["id"]["often"] <= 50_000
+    assert found.different("few") == 300
+    assert rows_of["few"] == {str(n): slices * rows / 300 for n in range(300)}
+
+
+def test_parts_in_any_order_are_merged_in_one() -> None:
+    random = np.random.default_rng(0)
+    words = [random.choice(2000, 1500).astype(str) for _ in range(6)]
+    parts = []
+    for number, found in enumerate(slices_of([pa.table({"w": of}) for of in words])):
+        moments = {name: values.tolist() for name, values in vars(found.moments).items()}
+        hashes = {"column": ["w"], "hashes": [found.hashes["w"].tolist()]}
+        parts.append(
+            SamplePart(part_name(number), "", 0, 1500, 1500, **moments, hashes=hashes,
+                       values=found.values.to_pydict(), cut=tuple(found.cut))
+        )  # fmt: skip
+    merged = []
+    for order in ([0, 1, 2, 3, 4, 5], [5, 3, 4, 0, 2, 1]):
+        drawn = MergedParts(map(part_name, range(6)))
+        for number in order:
+            drawn.add(parts[number])
+            come = {part.name for part in drawn.parts}
+            assert (drawn.statistics is None) == (part_name(0) not in come)
+        assert drawn.statistics is not None
+        assert sorted(part.name for part in drawn.parts) == [part_name(n) for n in range(6)]
+        merged.append(drawn.statistics)
+    assert merged[0].values == merged[1].values
+    assert merged[0].cut == {"w"}
+    assert merged[0].different("w") == pytest.approx(1970, rel=0.15)
 
 
 def test_nothing_that_varies(tmp_path: Path) -> None:
