@@ -60,11 +60,14 @@ def notes_on(estimate: Estimate, as_last: Estimate | None, last_run: str | None)
     cluster = f"{estimate.nodes} × {estimate.cpus_per_node:g} CPUs"
     if estimate.gpus_per_node:
         cluster += f" and {estimate.gpus_per_node:g} GPUs"
+    refines = any(stage.stage == "refine" for stage in estimate.stages)
+    most = "pin reads all footers" + (", refine makes all passes; both" * refines or "; it")
+    work = "train" if refines else "compute"
     lines = [
-        f"cluster  {cluster}, all paid for; {used} of {cores:g} cores train",
+        f"cluster  {cluster}, all paid for; {used} of {cores:g} cores {work}",
         f"rates    {estimate.rates}; products in {estimate.products}, as here",
         *(["GPUs     their rates are a maker's figures, not measured"] if estimate.on_gpus else []),
-        "at most  pin reads all footers, refine makes all passes; both may do with fewer",
+        f"at most  {most} may do with fewer",
     ]
     if as_last:
         text = duration(as_last.seconds) + money_text(as_last)
@@ -126,7 +129,9 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         )
     console.print(table)
     plan = comparison.planned
-    made = f"refine made {comparison.refine_passes} of {by_name['refine'].passes} passes"
+    made = "nothing was refined"
+    if comparison.refine_passes is not None:
+        made = f"refine made {comparison.refine_passes} of {by_name['refine'].passes} passes"
     kept = "as the run kept it" if comparison.stored else "made now: the run kept none"
     for line in (
         f"run      {comparison.run_id}; {made}",

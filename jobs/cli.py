@@ -273,12 +273,17 @@ def plan(
         str | None,
         typer.Option("--run", metavar="RUN_ID", help="Instead: that run's plan, and what it took."),
     ] = None,
+    ds: Annotated[
+        str | None,
+        typer.Option(metavar="YYYY-MM-DD", help="Of a night. Default: the day after the last."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would do and what it takes, without starting Ray.
 
     Settings, shards and slices; rows, bytes, requests, passes, memory, core-hours and time of each
     stage; money, where the config has prices. What the last run took makes the next plan better.
+    Where the output has nights, or the config a schedule: what the night would do, by schedule.
     """
     from jobs.inspection import Nodes, show_comparison, show_plan
     from jobs.night import guarded
@@ -288,7 +293,7 @@ def plan(
             show_comparison(config, overrides or [], run_id, as_json)
         else:
             on = Nodes(nodes, cpus_per_node, gpus_per_node)
-            show_plan(config, overrides or [], as_json, on, measure=measure)
+            show_plan(config, overrides or [], as_json, on, measure=measure, ds=ds)
 
     raise typer.Exit(guarded(show, as_json))
 
@@ -328,7 +333,7 @@ def gc(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old snapshots, runs that died, and what only they name. See: --dry-run.
+    """Remove old snapshots, dead runs, old tunings, and what only they name. See: --dry-run.
 
     What a kept snapshot names stays, and so does everything younger than a day and every run that
     somebody works on.

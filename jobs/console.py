@@ -28,7 +28,6 @@ from pipeline.artifacts import (
     Comparison,
     NightSummary,
     QuarantinedShard,
-    StageTime,
     Summary,
     Verdict,
 )
@@ -206,7 +205,7 @@ def print_night(night: NightSummary, stream: IO[str]) -> None:
         facts.add_row(name, escape(value))
     console.print(facts)
     sizes = list(zip(night.cluster_ids, night.cluster_rows, strict=True))
-    tables = [_sizes(sizes, night.rows_out), _seconds(night.stages)]
+    tables = [_sizes(sizes, night.rows_out), _times(night)]
     console.print(Columns(tables, padding=(0, 4)))
     if night.verdict:
         console.print(gate_table(night.verdict))
@@ -229,6 +228,8 @@ def _facts_of_night(night: NightSummary) -> list[tuple[str, str]]:
         words.append(f"{night.died:,} died")
         words += [f"churn {night.churn:.2%}"] if night.churn is not None else []
         facts.append(("clusters", ", ".join(words)))
+    if night.choice:
+        facts.append(("found", f"{night.choice.clusters:,} clusters ({night.choice.why})"))
     if night.max_psi is not None:
         facts.append(("drift", f"PSI at most {night.max_psi:.3f}, of {night.max_psi_feature}"))
     if night.refused:
@@ -256,9 +257,8 @@ def gate_table(verdict: Verdict) -> Table:
 
 
 def _number(summary: Summary) -> str:
-    if summary.choice is None:
-        return f"{summary.clusters:,}"
-    return f"{summary.clusters:,} ({summary.choice.why})"
+    why = f" ({summary.choice.why})" if summary.choice else ""
+    return f"{summary.clusters:,}{why}"
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
@@ -374,16 +374,7 @@ def _sizes(rows_of: Sequence[tuple[int, int]], all_rows: int) -> Table:
     return table
 
 
-def _seconds(stages: Sequence[StageTime]) -> Table:
-    table = Table(box=box.SIMPLE, show_footer=True)
-    table.add_column("stage", footer="all")
-    table.add_column("seconds", justify="right", footer=f"{sum(s.seconds for s in stages):.1f}")
-    for stage in stages:
-        table.add_row(stage.stage, f"{stage.seconds:.1f}")
-    return table
-
-
-def _times(summary: Summary) -> Table:
+def _times(summary: Summary | NightSummary) -> Table:
     table = Table(box=box.SIMPLE, show_footer=True)
     table.add_column("stage", footer="all")
     total = sum(stage.seconds for stage in summary.stages)

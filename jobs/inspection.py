@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 from collections.abc import Sequence
@@ -9,22 +10,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jobs.bill import notes_on, notes_on_measuring, print_comparison, print_estimate
+from jobs.night import checked_ds, of_ds
 from jobs.session import configured
-from pipeline.artifacts import Estimate, QuarantinedShard
+from pipeline.artifacts import Action, Champion, Estimate, QuarantinedShard
 from pipeline.bill.comparison import compare, last_calibration, planned
-from pipeline.bill.estimate import estimate
+from pipeline.bill.estimate import Tonight, estimate, most_passes
 from pipeline.bill.measuring import Measured
 from pipeline.bill.measuring import measure as measure_here
 from pipeline.bill.rates import Cluster, InputFacts
 from pipeline.config import Config
-from pipeline.errors import BadShard
+from pipeline.engine import Context
+from pipeline.errors import BadShard, PipelineError
 from pipeline.lake.bad_shards import check_bound
+from pipeline.lake.kept_slices import unchanged
 from pipeline.lake.pinning import (
     PinnedInput,
     check_enough_rows,
@@ -33,10 +38,13 @@ from pipeline.lake.pinning import (
     pin,
 )
 from pipeline.lake.reading import Reader, pieces_of_shards
+from pipeline.lake.registry import entry_numbers
 from pipeline.lake.slices import by_slice
+from pipeline.lake.snapshots import latest_snapshot
 from pipeline.lake.tables import check_table
 from pipeline.model.autoencoder import products_here
-from pipeline.schema import assignment_schema
+from pipeline.schema import UNDATED, assignment_schema
+from pipeline.stages.decide import decision_of
 from pipeline.storage import Store
 
 _MIB = 2**20
@@ -58,12 +66,13 @@ class Plan:
         row_bytes: A raw row in memory.
         fit_rows: Rows that training learns from.
         cached: Whether a worker's share of them fits execution.cache_mib; else passes stream.
-        worker_mib: Estimated memory of a training worker.
+        worker_mib: Estimated memory of a training worker; 0 where nothing is trained.
         quarantined: Bad shards that the run would leave out; ``shards`` are the others.
         estimate: What it takes, at most.
         as_last: The same with as many passes of refinement as the last published run made.
         last_run: That run; None where there is none.
         measured: Figures of ``--measure``; None without it.
+        night: What the night does, and why; None: it is a run of its own.
     """
 
     config: dict[str, Any]
@@ -83,6 +92,7 @@ class Plan:
     as_last: Estimate | None
     last_run: str | None
     measured: Measured | None
+    night: PlannedNight | None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -91,7 +101,27 @@ class Plan:
         if self.measured:
             factors = {name: f.model_dump() for name, f in self.measured.factors.items()}
             shown["measured"] = vars(self.measured) | {"factors": factors}
+        if self.night:
+            shown["night"] = vars(self.night)
         return vars(self) | shown
+
+
+@dataclass(frozen=True)
+class PlannedNight:
+    """What a night would do; see ``NightDecision``.
+
+    Attributes:
+        ds: Its logical date.
+        action: See there.
+        why: The reason.
+        labelled: Share of the rows that would be labelled, about: those of shards that the night
+            before did not have as they are. The others are carried over.
+    """
+
+    ds: str
+    action: Action
+    why: str
+    labelled: float
 
 
 @dataclass(frozen=True)
@@ -110,9 +140,11 @@ def show_plan(
     nodes: Nodes | None = None,
     *,
     measure: bool = False,
+    ds: str | None = None,
 ) -> None:
     """Print the plan."""
-    plan = make_plan(configured(config_path, overrides), nodes or Nodes(), measure=measure)
+    config = of_ds(configured(config_path, overrides), checked_ds(ds))
+    plan = make_plan(config, nodes or Nodes(), measure=measure, ds=ds)
     if as_json:
         print(json.dumps(plan.to_json(), indent=2))
         return
@@ -128,17 +160,16 @@ def show_plan(
         for f in plan.features
     )
     width = sum(feature["width"] for feature in plan.features)
-    share_mib = plan.fit_rows * plan.row_bytes / config.execution.workers / _MIB
-    why = f"{share_mib:,.0f} MiB a worker, execution.cache_mib is {config.execution.cache_mib:,}"
+    training = plan.worker_mib > 0
     for name, value in (
         ("shards", f"{plan.shards:,} with {plan.row_groups:,} row groups"),
         *(("left out", f"{bad['name']}: {bad['reason']}") for bad in plan.quarantined),
-        ("rows", f"{plan.rows:,}, {plan.fit_rows:,} of them to learn from"),
+        ("rows", f"{plan.rows:,}" + (f", {plan.fit_rows:,} of them to learn from" * training)),
         ("bytes", f"{plan.bytes / _MIB:,.1f} MiB, {plan.wanted_bytes / _MIB:,.1f} MiB to read"),
         ("features", f"{width:,}: {columns}"),
         ("slices", f"{plan.slices:,} of about {config.execution.target_slice_mib} MiB"),
-        ("passes", f"{'from memory' if plan.cached else 'streamed'}: {why}"),
-        ("memory", f"about {plan.worker_mib:,} MiB for each of {config.execution.workers} workers"),
+        *(_of_training(plan, config) if plan.worker_mib else []),
+        *([("night", _in_words(plan.night))] if plan.night else []),
     ):
         table.add_row(name, escape(value))  # names of shards may look like markup
     console.print(table)
@@ -146,6 +177,23 @@ def show_plan(
     if plan.measured:
         notes += notes_on_measuring(plan.measured)
     print_estimate(console, plan.estimate, notes)
+
+
+def _of_training(plan: Plan, config: Config) -> list[tuple[str, str]]:
+    share_mib = plan.fit_rows * plan.row_bytes / config.execution.workers / _MIB
+    why = f"{share_mib:,.0f} MiB a worker, execution.cache_mib is {config.execution.cache_mib:,}"
+    workers = config.execution.workers
+    return [
+        ("passes", f"{'from memory' if plan.cached else 'streamed'}: {why}"),
+        ("memory", f"about {plan.worker_mib:,} MiB for each of {workers} workers"),
+    ]
+
+
+def _in_words(night: PlannedNight) -> str:
+    words = f"{night.ds}: {night.action}, because {night.why}"
+    if night.labelled < 1:
+        words += f"; about {night.labelled:.1%} of the rows are labelled, the rest is carried over"
+    return words
 
 
 def show_comparison(config_path: str, overrides: Sequence[str], run_id: str, as_json: bool) -> None:
@@ -181,8 +229,14 @@ def _json_of(found: Estimate) -> dict[str, Any]:
     return values
 
 
-def make_plan(config: Config, nodes: Nodes | None = None, *, measure: bool = False) -> Plan:
-    """Read the footers and work out what a run would do, and what it takes."""
+def make_plan(
+    config: Config, nodes: Nodes | None = None, *, measure: bool = False, ds: str | None = None
+) -> Plan:
+    """Read the footers and work out what a run would do, and what it takes.
+
+    What a night would do where the output has nights already, or the config a ``schedule``: that
+    of ``ds``, else of the day after the last.
+    """
     nodes = nodes or Nodes()
     cluster = Cluster.of(
         config.execution, nodes=nodes.count, cpus_per_node=nodes.cpus, gpus_per_node=nodes.gpus
@@ -208,9 +262,12 @@ def make_plan(config: Config, nodes: Nodes | None = None, *, measure: bool = Fal
     last = last_calibration(Store(config.output))
     products = products_here(config.model.precision)
     measured = measure_here(config, pinned) if measure else None
-    found = planned(config, cluster, facts, products, last, measured)
-    typical = None
-    if last and last.refine_passes < config.refine.passes:
+    night = _planned_night(config, pinned, ds)
+    tonight = Tonight(night.action, night.labelled) if night else None
+    found = planned(config, cluster, facts, products, last, measured, tonight)
+    typical, trains = None, tonight is None or tonight.action != "assign"
+    passes = last.refine_passes if last and trains else None
+    if passes is not None and passes < most_passes(config, tonight):
         typical = estimate(
             config,
             facts,
@@ -218,7 +275,8 @@ def make_plan(config: Config, nodes: Nodes | None = None, *, measure: bool = Fal
             products=products,
             factors=found.factors,
             rates_from=found.rates,
-            refine_passes=last.refine_passes,
+            refine_passes=passes,
+            tonight=tonight,
         )
     return Plan(
         config=config.model_dump(mode="json"),
@@ -232,13 +290,48 @@ def make_plan(config: Config, nodes: Nodes | None = None, *, measure: bool = Fal
         row_bytes=facts.row_bytes,
         fit_rows=fit_rows,
         cached=share_bytes <= config.execution.cache_mib * _MIB,
-        worker_mib=max(s.memory_mib for s in found.stages if s.stage in ("pretrain", "refine")),
+        worker_mib=max(
+            (s.memory_mib for s in found.stages if s.stage in ("pretrain", "refine")), default=0
+        ),
         quarantined=[shard.model_dump() for shard in pinned.quarantined],
         estimate=found,
         as_last=typical,
         last_run=last.run_id if last else None,
         measured=measured,
+        night=night,
     )
+
+
+def _planned_night(config: Config, pinned: PinnedInput, ds: str | None) -> PlannedNight | None:
+    lake = Store(config.output)
+    if not entry_numbers(lake) and "schedule" not in config.model_fields_set:
+        return None
+    latest = latest_snapshot(lake)
+    dates = sorted(date for date in (latest.partitions if latest else {}) if date != UNDATED)
+    if ds is None and dates:
+        last = datetime.date.fromisoformat(dates[-1])
+        ds = (last + datetime.timedelta(days=1)).isoformat()
+    decision = decision_of(config, Context("plan", checked_ds(ds), lake), pinned.features)
+    labelled = 1.0
+    if decision.action == "assign" and decision.champion:
+        labelled = _labelled(config, lake, pinned, decision.champion)
+    return PlannedNight(checked_ds(ds), decision.action, decision.why, labelled)
+
+
+def _labelled(config: Config, lake: Store, pinned: PinnedInput, champion: Champion) -> float:
+    """Share of the rows in shards that the newest night of this champion did not have."""
+    latest = latest_snapshot(lake)
+    served = latest.partitions if latest else {}
+    nights = [ds for ds in served if served[ds].model_id == champion.model.model_id]
+    if not nights or not config.assign.incremental or config.lake.format != "parquet":
+        return 1.0
+    context = Context(served[max(nights)].run_id, max(nights), lake)
+    try:
+        before = lake.read_table(context.stage_path("pin", "shards.parquet"))
+    except (OSError, PipelineError, pa.ArrowException):
+        return 1.0  # gone or damaged: everything is labelled anew
+    rows = pinned.shards["rows"].to_numpy()
+    return float(rows[~unchanged(pinned.shards, before)].sum() / max(1, rows.sum()))
 
 
 def check_input(

@@ -877,6 +877,9 @@ class NightSummary(Artifact):
         max_psi_feature: Its name.
         verdict: The gate's.
         comparison: With plain k-means, where a model was fitted.
+        refine_updates: Of the challenger's target; None where nothing was refined.
+        estimate: See ``Summary``, like the next.
+        choice: Of the challenger.
     """
 
     run_id: str
@@ -915,3 +918,6 @@ class NightSummary(Artifact):
     quarantined: tuple[QuarantinedShard, ...]
     stages: tuple[StageTime, ...]
     output: str
+    refine_updates: int | None = None
+    estimate: Estimate | None = None
+    choice: ClusterChoice | None = None

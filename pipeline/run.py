@@ -161,9 +161,10 @@ def nightly(night: Execution) -> NightSummary:
         serving,
         assignments,
         snapshot,
-        challenge.comparison,
+        challenge.fit.comparison if challenge.fit else None,
         challenge.identity,
         challenge.verdict,
+        *(challenge.fit.trained[2:] if challenge.fit else ()),
     )
     after_publish(night, report, result, about, told)
     return result
@@ -174,7 +175,7 @@ class Challenge:
     """Who serves, and what became of the challenger, where there was one."""
 
     serving: Serving
-    comparison: Comparison | None = None
+    fit: Fit | None = None
     identity: Identity | None = None
     verdict: Verdict | None = None
 
@@ -202,4 +203,4 @@ def _challenge(night: Execution, manifest: Manifest, decision: NightDecision) ->
         gate, decision, manifest, reference, fit.comparison, fit.model, identity
     )
     serving = night.complete(promote, decision, identity, verdict)  # or the champion stays
-    return Challenge(serving, fit.comparison, identity, verdict)
+    return Challenge(serving, fit, identity, verdict)

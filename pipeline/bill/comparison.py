@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import yaml
 
-from pipeline.artifacts import Estimate, Manifest, StageFactor, StageTime, Summary
-from pipeline.bill.estimate import estimate
+from pipeline.artifacts import (
+    Estimate,
+    Manifest,
+    NightSummary,
+    StageFactor,
+    StageTime,
+    Summary,
+)
+from pipeline.bill.estimate import Tonight, estimate, most_passes
 from pipeline.bill.measuring import Measured
 from pipeline.bill.rates import Cluster, InputFacts
 from pipeline.config import Config
 from pipeline.errors import InputError, PipelineError
 from pipeline.lake.snapshots import read_snapshot, snapshot_files
+from pipeline.model.autoencoder import products_here
 from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
 
 # Below this, a stage's time says more about the machine's mood than about a rate.
 _LEAST_SECONDS = 0.5
@@ -31,12 +42,12 @@ class Calibration:
     Attributes:
         run_id: Of that run.
         factors: See ``Estimate``.
-        refine_passes: That its refinement made.
+        refine_passes: That its refinement made; None on a night that refined nothing.
     """
 
     run_id: str
     factors: dict[str, StageFactor]
-    refine_passes: int
+    refine_passes: int | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Comparison:
         run_id: Of the run.
         planned: Before the work.
         took: By the markers of its stages.
-        refine_passes: That it made; the plan has those that it may make.
+        refine_passes: That it made, as above; the plan has those that it may make.
         factors: That would have made the plan right.
         stored: Whether the run itself kept its plan; else it was made now, with today's rates.
     """
@@ -55,7 +66,7 @@ class Comparison:
     run_id: str
     planned: Estimate
     took: tuple[StageTime, ...]
-    refine_passes: int
+    refine_passes: int | None
     factors: dict[str, StageFactor]
     stored: bool
 
@@ -67,6 +78,7 @@ def planned(
     products: str,
     last: Calibration | None,
     measured: Measured | None = None,
+    tonight: Tonight | None = None,
 ) -> Estimate:
     """The estimate, with what the last run told and what was measured here, which comes first."""
     factors, words = dict(last.factors) if last else {}, []
@@ -80,8 +92,35 @@ def planned(
         words.append(f"calibrated by run {last.run_id}")
     words.append("defaults, not measured here" if not words else "defaults for the rest")
     return estimate(
-        config, facts, cluster, products=products, factors=factors, rates_from=", ".join(words)
+        config,
+        facts,
+        cluster,
+        products=products,
+        factors=factors,
+        rates_from=", ".join(words),
+        tonight=tonight,
     )
+
+
+def planned_before(
+    config: Config,
+    lake: Store,
+    run_id: str,
+    manifest: Manifest,
+    products: str,
+    tonight: Tonight | None = None,
+) -> Estimate | None:
+    """What a run that is over was thought to take; None where that cannot be said.
+
+    Its own figures do not count; what the runs before it told does.
+    """
+    try:
+        last, cluster = last_calibration(lake, before=run_id), Cluster.running(config.execution)
+        facts = InputFacts.of(manifest)
+        return planned(config, cluster, facts, products, last, tonight=tonight)
+    except Exception:  # it is published: that it has no bill is no reason to fail
+        log.warning("no estimate", exc_info=True)
+        return None
 
 
 def last_calibration(lake: Store, *, before: str | None = None) -> Calibration | None:
@@ -114,7 +153,12 @@ def compare(lake: Store, run_id: str) -> Comparison:
     """
     path = f"runs/{run_id}"
     try:
-        summary = Summary.model_validate(lake.read_json(f"{path}/metrics.json"))
+        content = lake.read_json(f"{path}/metrics.json")
+        summary: Summary | NightSummary
+        if "action" in content:
+            summary = NightSummary.model_validate(content)
+        else:
+            summary = Summary.model_validate(content)
         manifest = Manifest.model_validate(lake.read_json(f"{path}/manifest.json"))
         config = Config.model_validate(yaml.safe_load(lake.read_bytes(f"{path}/config.yaml")))
     except FileNotFoundError as error:
@@ -127,10 +171,17 @@ def compare(lake: Store, run_id: str) -> Comparison:
             f"run {run_id} in {lake.url} is of a version that this one cannot read"
         ) from None
     facts = InputFacts.of(manifest)
-    plan = summary.estimate
-    made = passes_made(config, facts.rows, summary.refine_updates)
+    plan, tonight = summary.estimate, tonight_of(summary)
+    products: str = products_here(config.model.precision)
+    if isinstance(summary, Summary):
+        products = summary.products
+    made = None
+    if summary.refine_updates is not None:
+        most = most_passes(config, tonight)
+        made = passes_made(config, facts.rows, summary.refine_updates, most)
     if plan is None:
-        plan = estimate(config, facts, Cluster.of(config.execution), products=summary.products)
+        cluster = Cluster.of(config.execution)
+        plan = estimate(config, facts, cluster, products=products, tonight=tonight)
     done = estimate(
         config,
         facts,
@@ -143,6 +194,7 @@ def compare(lake: Store, run_id: str) -> Comparison:
         products=plan.products,
         factors=plan.factors,
         refine_passes=made,
+        tonight=tonight,
     )
     return Comparison(
         run_id=run_id,
@@ -154,11 +206,19 @@ def compare(lake: Store, run_id: str) -> Comparison:
     )
 
 
-def passes_made(config: Config, rows: int, updates: int) -> int:
-    """Passes of a refinement that updated its target so often."""
+def tonight_of(summary: Summary | NightSummary) -> Tonight | None:
+    """What a night did; None of a run of its own."""
+    if isinstance(summary, Summary):
+        return None
+    rows = summary.rows_labelled + summary.rows_carried
+    return Tonight(summary.action, summary.rows_labelled / rows if rows else 1.0)
+
+
+def passes_made(config: Config, rows: int, updates: int, most: int) -> int:
+    """Passes, of the most that it may make, of a refinement that updated its target so often."""
     fit_rows = min(rows, config.source.fit_rows or rows)
     every = config.refine.update_interval_rows or fit_rows
-    return min(config.refine.passes, math.ceil(updates * every / max(1, fit_rows)))
+    return min(most, math.ceil(updates * every / max(1, fit_rows)))
 
 
 def calibrated(done: Estimate, took: Mapping[str, float]) -> dict[str, StageFactor]:

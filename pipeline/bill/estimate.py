@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipeline.artifacts import Estimate, Money, StageEstimate, StageFactor
+from pipeline.artifacts import Action, Estimate, Money, StageEstimate, StageFactor
 from pipeline.bill.rates import Cluster, InputFacts, Rates
 from pipeline.clustering.kmeans import WORK, affordable
 from pipeline.clustering.merging import ITERATIONS, NEIGHBOURS, TREES, rows_and_cells
@@ -63,6 +63,19 @@ _PAGE_GETS, _PAGE_BYTES = 60, 2_000_000  # markers, tables and parts that it rea
 _SORTING_BYTES = 200
 
 
+@dataclass(frozen=True)
+class Tonight:
+    """What a night does in place of a run's stages; see ``pipeline.stages.decide``.
+
+    Attributes:
+        action: Fit, go on from the champion, or let it label the rows.
+        labelled: Share of the rows that are labelled; results of the others are carried over.
+    """
+
+    action: Action
+    labelled: float = 1.0
+
+
 def estimate(
     config: Config,
     facts: InputFacts,
@@ -73,8 +86,9 @@ def estimate(
     factors: Mapping[str, StageFactor] | None = None,
     rates_from: str = "defaults, not measured here",
     refine_passes: int | None = None,
+    tonight: Tonight | None = None,
 ) -> Estimate:
-    """What a run takes.
+    """What a run takes, or a night.
 
     Args:
         config: The settings.
@@ -85,9 +99,10 @@ def estimate(
         factors: How stages differ from those, by name.
         rates_from: Where rates and factors come from, in words.
         refine_passes: That refinement makes; None: as many as it may.
+        tonight: What the night does; None: it is a run of its own.
     """
-    passes = config.refine.passes if refine_passes is None else refine_passes
-    paper = _Paper(config, facts, cluster, products, rates or Rates(), passes)
+    passes = most_passes(config, tonight) if refine_passes is None else refine_passes
+    paper = _Paper(config, facts, cluster, products, rates or Rates(), passes, tonight)
     factors = dict(factors or {})
     stages = [_scaled(stage, factors.get(stage.stage), cluster) for stage in paper.stages()]
     stages.insert(0, paper.around(sum(stage.seconds for stage in stages)))
@@ -104,6 +119,12 @@ def estimate(
         factors=factors,
         money=_money(config.prices, stages, read_from_s3=paper.from_s3),
     )
+
+
+def most_passes(config: Config, tonight: Tonight | None) -> int:
+    """Passes that refinement may make."""
+    refreshes = tonight is not None and tonight.action == "refresh"
+    return config.schedule.refresh.passes if refreshes else config.refine.passes
 
 
 def kmeans_core_seconds(
@@ -226,7 +247,7 @@ class _Learner:
 
 
 class _Paper:
-    """The stages of one run, one method each."""
+    """The stages of one run or night, one method each."""
 
     def __init__(
         self,
@@ -236,9 +257,10 @@ class _Paper:
         products: str,
         rates: Rates,
         refine_passes: int,
+        tonight: Tonight | None = None,
     ) -> None:
         self.config, self.facts, self.cluster, self.rates = config, facts, cluster, rates
-        self.refine_passes = refine_passes
+        self.refine_passes, self.tonight = refine_passes, tonight
         model = config.model
         self.net = _Network.of((facts.width, *model.hidden, model.embedding))
         speed = 1e9 * (rates.float32_share if products == "float32" else 1.0)
@@ -258,21 +280,21 @@ class _Paper:
         self.share_bytes = share_bytes
 
     def stages(self) -> list[StageEstimate]:
-        return [
-            self.pin(),
-            self.sample(),
-            self.pretrain(),
-            self.init_centroids(),
-            self.refine(),
-            self.evaluate(),
-            StageEstimate(stage="select", **self._requests(0, 0)),
-            self.assign(),
-            self.publish(),
-            self.explain(),
-            self.describe(),
-            StageEstimate(stage="summary", **self._requests(0, self.to_s3)),
-            self.report(),
-        ]
+        action = self.tonight.action if self.tonight else None
+        sample = self.sample()  # where none is drawn, the champion's, of the same size
+        found = [self.pin(), *([self._small("decide", gets=20)] if action else [])]
+        if action != "assign":
+            found.append(sample)
+            if action == "refresh":
+                found.append(self._small("warm_start"))
+            else:
+                found += [self.pretrain(), self.init_centroids()]
+            found += [self.refine(), self.evaluate(), self._small("select")]
+            if action:
+                found += [self.identify(), self.gate(), self._small("promote", gets=4, puts=2)]
+        summary = "night_summary" if action else "summary"
+        found += [self.assign(), self.publish(), self.explain(), self.describe()]
+        return [*found, self._small(summary, puts=1), self.report()]
 
     # ------------------------------------------------------------------------------- the parts
 
@@ -432,9 +454,30 @@ class _Paper:
             gets=2 * _FILE_GETS + _TABLE_GETS * (3 + read_again * self.sample_parts),
         )
 
+    def identify(self) -> StageEstimate:
+        """One task: two models label two samples. Its requests are thought, not counted."""
+        core_s = 4 * self.sample_rows * 2 * self.net.encoder / self.encode_flops
+        core_s += 4 * self.sample_rows * self.config.most_clusters * self.rates.nearest_ns * 1e-9
+        raw = self.sample_rows * self.facts.row_bytes
+        gets = 2 * (_FILE_GETS + 2 * _TABLE_GETS) + 6 * _TABLE_GETS * self.sample_parts
+        return self._one_task("identify", core_s, 2 * raw / self.sample_parts, gets=gets)
+
+    def gate(self) -> StageEstimate:
+        """One task: both partitions of two samples, in both embeddings. Requests as above."""
+        embedding, drawn = self.config.model.embedding, min(self.sample_rows, _SILHOUETTE_ROWS)
+        core_s = 4 * self.sample_rows * 2 * self.net.encoder / self.encode_flops
+        flop = 8 * (2 * drawn**2 + 2 * self.sample_rows * self.config.most_clusters) * embedding
+        core_s += flop / (self.rates.distance_gflop_s * 1e9)
+        gets = 2 * (_FILE_GETS + 2 * _TABLE_GETS) + 4 * _TABLE_GETS * self.sample_parts
+        return self._one_task("gate", core_s, 4 * self.sample_rows * embedding * 4, gets=gets)
+
     def assign(self) -> StageEstimate:
-        """Every row of every slice, a slice a thread, into one part file a slice."""
-        facts, cluster, rates = self.facts, self.cluster, self.rates
+        """Every row of every slice, a slice a thread, into one part file a slice.
+
+        Of a slice whose part is carried over, the part's footer is read, and that of its profile.
+        """
+        cluster, rates = self.cluster, self.rates
+        facts, carried = _labelled(self.facts, self.tonight)
         encode_s = 2 * self.net.encoder / self.encode_flops
         near_s = self.config.most_clusters * rates.nearest_ns * 1e-9
         card_s = 0.0
@@ -456,7 +499,11 @@ class _Paper:
         group_bytes = facts.rows / max(1, facts.row_groups) * facts.row_bytes
         a_slice = facts.rows / slices * _SORTING_BYTES + group_bytes
         keys = len(self.config.source.keys) or 2
-        of_parts = 5 * slices + cluster.actors * (_FILE_GETS + 2 * _TABLE_GETS)
+        of_parts = (
+            5 * slices
+            + 2 * _FOOTER_GETS * carried
+            + cluster.actors * (_FILE_GETS + 2 * _TABLE_GETS)
+        )
         if self.config.explain.columns:
             of_parts += _TABLE_GETS + _FOOTER_GETS
         return StageEstimate(
@@ -656,12 +703,27 @@ class _Paper:
         wire = read_bytes / (self.cluster.nodes * self.rates.network_mb_s * 1e6)
         return max(wire, gets * self.rates.request_s / max(1.0, at_once))
 
+    def _small(self, stage: str, *, gets: int = 0, puts: int = 0) -> StageEstimate:
+        """A stage that takes no time to speak of."""
+        return StageEstimate(stage=stage, **self._requests(self.to_s3 * gets, self.to_s3 * puts))
+
     def _requests(self, gets: int, puts: int) -> dict[str, int]:
         """With those of a stage's marker and lease."""
         return {
             "gets": int(gets) + self.to_s3 * _STAGE_GETS,
             "puts": int(puts) + self.to_s3 * _STAGE_PUTS,
         }
+
+
+def _labelled(facts: InputFacts, tonight: Tonight | None) -> tuple[InputFacts, int]:
+    """The part of the input that a night labels, and the slices that it carries over."""
+    if tonight is None or tonight.labelled >= 1:
+        return facts, 0
+    of = {
+        name: math.ceil(getattr(facts, name) * tonight.labelled)
+        for name in ("rows", "wanted_bytes", "shards", "row_groups", "slices")
+    }
+    return replace(facts, **of), facts.slices - of["slices"]
 
 
 def _mib(held: float) -> int:

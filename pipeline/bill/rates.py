@@ -21,6 +21,7 @@ from pipeline.distributed.resources import (
     assign_crew,
     shortage,
     training_crew,
+    working_nodes,
 )
 from pipeline.errors import ConfigError
 
@@ -155,6 +156,19 @@ class Cluster:
     worker_gpus: int = 0
     actor_gpus: float = 0.0
     started_here: bool = False
+
+    @classmethod
+    def running(cls, execution: Execution) -> Cluster:
+        """The one that works here; what the settings ask for where all work was done before."""
+        nodes = working_nodes()
+        if not nodes:
+            return cls.of(execution)
+        return cls.of(
+            execution,
+            nodes=len(nodes),
+            cpus_per_node=sum(node.cpus for node in nodes) / len(nodes),
+            gpus_per_node=sum(node.gpus for node in nodes) / len(nodes),
+        )
 
     @classmethod
     def of(

@@ -401,6 +401,11 @@ def cluster_nodes() -> list[Node]:
     return [_node(node["Resources"]) for node in _alive()]
 
 
+def working_nodes() -> list[Node]:
+    """Those of the cluster that this process is connected to; none without one."""
+    return [n for n in cluster_nodes() if n.cpus] if ray.is_initialized() else []
+
+
 def free_nodes() -> list[Node]:
     """What nobody has claimed of the nodes that are alive."""
     offers = state.available_resources_per_node()  # type: ignore[no-untyped-call]

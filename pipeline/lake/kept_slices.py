@@ -62,6 +62,11 @@ def keep_slices(shards: pa.Table, nights: Sequence[pa.Table], target_bytes: int)
     return shards.append_column(SLICES, column).replace_schema_metadata(metadata)
 
 
+def unchanged(shards: pa.Table, before: pa.Table) -> NDArray[np.bool_]:
+    """Which shards an earlier night had as they are."""
+    return _places(shards, before) >= 0
+
+
 def _cut_for(shards: pa.Table, target_bytes: int) -> bool:
     cut_for = (shards.schema.metadata or {}).get(_TARGET_KEY)
     return SLICES.name in shards.column_names and cut_for == b"%d" % target_bytes

@@ -212,6 +212,8 @@ def what_ran(run: RunFiles) -> list[tuple[str, str]]:
         facts.append(("Model", f"{summary.model_id} ({NAMES[summary.shipped]})"))
     if config and (labelling := run.labelling):
         facts.append(("Network", _network(run, labelling.model.kind)))
+    if choice := summary.choice:
+        facts.append(("Number of clusters", f"{choice.clusters:,}, found: {choice.why}"))
     facts.append(("Output", summary.output))
     facts.append(("Snapshot", str(summary.snapshot)))
     if summary.table:
@@ -299,7 +301,7 @@ def _word(rule: GateRule) -> str:
 def times(run: RunFiles) -> dict[str, Any]:
     """What stages took, what they were thought to take, and what it cost."""
     summary = run.summary
-    estimate = summary.estimate if isinstance(summary, Summary) else None
+    estimate = summary.estimate
     planned = {stage.stage: stage for stage in estimate.stages} if estimate else {}
     took = sum(stage.seconds for stage in summary.stages)
     found: dict[str, Any] = {

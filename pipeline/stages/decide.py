@@ -10,6 +10,7 @@ from pipeline.artifacts import (
     Action,
     Assignments,
     Champion,
+    FeatureColumn,
     Manifest,
     NightDecision,
     fingerprint_of,
@@ -35,14 +36,21 @@ def _settings(config: Config) -> Any:
 
 @stage("decide", version=1, settings=_settings, distributed=False)
 def decide(config: Config, context: Context, manifest: Manifest) -> NightDecision:
-    """Refit, refresh or assign; the run keeps to it however often it is started again.
+    """Refit, refresh or assign; the run keeps to it however often it is started again."""
+    return decision_of(config, context, manifest.features)
+
+
+def decision_of(
+    config: Config, context: Context, features: tuple[FeatureColumn, ...]
+) -> NightDecision:
+    """What a night does with these features; it reads a few small files, and writes none.
 
     Raises:
         InputError: It is an earlier date than the champion's, and the champion cannot label it.
     """
     entry = latest_entry(context.lake)
     champion = entry.champion if entry else None
-    unusable = _unusable(context.lake, manifest, champion) if champion else "there is no champion"
+    unusable = _unusable(context.lake, features, champion) if champion else "there is no champion"
     if champion and unusable and context.ds < champion.ds:
         raise InputError(
             f"ds {context.ds} cannot be done: {unusable}. A model of its own would "
@@ -64,12 +72,12 @@ def decide(config: Config, context: Context, manifest: Manifest) -> NightDecisio
     )
 
 
-def _unusable(lake: Store, manifest: Manifest, champion: Champion) -> str:
+def _unusable(lake: Store, features: tuple[FeatureColumn, ...], champion: Champion) -> str:
     """Why the champion cannot label tonight's rows; empty where it can."""
-    if champion.reference.features != manifest.features:
+    if champion.reference.features != features:
         return (
             f"champion {champion.model.model_id} was fitted on other features: "
-            f"{_named(champion.reference.features)}; tonight's are {_named(manifest.features)}"
+            f"{_named(champion.reference.features)}; tonight's are {_named(features)}"
         )
     model = champion.model
     files = (model.weights, model.centroids, model.scaler, champion.ids, champion.reference.bins)

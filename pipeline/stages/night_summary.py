@@ -8,22 +8,28 @@ from pipeline.artifacts import (
     Assignments,
     Comparison,
     Identity,
+    InitialCentroids,
     Manifest,
     NightDecision,
     NightSummary,
+    PretrainedAutoencoder,
+    RefinedModel,
     Serving,
     Snapshot,
     Verdict,
 )
+from pipeline.bill.comparison import planned_before
+from pipeline.bill.estimate import Tonight
 from pipeline.config import Config
 from pipeline.engine import Context, stage
+from pipeline.model.autoencoder import products_here
 
 
 def _settings(_: Config) -> Any:
     return {}
 
 
-@stage("night_summary", version=1, settings=_settings, distributed=False)
+@stage("night_summary", version=2, settings=_settings, distributed=False)
 def night_summary(
     config: Config,
     context: Context,
@@ -35,8 +41,17 @@ def night_summary(
     comparison: Comparison | None = None,
     identity: Identity | None = None,
     verdict: Verdict | None = None,
+    autoencoder: PretrainedAutoencoder | None = None,
+    centroids: InitialCentroids | None = None,
+    dec: RefinedModel | None = None,
 ) -> NightSummary:
-    """Collect the figures of all stages."""
+    """Collect the figures of all stages, beside what such a night was thought to take."""
+    rows = assignments.labelled_rows + assignments.carried_rows
+    tonight = Tonight(decision.action, assignments.labelled_rows / rows if rows else 1.0)
+    # What only was taken over from the champion says nothing of this machine.
+    products: str = products_here(config.model.precision)
+    if autoencoder is not None and autoencoder.losses:
+        products = autoencoder.products
     clusters = {
         name: getattr(identity, name) if identity else 0
         for name in ("survived", "split", "merged", "born", "died")
@@ -74,6 +89,9 @@ def night_summary(
         quarantined=assignments.quarantined,
         stages=tuple(context.times),
         output=context.lake.url,
+        refine_updates=dec.updates[-1].number if dec else None,
+        estimate=planned_before(config, context.lake, context.run_id, manifest, products, tonight),
+        choice=centroids.choice if centroids else None,
     )
     context.lake.write_json(f"{context.run_path}/metrics.json", result.model_dump(mode="json"))
     return result

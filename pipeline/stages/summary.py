@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
-
-import ray
 
 from pipeline.artifacts import (
     Assignments,
     ClusteringModel,
     Comparison,
-    Estimate,
     InitialCentroids,
     Manifest,
     PretrainedAutoencoder,
@@ -20,14 +16,10 @@ from pipeline.artifacts import (
     Snapshot,
     Summary,
 )
-from pipeline.bill.comparison import last_calibration, planned
-from pipeline.bill.rates import Cluster, InputFacts
+from pipeline.bill.comparison import planned_before
 from pipeline.config import Config
-from pipeline.distributed.resources import cluster_nodes
 from pipeline.engine import Context, stage
 from pipeline.lake.parts import parts_folder
-
-log = logging.getLogger(__name__)
 
 
 def _settings(_: Config) -> Any:
@@ -82,32 +74,10 @@ def summary(
         output=context.lake.url,
         assignments=parts_folder(context.run_id, config.lake.format),
         model=f"models/{model.model_id}",
-        estimate=_estimate(config, context, manifest, autoencoder.products),
+        estimate=planned_before(
+            config, context.lake, context.run_id, manifest, autoencoder.products
+        ),
         choice=centroids.choice,
     )
     context.lake.write_json(f"{context.run_path}/metrics.json", result.model_dump(mode="json"))
     return result
-
-
-def _estimate(
-    config: Config, context: Context, manifest: Manifest, products: str
-) -> Estimate | None:
-    try:
-        last = last_calibration(context.lake, before=context.run_id)
-        return planned(config, _cluster(config), InputFacts.of(manifest), products, last)
-    except Exception:  # the run is published: that it has no bill is no reason to fail
-        log.warning("no estimate", exc_info=True)
-        return None
-
-
-def _cluster(config: Config) -> Cluster:
-    """The one that runs; what the settings ask for where all work was done before."""
-    nodes = [node for node in cluster_nodes() if node.cpus] if ray.is_initialized() else []
-    if not nodes:
-        return Cluster.of(config.execution)
-    return Cluster.of(
-        config.execution,
-        nodes=len(nodes),
-        cpus_per_node=sum(node.cpus for node in nodes) / len(nodes),
-        gpus_per_node=sum(node.gpus for node in nodes) / len(nodes),
-    )

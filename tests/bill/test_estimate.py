@@ -9,7 +9,7 @@ import pytest
 from pipeline.artifacts import Estimate, StageEstimate, StageFactor
 from pipeline.bill import estimate as paper
 from pipeline.bill.comparison import calibrated, passes_made
-from pipeline.bill.estimate import estimate, kmeans_core_seconds
+from pipeline.bill.estimate import Tonight, estimate, kmeans_core_seconds
 from pipeline.bill.rates import Cluster, InputFacts, Rates
 from pipeline.clustering import quality, surrogate
 from pipeline.clustering.kmeans import WORK, affordable
@@ -284,7 +284,34 @@ def test_a_run_that_was_disturbed_is_no_rate() -> None:
 
 
 def test_passes_that_a_refinement_made() -> None:
-    assert passes_made(settings(), 100, updates=1) == 1
-    assert passes_made(settings(), 100, updates=9) == 2  # no more than it may
+    assert passes_made(settings(), 100, updates=1, most=2) == 1
+    assert passes_made(settings(), 100, updates=9, most=2) == 2  # no more than it may
     often = settings(refine={"passes": 20, "update_interval_rows": 30})
-    assert passes_made(often, 100, updates=8) == 3  # 240 rows
+    assert passes_made(often, 100, updates=8, most=20) == 3  # 240 rows
+
+
+def test_a_night_is_planned_as_what_it_does() -> None:
+    always = ["run", "pin", "decide"]
+    challenge = ["refine", "evaluate", "select", "identify", "gate", "promote"]
+    labelling = ["assign", "publish", "explain", "describe", "night_summary", "report"]
+    refit = stages(settings(), tonight=Tonight("refit"))
+    assert list(refit) == [*always, "sample", "pretrain", "init_centroids", *challenge, *labelling]
+    refresh = stages(settings(), tonight=Tonight("refresh"))
+    assert list(refresh) == [*always, "sample", "warm_start", *challenge, *labelling]
+    assert (refit["refine"].passes, refresh["refine"].passes) == (2, 3)  # schedule.refresh.passes
+    assign = stages(settings(), tonight=Tonight("assign"))
+    assert list(assign) == always + labelling
+    # What they share with a run costs what it costs there.
+    run = stages(settings())
+    for night in (refit, refresh, assign):
+        assert all(night[name] == run[name] for name in ("pin", "assign", "publish", "explain"))
+    assert refit["pretrain"] == run["pretrain"]
+
+
+def test_what_is_carried_over_is_not_read() -> None:
+    found = stages(settings(), tonight=Tonight("assign", labelled=0.5))["assign"]
+    whole = stages(settings())["assign"]
+    assert (found.rows, found.read_bytes) == (50, 800)
+    assert found.work_seconds == pytest.approx(whole.work_seconds / 2)
+    nothing = stages(settings(), tonight=Tonight("assign", labelled=0.0))["assign"]
+    assert (nothing.rows, nothing.work_seconds, nothing.read_bytes) == (0, 0.0, 0)

@@ -8,13 +8,20 @@ from typing import Any
 
 import pytest
 import yaml
+from challengers import WIDTH, Lake
+from conftest import blobs, config_of, write_shards
 from typer.testing import CliRunner, Result
 
 from jobs.bill import notes_on_measuring
 from jobs.cli import app
+from pipeline.artifacts import fingerprint_of
 from pipeline.bill.measuring import Measured
 from pipeline.config import Config
+from pipeline.engine import Context, Execution
+from pipeline.lake.snapshots import Partition, publish
 from pipeline.run import STAGES
+from pipeline.stages.pin import pin
+from pipeline.storage import Store, parquet_bytes
 
 NAMES = ["run", *(stage.name for stage in STAGES)]
 
@@ -98,3 +105,39 @@ def test_what_is_said_of_a_measurement() -> None:
         "they left",
         "note     refine: not measured, 500 rows do not fill every cluster",
     ]
+
+
+def test_the_bill_of_a_night(plan: Any, settings: dict[str, Any], tmp_path: Path) -> None:
+    settings["schedule"] = {"refit": {"every_days": 7}}
+    first = json.loads(plan("--json", "--ds", "2026-01-31").stdout)
+    night = {"ds": "2026-01-31", "action": "refit", "why": "there is no champion", "labelled": 1.0}
+    assert first["night"] == night
+    assert {"pretrain", "identify", "gate"} <= {s["stage"] for s in first["estimate"]["stages"]}
+    # Once there is a champion, nobody need ask for a schedule.
+    del settings["schedule"]
+    folder = write_shards(tmp_path / "nights", blobs(600, width=WIDTH))
+    settings["source"]["path"] = str(folder)
+    settings["model"] = {"hidden": [2 * WIDTH], "embedding": WIDTH, "precision": "float32"}
+    config = config_of(settings)
+    context = Context("first", "2026-01-31", Store(settings["output"]), nightly=True)
+    manifest = Execution(config, context).complete(pin)
+    lake = Lake(config, context, manifest.features)
+    fitted = {"settings": fingerprint_of(config.fit_settings())}
+    champion = lake.champion(weights=lake.weights()).model_copy(update=fitted)
+    lake.promoted(lake.identity(champion))
+    served = Partition(run_id="first", model_id=champion.model.model_id, rows=600, files="f")
+    publish(context.lake, "2026-01-31", served, "first")
+    (folder / "late.parquet").write_bytes(parquet_bytes(blobs(200, width=WIDTH)))
+    second = json.loads(plan("--json").stdout)
+    night = second["night"]
+    assert (night["ds"], night["action"], night["labelled"]) == ("2026-02-01", "assign", 0.25)
+    shown = {stage["stage"]: stage for stage in second["estimate"]["stages"]}
+    assert not {"pretrain", "refine", "gate"} & set(shown)
+    assert shown["assign"]["rows"] == 200
+    assert (second["worker_mib"], second["as_last"]) == (0, None)
+    text = plan().stdout
+    assert "about 25.0% of the rows are labelled" in text
+    assert "to learn from" not in text
+    # A week later it is fitted anew.
+    late = json.loads(plan("--json", "--ds", "2026-02-07").stdout)
+    assert late["night"]["action"] == "refit"

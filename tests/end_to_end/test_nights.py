@@ -50,6 +50,10 @@ class Nights:
         assert ended.code == code, (ended.err, ended.out)
         summary: dict[str, Any] = ended.json
         assert summary["rows_out"] == 600
+        planned = {stage["stage"] for stage in summary["estimate"]["stages"]}
+        assert planned == {"run", "report"} | {stage["stage"] for stage in summary["stages"]} | {
+            "night_summary"
+        }
         assert len(set(published(self.lake, summary["ds"])["id"].to_pylist())) == 600
         return summary
 

@@ -400,16 +400,19 @@ class Made:
             assignments=f"{self.context.run_path}/assignments",
             model=f"models/{self.model.model_id}",
             quarantined=self.quarantined,
-            estimate=Estimate(
-                stages=(StageEstimate(stage="pin", fixed_seconds=1.0),),
-                nodes=3,
-                cpus_per_node=4,
-                gpus_per_node=0,
-                workers=2,
-                threads=4,
-                products="float32",
-                rates="defaults",
-            ),
+            estimate=self.estimate("pin"),
+        )
+
+    def estimate(self, *stages: str) -> Estimate:
+        return Estimate(
+            stages=tuple(StageEstimate(stage=stage, fixed_seconds=1.0) for stage in stages),
+            nodes=3,
+            cpus_per_node=4,
+            gpus_per_node=0,
+            workers=2,
+            threads=4,
+            products="float32",
+            rates="defaults",
         )
 
     def _metrics(self, summary: Summary | NightSummary) -> None:
@@ -735,6 +738,8 @@ class Made:
             quarantined=(),
             stages=self._times(),
             output=self.lake.url,
+            # As nights of older versions have none.
+            **({} if verdict else {"estimate": self.estimate("pin", "assign")}),
         )
 
     def write_quiet_night(self, run_id: str, ds: str) -> Made:

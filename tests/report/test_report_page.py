@@ -148,6 +148,7 @@ def test_a_night_shows_gate_and_flow(lake: Store) -> None:
     assert [3, 3, 80, "survival"] in data["flow"]["bands"]
     assert [90, 3, 12, "merge"] in data["flow"]["bands"]
     assert {cluster["id"] for cluster in data["map"]["clusters"]} == {3, 7, 8, 12}
+    assert data["times"]["planned_seconds"] is None
 
 
 def test_a_night_that_fits_nothing_has_no_curves(lake: Store) -> None:
@@ -159,6 +160,8 @@ def test_a_night_that_fits_nothing_has_no_curves(lake: Store) -> None:
     texts = " ".join(Tags(page_of(quiet)).texts)
     assert "The champion labelled tonight’s rows" in texts
     assert "has no profile of its clusters" in texts
+    planned = {s["name"]: s["planned"] for s in data_of(page_of(quiet))["times"]["stages"]}
+    assert (planned["pin"], planned["assign"], planned["refine"]) == (1.0, 1.0, None)
 
 
 def test_what_is_missing_or_damaged_is_left_out(lake: Store) -> None:
