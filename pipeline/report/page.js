@@ -217,12 +217,15 @@
       const bands = data.flow.bands;
       const options = base((point) => (point.dataType === "edge"
         ? [point.data.from + " → " + point.data.to, count(point.data.value) + " rows, " + point.data.kind]
-        : [title(point.name.slice(1)), (point.name[0] === "a" ? "before: " : "after: ") + count(point.value) + " rows of the sample that are shown"]));
+        : [title(point.name.slice(1)), (point.name[0] === "a" ? "before: " : data.flow.refused ? "by the refused model: " : "after: ") + count(point.value) + " rows of the sample that are shown"]));
       const nodes = new Map();
+      const look = (name, id) => (data.flow.refused && name[0] === "b"
+        ? { color: token("surface"), borderColor: colorOf(id), borderWidth: 2 }
+        : { color: colorOf(id), borderWidth: 0 });
       bands.forEach(([before, after]) => { nodes.set("a" + before, before); nodes.set("b" + after, after); });
       options.series = [{
         type: "sankey", left: 2, right: 2, top: 14, bottom: 14, nodeGap: 9, nodeWidth: 12, draggable: false, layoutIterations: 64,
-        data: Array.from(nodes, ([name, id]) => ({ name, itemStyle: { color: colorOf(id), borderWidth: 0 }, label: { position: name[0] === "a" ? "right" : "left", formatter: () => short(title(id), narrow() ? 14 : 34) } })),
+        data: Array.from(nodes, ([name, id]) => ({ name, itemStyle: look(name, id), label: { position: name[0] === "a" ? "right" : "left", formatter: () => short(title(id), narrow() ? 14 : 34) } })),
         links: bands.map(([before, after, rows, kind]) => ({ source: "a" + before, target: "b" + after, value: rows, kind, from: String(before), to: String(after) })),
         label: { color: token("ink"), fontSize: 12 }, lineStyle: { color: "source", opacity: 0.38, curveness: 0.5 }, emphasis: { lineStyle: { opacity: 0.7 } },
       }];

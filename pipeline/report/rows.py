@@ -173,6 +173,10 @@ def flow(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
             :_LISTED_CHANGES
         ],
         "kinds": kinds,
+        # By a model that serves all the same where nothing else could.
+        "refused": isinstance(night := run.summary, NightSummary)
+        and night.refused
+        and night.challenger != night.champion,
     }
 
 

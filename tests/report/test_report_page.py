@@ -147,6 +147,7 @@ def test_a_night_shows_gate_and_flow(lake: Store) -> None:
     data = data_of(page)
     assert [3, 3, 80, "survival"] in data["flow"]["bands"]
     assert [90, 3, 12, "merge"] in data["flow"]["bands"]
+    assert data["flow"]["refused"]  # by whom nobody's rows are labelled
     assert {cluster["id"] for cluster in data["map"]["clusters"]} == {3, 7, 8, 12}
     assert data["times"]["planned_seconds"] is None
 
