@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -19,7 +18,7 @@ from rich.table import Table
 from jobs.bill import notes_on, notes_on_measuring, print_comparison, print_estimate
 from jobs.night import checked_ds, of_ds
 from jobs.session import configured
-from pipeline.artifacts import Action, Champion, Estimate, QuarantinedShard
+from pipeline.artifacts import Action, Estimate, QuarantinedShard
 from pipeline.bill.comparison import compare, last_calibration, planned
 from pipeline.bill.estimate import Tonight, estimate, most_passes
 from pipeline.bill.measuring import Measured
@@ -27,9 +26,9 @@ from pipeline.bill.measuring import measure as measure_here
 from pipeline.bill.rates import Cluster, InputFacts
 from pipeline.config import Config
 from pipeline.engine import Context
-from pipeline.errors import BadShard, PipelineError
+from pipeline.errors import BadShard
 from pipeline.lake.bad_shards import check_bound
-from pipeline.lake.kept_slices import unchanged
+from pipeline.lake.kept_slices import new_share
 from pipeline.lake.pinning import (
     PinnedInput,
     check_enough_rows,
@@ -313,25 +312,10 @@ def _planned_night(config: Config, pinned: PinnedInput, ds: str | None) -> Plann
         ds = (last + datetime.timedelta(days=1)).isoformat()
     decision = decision_of(config, Context("plan", checked_ds(ds), lake), pinned.features)
     labelled = 1.0
-    if decision.action == "assign" and decision.champion:
-        labelled = _labelled(config, lake, pinned, decision.champion)
+    carries = config.assign.incremental and config.lake.format == "parquet"
+    if decision.action == "assign" and decision.champion and carries:
+        labelled = new_share(lake, pinned.shards, decision.champion.model.model_id)
     return PlannedNight(checked_ds(ds), decision.action, decision.why, labelled)
-
-
-def _labelled(config: Config, lake: Store, pinned: PinnedInput, champion: Champion) -> float:
-    """Share of the rows in shards that the newest night of this champion did not have."""
-    latest = latest_snapshot(lake)
-    served = latest.partitions if latest else {}
-    nights = [ds for ds in served if served[ds].model_id == champion.model.model_id]
-    if not nights or not config.assign.incremental or config.lake.format != "parquet":
-        return 1.0
-    context = Context(served[max(nights)].run_id, max(nights), lake)
-    try:
-        before = lake.read_table(context.stage_path("pin", "shards.parquet"))
-    except (OSError, PipelineError, pa.ArrowException):
-        return 1.0  # gone or damaged: everything is labelled anew
-    rows = pinned.shards["rows"].to_numpy()
-    return float(rows[~unchanged(pinned.shards, before)].sum() / max(1, rows.sum()))
 
 
 def check_input(

@@ -16,7 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.engine import Context
+from pipeline.errors import PipelineError
 from pipeline.lake.slices import MOST_PIECES, SLICES, slices_of_row_groups
+from pipeline.lake.snapshots import latest_snapshot
+from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +66,20 @@ def keep_slices(shards: pa.Table, nights: Sequence[pa.Table], target_bytes: int)
     return shards.append_column(SLICES, column).replace_schema_metadata(metadata)
 
 
-def unchanged(shards: pa.Table, before: pa.Table) -> NDArray[np.bool_]:
-    """Which shards an earlier night had as they are."""
-    return _places(shards, before) >= 0
+def new_share(lake: Store, shards: pa.Table, model_id: str) -> float:
+    """Share of the rows in shards that the newest night of a model did not have as they are."""
+    latest = latest_snapshot(lake)
+    served = latest.partitions if latest else {}
+    nights = [ds for ds in served if served[ds].model_id == model_id]
+    if not nights:
+        return 1.0
+    context = Context(served[max(nights)].run_id, max(nights), lake)
+    try:
+        before = lake.read_table(context.stage_path("pin", "shards.parquet"))
+    except (OSError, pa.ArrowException, PipelineError):
+        return 1.0  # gone or damaged: everything is labelled anew
+    rows = shards["rows"].to_numpy()
+    return float(rows[_places(shards, before) < 0].sum() / max(1, rows.sum()))
 
 
 def _cut_for(shards: pa.Table, target_bytes: int) -> bool:

@@ -51,9 +51,8 @@ class Nights:
         summary: dict[str, Any] = ended.json
         assert summary["rows_out"] == 600
         planned = {stage["stage"] for stage in summary["estimate"]["stages"]}
-        assert planned == {"run", "report"} | {stage["stage"] for stage in summary["stages"]} | {
-            "night_summary"
-        }
+        took = {stage["stage"] for stage in summary["stages"]} | {"run", "night_summary", "report"}
+        assert took == planned or (code and took < planned)  # a fit may fail on its way
         assert len(set(published(self.lake, summary["ds"])["id"].to_pylist())) == 600
         return summary
 
