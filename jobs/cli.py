@@ -116,32 +116,45 @@ def stage(
     config: ConfigPath,
     ds: Ds = None,
     run_id: RunId = None,
+    nightly: Annotated[
+        bool, typer.Option("--nightly", help="Of a night, as dec nightly does it; with --ds.")
+    ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run one stage of a run; those before it must be complete.
+    """Run one stage of a run or night; those before it must be complete.
 
     In order: pin, sample, pretrain, init_centroids, refine, evaluate, select, assign, publish,
-    explain, describe, summary, report.
+    explain, describe, summary, report. With --nightly: pin and decide, which says what else the
+    night has; of a refit also identify, gate and promote, before assign; then night_summary in
+    place of summary.
     """
     from jobs.night import guarded, run_night
     from jobs.session import keep_to_this_machine
 
     keep_to_this_machine()  # before anything imports Ray
     from pipeline.errors import ConfigError
-    from pipeline.run import STAGES
+    from pipeline.run import NIGHT_STAGES, STAGES
 
-    names = [known.name for known in STAGES]
+    names = [known.name for known in (NIGHT_STAGES if nightly else STAGES)]
 
     def check() -> None:
         if name not in names:
             raise ConfigError(f"stage {name!r} is not one of {', '.join(names)}")
+        if nightly and ds is None:
+            raise ConfigError("--nightly needs --ds, the date of the night")
 
     if code := guarded(check, as_json):
         raise typer.Exit(code)
     raise typer.Exit(
         run_night(
-            config, ds=ds, run_id=run_id, overrides=overrides or [], only=name, as_json=as_json
+            config,
+            ds=ds,
+            run_id=run_id,
+            overrides=overrides or [],
+            only=name,
+            nightly=nightly,
+            as_json=as_json,
         )
     )
 

@@ -177,9 +177,11 @@ class Execution:
         self.context.progress.stage_started(stage.name)
         if marker is None:
             if self.only not in (None, stage.name):
+                again = " --nightly" * self.context.nightly
                 raise InputError(
                     f"stage {self.only} needs stage {stage.name}, which is not complete in run "
-                    f"{self.context.run_id} with these settings; run `dec stage {stage.name}` first"
+                    f"{self.context.run_id} with these settings; run "
+                    f"`dec stage {stage.name}{again}` first"
                 )
             marker, artifact = self._work(stage, fingerprint, *inputs, **named)
             reused = False

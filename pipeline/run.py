@@ -64,6 +64,10 @@ STAGES = (
     summary,
     report,
 )
+NIGHT_STAGES = (
+    *(pin, decide, sample, pretrain, init_centroids, warm_start, refine, evaluate, select),
+    *(identify, gate, promote, assign, publish, explain, describe, night_summary, report),
+)
 
 
 def run(night: Execution) -> Summary:
@@ -193,8 +197,8 @@ def _challenge(night: Execution, manifest: Manifest, decision: NightDecision) ->
         reference = fit.trained[1]
         identity = night.complete(identify, decision, manifest, reference, fit.model)  # lasting ids
     except (NumericalError, TransientError) as error:
-        if champion is None or not decision.usable:
-            raise  # nothing else can label these rows
+        if champion is None or not decision.usable or night.only is not None:
+            raise  # nothing else can label these rows, or nobody asked for that
         log.warning("the %s failed, and the champion serves: %s", decision.action, error)
         verdict = Verdict(passed=False, rules=(), reason=str(error))
         serving = Serving(champion=champion, entry=decision.entry, refused=True)

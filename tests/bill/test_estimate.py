@@ -16,6 +16,7 @@ from pipeline.clustering.kmeans import WORK, affordable
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.lake import profiles
+from pipeline.run import NIGHT_STAGES
 from pipeline.stages import evaluate, explain
 
 # 1,000 FLOP/s, an update takes a second, and nothing else takes time.
@@ -301,6 +302,7 @@ def test_a_night_is_planned_as_what_it_does() -> None:
     assert (refit["refine"].passes, refresh["refine"].passes) == (2, 3)  # schedule.refresh.passes
     assign = stages(settings(), tonight=Tonight("assign"))
     assert list(assign) == always + labelling
+    assert {*refit, *refresh} - {"run"} == {stage.name for stage in NIGHT_STAGES}
     # What they share with a run costs what it costs there.
     run = stages(settings())
     for night in (refit, refresh, assign):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from pipeline.artifacts import (
     Verdict,
     fingerprint_of,
 )
-from pipeline.engine import Context, Execution
+from pipeline.engine import Context, Execution, StageReached
 from pipeline.errors import CommitConflict, InputError
 from pipeline.lake.clusters import rename
 from pipeline.lake.models import settings_path
 from pipeline.lake.registry import entry_numbers, latest_entry
 from pipeline.lake.snapshots import Partition, publish
-from pipeline.run import Fit, _challenge
+from pipeline.run import Fit, _challenge, nightly
 from pipeline.stages.decide import decide
 from pipeline.stages.promote import promote
 
@@ -199,6 +200,23 @@ def test_an_earlier_date_of_other_features_ends_no_cluster(lake: Lake) -> None:
         InputError, match=r"ds 2026-01-30 cannot be done: champion .* other features"
     ):
         Execution(earlier.config, earlier.context).complete(decide, earlier.manifest())
+
+
+def test_a_night_stage_by_stage(settings: dict[str, Any], context: Context) -> None:
+    """As ``dec stage NAME --nightly`` does it: nothing is done on the way."""
+
+    def only(stage: str) -> Execution:
+        return Execution(config_of(settings), replace(context, nightly=True), stage)
+
+    with pytest.raises(InputError, match=r"decide needs .*run `dec stage pin --nightly` first"):
+        nightly(only("decide"))
+    for stage in ("pin", "decide"):
+        night = only(stage)
+        with pytest.raises(StageReached):
+            nightly(night)
+    assert isinstance(night.latest, NightDecision)
+    with pytest.raises(InputError, match="stage assign needs stage sample"):
+        nightly(only("assign"))
 
 
 # ------------------------------------------------------------------------------------- promote
