@@ -1,7 +1,7 @@
 """A night as a job on a Ray cluster elsewhere: submitted, followed, ended with its own exit code.
 
-One submission id stands for one pipeline and one ds, so that Ray refuses a second submission while
-the first is at work; when it has ended, the next one continues the run
+One submission id stands for one pipeline and one ds, and run or night of it, so that Ray refuses a
+second submission while the first is at work; when it has ended, the next one continues the run
 (infra/decisions/0018-one-submission-id-for-one-night.md).
 """
 
@@ -75,8 +75,8 @@ class Submission:
 
     @property
     def id(self) -> str:
-        """The same for every submission of the same night."""
-        return f"{self.pipeline_name}-{checked_ds(self.ds)}"
+        """The same for every submission of the same night; `dec run` of its date has another."""
+        return f"{self.pipeline_name}-{checked_ds(self.ds)}" + "-night" * self.nightly
 
     def command(self, config_name: str) -> str:
         """What the cluster's shell runs, in the job's working directory."""

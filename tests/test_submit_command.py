@@ -133,6 +133,7 @@ def test_the_command_survives_a_shell() -> None:
     ("submission", "name"),
     [
         (Submission("configs/nightly.yaml", "2026-01-31"), "nightly-2026-01-31"),
+        (Submission("a.yaml", "2026-01-31", nightly=True), "a-2026-01-31-night"),
         (Submission("/a/b/Über uns.v2.yaml"), "ber-uns.v2-undated"),
         (Submission("night.yaml", name="items"), "items-undated"),
         (Submission("___.yaml"), "dec-undated"),
