@@ -78,6 +78,8 @@ def figures(record: Mapping[str, Any]) -> dict[str, float]:
     if cluster_rows := record.get("cluster_rows"):
         values["clusters"] = float(sum(rows > 0 for rows in cluster_rows))
         values["largest_share"] = max(cluster_rows) / max(1, sum(cluster_rows))
+    if "refused" in record:  # a night's own model
+        values["refused"] = float(record["refused"])
     if "event" in record:
         values["collapse_events"] = float(record["event"] is not None)
     return values

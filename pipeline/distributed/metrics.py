@@ -64,6 +64,7 @@ METRICS = {
             ("stage",),
             "collapses mended in this attempt",
         ),
+        Metric("dec_refused", "gauge", (), "1 where a night's own model was refused, or failed"),
         Metric("dec_published_timestamp_seconds", "gauge", (), "when the run published"),
         Metric("dec_published_ds_timestamp_seconds", "gauge", (), "00:00 UTC of the published ds"),
         Metric(
@@ -216,6 +217,8 @@ class RunMetrics:
         if "collapse_events" in values:
             self._collapses += int(values["collapse_events"])
             self._exporter.export("dec_collapse_events", self._collapses, stage=stage)
+        if "refused" in values:
+            self._exporter.export("dec_refused", values["refused"])
         if stage == "pin" and "rows" in values:
             self._exporter.export("dec_rows", values["rows"])
         if stage == "assign" and "rows" in values:
