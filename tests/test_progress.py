@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from pipeline.progress import Watchers
+from pipeline.progress import Watchers, figures
 
 
 class Heard:
@@ -57,3 +57,8 @@ def test_each_is_told_everything(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_nobody_watches() -> None:
     Watchers().stage_started("pin")
+
+
+def test_a_refusal_is_a_figure_and_other_flags_are_none() -> None:
+    assert figures({"rows": 3, "refused": True, "passed": True}) == {"rows": 3, "refused": 1}
+    assert figures({"refused": False}) == {"refused": 0}

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from made import Made
 
+from pipeline.bill.comparison import compare
 from pipeline.errors import InputError
 from pipeline.report.making import make
 from pipeline.report.page import as_json
@@ -163,6 +164,25 @@ def test_a_night_that_fits_nothing_has_no_curves(lake: Store) -> None:
     assert "has no profile of its clusters" in texts
     planned = {s["name"]: s["planned"] for s in data_of(page_of(quiet))["times"]["stages"]}
     assert (planned["pin"], planned["assign"], planned["refine"]) == (1.0, 1.0, None)
+
+
+def test_what_nights_took_beside_their_plans(lake: Store) -> None:
+    """As ``dec plan --run`` has it, and the next plan learns from it."""
+    made = Made(lake, ids=(3, 7, 8, 12)).write()
+    quiet = made.write_quiet_night("quiet", "2026-02-01")
+    for run in (made, quiet):
+        path = run.context.run_path
+        lake.write_json(f"{path}/manifest.json", run.manifest.model_dump(mode="json"))
+        lake.write_bytes(f"{path}/config.yaml", run.config.to_yaml().encode())
+    found = compare(lake, "quiet")
+    assert (found.stored, found.refine_passes) == (True, None)
+    assert [stage.stage for stage in found.planned.stages] == ["pin", "assign"]
+    assert "assign" in found.factors
+    assert not {"pretrain", "refine"} & set(found.factors)  # nothing of them was planned
+    # Of an older version, that kept none.
+    found = compare(lake, made.run_id)
+    assert (found.stored, found.refine_passes) == (False, None)
+    assert {"pretrain", "refine", "gate"} <= {stage.stage for stage in found.planned.stages}
 
 
 def test_what_is_missing_or_damaged_is_left_out(lake: Store) -> None:
