@@ -10,6 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 from pipeline.clustering.merging import (
     Merge,
     adjusted_rand,
+    boundary_of,
     connectivity_of,
     ends_at,
     find_clusters,
@@ -61,13 +62,36 @@ def test_the_most_connected_are_merged_first() -> None:
     assert all(0.4 < merge.connectivity < 0.7 for merge in tree[:2])
     assert tree[2].connectivity == 0
     np.testing.assert_array_equal(labels, np.repeat(np.arange(4), 50))  # the caller's own
-    assert ends_at(tree) == 2
+    assert ends_at(tree, boundary_of(tree, 4)) == 2
 
 
 def test_merging_ends_at_the_first_real_boundary() -> None:
     tree = [Merge(0, 1, 0.9), Merge(0, 2, 0.39), Merge(0, 3, 0.8)]
-    assert ends_at(tree) == 3
-    assert ends_at(tree[:1]) == 1
+    assert ends_at(tree, 0.4) == 3
+    assert ends_at(tree[:1], 0.4) == 1
+
+
+@pytest.mark.parametrize(
+    ("connectivity", "most", "boundary"),
+    [
+        # √(0.8 · 0.2), wherever the low ones are.
+        ([0.8, 0.2, 0.8, 0.2], 5, 0.4),
+        # Only the merges of three clusters and fewer: √(0.5 · 0.18).
+        ([0.9, 0.9, 0.5, 0.18], 3, 0.3),
+        # No boundary: all are as if there were none, more than that included.
+        ([0.9, 1.4, 2.0, 1.0], 5, 0.6),
+        # All are boundaries; and those that nothing crosses weigh no more than 0.05 does.
+        ([0.1, 0.08, 0.06, 0.0], 5, 0.2),
+        ([1.0, 0.0, 0.0, 0.0], 5, 0.05**0.5),
+        # One number of clusters alone: nothing is parted.
+        ([0.9, 0.1], 2, 0.6),
+    ],
+)
+def test_the_boundary_parts_high_connectivities_from_low_ones(
+    connectivity: list[float], most: int, boundary: float
+) -> None:
+    tree = [Merge(0, 1, value) for value in connectivity]
+    assert boundary_of(tree, most) == pytest.approx(boundary)
 
 
 def test_the_index_is_that_of_scikit_learn() -> None:
@@ -97,7 +121,8 @@ def test_separate_groups_are_found(sizes: list[int], dimensions: int) -> None:
     assert found.clusters == len(sizes)
     # A start may put two groups in one cell, or leave an odd cell of few points.
     assert len(sizes) - 1 <= found.votes[0] <= found.votes[-1] <= len(sizes) + 1
-    assert len(found.votes) == found.trees == 9
+    assert len(found.votes) == found.trees == 15
+    assert 0.2 < found.boundary < 0.6
     agreement = {step.clusters: step.agreement for step in found.path}
     assert agreement[len(sizes)] > 0.97
     assert found.why.endswith(f"their partitions agree by {agreement[len(sizes)]:.2f}")
