@@ -5,9 +5,9 @@ connected: by the pairs of nearest neighbours that cross from one to the other, 
 cross where k-means cuts each of the two in half (relative interconnectivity, as in Chameleon:
 Karypis, Han & Kumar 1999). A boundary through the midst of a group is crossed as often as a cut
 through it; one between groups by far less. How much less depends on the table, so the boundary
-is where the connectivities of the last merges part best into two groups, high and low. Where
-merging ends depends on the cells, so it is done from fifteen starts, and the geometric mean of
-their numbers is taken. Decision 0031 has what was measured.
+is where the connectivities of the last merges part best into high and low, and there is one cluster
+more than merges that are low. That depends on the cells, so it is done from fifteen starts, and the
+geometric mean of their numbers is taken. Decision 0031 has what was measured.
 
 Shape letters: N points, D dimensions, M neighbours of a point, C cells.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, repeat
 from statistics import geometric_mean
 
 import numpy as np
@@ -37,13 +37,11 @@ ITERATIONS = 20
 _CUT_ITERATIONS = 10
 # A cluster of fewer points is not cut in two: it counts as one without any boundary.
 _LEAST_CUT = 8
-# More connected than this, relative to what is within, and two clusters are one. A single group of
-# any shape that was tried has more up to the last merge, but now and then one of 0.6.
-_SURELY_ONE = 0.6
-# Less connected, and two clusters are two, even where all that may be found are.
-_SURELY_TWO = 0.2
+# Where the boundary may lie. More connected, and two clusters are one: a single group of any shape
+# that was tried has more at all but a few of its merges. Less, and they are two.
+_LEAST_BOUNDARY, _GREATEST_BOUNDARY = 0.2, 0.7
 # Of what is less, the logarithm says nothing more: groups 8 standard deviations apart have 0.00.
-_NOTHING = 0.05
+_NOTHING = 0.1
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,7 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
         for clusters in range(most, 1, -1)
     )
     boundaries = [boundary_of(tree, most) for tree in trees]
-    ends = [ends_at(tree, own) for tree, own in zip(trees, boundaries, strict=True)]
-    votes = tuple(sorted(min(most, clusters) for clusters in ends))
+    votes = tuple(sorted(map(groups_in, trees, repeat(most), boundaries)))
     # As far above as below: of 5 and 20, 10.
     average = round(geometric_mean(votes))
     clusters, boundary = max(2, average), geometric_mean(boundaries)
@@ -138,21 +135,26 @@ def boundary_of(tree: Sequence[Merge], most: int) -> float:
     logs = np.sort(np.log(np.clip(connectivity, _NOTHING, 1.0)))
     sums, low = np.cumsum(logs), np.arange(1, len(logs))
     if not len(low):
-        return _SURELY_ONE
+        return _GREATEST_BOUNDARY
     high = len(logs) - low
     means_low, means_high = sums[:-1] / low, (sums[-1] - sums[:-1]) / high
     best = int((low * high * (means_high - means_low) ** 2).argmax())
     halfway = np.exp((means_low[best] + means_high[best]) / 2)
-    return float(np.clip(halfway, _SURELY_TWO, _SURELY_ONE))
+    return float(np.clip(halfway, _LEAST_BOUNDARY, _GREATEST_BOUNDARY))
 
 
-def ends_at(tree: Sequence[Merge], boundary: float) -> int:
-    """Clusters that are left when the most connected two are connected by less than that."""
-    cells = len(tree) + 1
-    for done, merge in enumerate(tree):
-        if merge.connectivity < boundary:
-            return cells - done
-    return 1
+def groups_in(tree: Sequence[Merge], most: int, boundary: float) -> int:
+    """Clusters that are left after every merge within a group: one more than those between groups.
+
+    Counted and not looked for along the path: a merge that is less connected than the boundary may
+    come before one that is more, when the halves of a cell or two of a few rows mislead.
+
+    Args:
+        tree: Merges, down to one cluster; those of ``most`` clusters and fewer count.
+        most: Clusters that there may be.
+        boundary: Connectivity under which a merge is one between groups.
+    """
+    return 1 + sum(merge.connectivity < boundary for merge in tree[-(most - 1) :])
 
 
 def _why(clusters: int, votes: Sequence[int], agreement: Mapping[int, float]) -> str:
