@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, repeat
+from itertools import combinations
 from statistics import geometric_mean
 
 import numpy as np
@@ -30,6 +30,8 @@ from pipeline.clustering.quality import nearest_neighbours
 _ROWS = 10_000
 # Fewer, and the neighbours between two cells are too few to count.
 _ROWS_PER_CELL = 20
+# Fewer, and nearly all merges that the boundary is found from are between groups.
+_CELLS = 60
 NEIGHBOURS = 10
 # Starts. One alone differs from the next by 5 on pen digits, the mean of fifteen by 1.
 TREES = 15
@@ -87,13 +89,15 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
 
     Args:
         points_ND: In random order or not, shape (n_points, dimensions).
-        most: Clusters; merging begins at twice as many cells, or fewer where points are few.
+        most: Clusters; merging begins at twice as many cells and 60 at least, or at fewer where
+            points are few. The last half of the merges counts.
         seed: Same seed, same points: same number.
     """
     rows, cells = rows_and_cells(len(points_ND), most)
+    last = cells // 2
     drawn = np.random.default_rng(seed).permutation(len(points_ND))[:rows]
     points_ND = np.ascontiguousarray(points_ND[drawn])
-    most = min(most, cells // 2)
+    most = min(most, last)
     starts = [_cells(points_ND, cells, seed + number) for number in range(TREES)]
     near_NM = nearest_neighbours(points_ND, len(points_ND), NEIGHBOURS)
     trees = [merge_tree(points_ND, near_NM, labels_N, cells) for labels_N in starts]
@@ -106,8 +110,9 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
         )
         for clusters in range(most, 1, -1)
     )
-    boundaries = [boundary_of(tree, most) for tree in trees]
-    votes = tuple(sorted(map(groups_in, trees, repeat(most), boundaries)))
+    ends = [tree[1 - last :] for tree in trees]
+    boundaries = [boundary_of(merges) for merges in ends]
+    votes = tuple(sorted(min(most, found) for found in map(groups_in, ends, boundaries)))
     # As far above as below: of 5 and 20, 10.
     average = round(geometric_mean(votes))
     clusters, boundary = max(2, average), geometric_mean(boundaries)
@@ -118,20 +123,16 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
 def rows_and_cells(rows: int, most: int) -> tuple[int, int]:
     """Points that are merged, of so many, and the cells that merging begins with."""
     rows = min(rows, max(_ROWS, _ROWS_PER_CELL * 2 * most))
-    return rows, max(4, min(2 * most, rows // _ROWS_PER_CELL))
+    return rows, max(4, min(max(2 * most, _CELLS), rows // _ROWS_PER_CELL))
 
 
-def boundary_of(tree: Sequence[Merge], most: int) -> float:
+def boundary_of(merges: Sequence[Merge]) -> float:
     """Connectivity under which two clusters stay two.
 
     Logarithms of connectivities are parted into high and low so that squared deviations within the
     two parts are least (Otsu 1979). The boundary is halfway between the two means.
-
-    Args:
-        tree: Merges, down to one cluster; those of ``most`` clusters and fewer count.
-        most: Clusters that there may be, 2 or more.
     """
-    connectivity = [merge.connectivity for merge in tree[-(most - 1) :]]
+    connectivity = [merge.connectivity for merge in merges]
     logs = np.sort(np.log(np.clip(connectivity, _NOTHING, 1.0)))
     sums, low = np.cumsum(logs), np.arange(1, len(logs))
     if not len(low):
@@ -143,18 +144,13 @@ def boundary_of(tree: Sequence[Merge], most: int) -> float:
     return float(np.clip(halfway, _LEAST_BOUNDARY, _GREATEST_BOUNDARY))
 
 
-def groups_in(tree: Sequence[Merge], most: int, boundary: float) -> int:
+def groups_in(merges: Sequence[Merge], boundary: float) -> int:
     """Clusters that are left after every merge within a group: one more than those between groups.
 
     Counted and not looked for along the path: a merge that is less connected than the boundary may
     come before one that is more, when the halves of a cell or two of a few rows mislead.
-
-    Args:
-        tree: Merges, down to one cluster; those of ``most`` clusters and fewer count.
-        most: Clusters that there may be.
-        boundary: Connectivity under which a merge is one between groups.
     """
-    return 1 + sum(merge.connectivity < boundary for merge in tree[-(most - 1) :])
+    return 1 + sum(merge.connectivity < boundary for merge in merges)
 
 
 def _why(clusters: int, votes: Sequence[int], agreement: Mapping[int, float]) -> str:

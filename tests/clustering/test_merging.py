@@ -62,37 +62,34 @@ def test_the_most_connected_are_merged_first() -> None:
     assert all(0.4 < merge.connectivity < 0.7 for merge in tree[:2])
     assert tree[2].connectivity == 0
     np.testing.assert_array_equal(labels, np.repeat(np.arange(4), 50))  # the caller's own
-    assert groups_in(tree, 4, boundary_of(tree, 4)) == 2
+    assert groups_in(tree, boundary_of(tree)) == 2
 
 
 def test_there_is_one_group_more_than_merges_between_groups() -> None:
     tree = [Merge(0, 1, 0.3), Merge(0, 2, 0.9), Merge(0, 3, 0.39), Merge(0, 4, 0.8)]
-    assert groups_in(tree, 10, 0.4) == 3
-    assert groups_in(tree, 4, 0.4) == 2  # the first is a merge of five
-    assert groups_in(tree, 10, 0.2) == 1
+    assert groups_in(tree, 0.4) == 3
+    assert groups_in(tree, 0.2) == 1
 
 
 @pytest.mark.parametrize(
-    ("connectivity", "most", "boundary"),
+    ("connectivity", "boundary"),
     [
         # √(0.8 · 0.2), wherever the low ones are.
-        ([0.8, 0.2, 0.8, 0.2], 5, 0.4),
-        # Only the merges of three clusters and fewer: √(0.5 · 0.18).
-        ([0.9, 0.9, 0.5, 0.18], 3, 0.3),
+        ([0.8, 0.2, 0.8, 0.2], 0.4),
         # No boundary: all are as if there were none, more than that included.
-        ([0.9, 1.4, 2.0, 1.0], 5, 0.7),
+        ([0.9, 1.4, 2.0, 1.0], 0.7),
         # All are boundaries; and those that nothing crosses weigh no more than 0.1 does.
-        ([0.13, 0.12, 0.06, 0.0], 5, 0.2),
-        ([1.0, 0.0, 0.0, 0.0], 5, 0.1**0.5),
-        # One number of clusters alone: nothing is parted.
-        ([0.9, 0.1], 2, 0.7),
+        ([0.13, 0.12, 0.06, 0.0], 0.2),
+        ([1.0, 0.0, 0.0, 0.0], 0.1**0.5),
+        # One alone cannot be parted.
+        ([0.1], 0.7),
     ],
 )
 def test_the_boundary_parts_high_connectivities_from_low_ones(
-    connectivity: list[float], most: int, boundary: float
+    connectivity: list[float], boundary: float
 ) -> None:
     tree = [Merge(0, 1, value) for value in connectivity]
-    assert boundary_of(tree, most) == pytest.approx(boundary)
+    assert boundary_of(tree) == pytest.approx(boundary)
 
 
 def test_the_index_is_that_of_scikit_learn() -> None:
@@ -149,6 +146,14 @@ def test_a_single_group_is_not_cut_up(shape: str) -> None:
 def test_the_same_seed_gives_the_same() -> None:
     points = groups([100, 100, 100], 4)
     assert find_clusters(points, 10, seed=3) == find_clusters(points, 10, seed=3)
+
+
+def test_a_low_most_only_caps_the_number() -> None:
+    points = groups([100] * 7)
+    found = find_clusters(points, 5, seed=3)
+    assert (found.clusters, found.cells) == (5, 35)
+    assert [step.clusters for step in found.path] == [5, 4, 3, 2]
+    assert find_clusters(points, 9, seed=3).clusters == 7
 
 
 def test_few_points_equal_points_and_broken_ones() -> None:
