@@ -235,9 +235,11 @@ class ClusterChoice(Record):
         cells: That merging started from.
         trees: Independent starts.
         rows: Rows of the sample that were merged.
-        votes: What each start came to, least first; the median was taken, and 2 at least.
+        votes: What each start came to, least first; their geometric mean was taken, and 2 at least.
         path: Every number that was looked at, most first.
         why: In words.
+        boundary: Connectivity under which two clusters stayed two; of the starts, the geometric
+            mean.
     """
 
     clusters: int
@@ -247,6 +249,7 @@ class ClusterChoice(Record):
     votes: tuple[int, ...]
     path: tuple[MergeStep, ...]
     why: str
+    boundary: float = 0.4  # the same for all, before it was found in the paths
 
 
 class InitialCentroids(Artifact):

@@ -83,7 +83,7 @@ class AutoClusters(Section):
     """The number of clusters is found in the data; see ``pipeline.clustering.merging``."""
 
     most: Annotated[int, Field(ge=2, le=1000)] = Field(
-        default=30, description="At most so many; merging starts from twice as many cells."
+        default=30, description="At most so many; merging starts from twice as many cells, or 60."
     )
 
 

@@ -4,9 +4,10 @@ k-means into many small cells. Then the two clusters are merged, again and again
 connected: by the pairs of nearest neighbours that cross from one to the other, against those that
 cross where k-means cuts each of the two in half (relative interconnectivity, as in Chameleon:
 Karypis, Han & Kumar 1999). A boundary through the midst of a group is crossed as often as a cut
-through it; one between groups by far less. So merging ends where the best pair is connected by
-less than 0.4 of that. Where it ends depends on the cells, so it is done from nine starts, and the
-median is taken. Decision 0031 has what was measured.
+through it; one between groups by far less. How much less depends on the table, so the boundary
+is where the connectivities of the last merges part best into high and low, and there is one cluster
+more than merges that are low. That depends on the cells, so it is done from fifteen starts, and the
+geometric mean of their numbers is taken. Decision 0031 has what was measured.
 
 Shape letters: N points, D dimensions, M neighbours of a point, C cells.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import geometric_mean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,17 +30,20 @@ from pipeline.clustering.quality import nearest_neighbours
 _ROWS = 10_000
 # Fewer, and the neighbours between two cells are too few to count.
 _ROWS_PER_CELL = 20
+# Fewer, and nearly all merges that the boundary is found from are between groups.
+_CELLS = 60
 NEIGHBOURS = 10
-# Starts, an odd number for the median. One start alone differs from the next by 5 on pen digits.
-TREES = 9
+# Starts. One alone differs from the next by 5 on pen digits, the mean of fifteen by 1.
+TREES = 15
 ITERATIONS = 20
 _CUT_ITERATIONS = 10
 # A cluster of fewer points is not cut in two: it counts as one without any boundary.
 _LEAST_CUT = 8
-# Less connected than this, relative to what is within, and two clusters stay two. A single group of
-# any shape that was tried has 0.6 or more up to the last merge, groups 8 standard deviations apart
-# have 0.00; of what lies between, decision 0031 tells.
-_BOUNDARY = 0.4
+# Where the boundary may lie. More connected, and two clusters are one: a single group of any shape
+# that was tried has more at all but a few of its merges. Less, and they are two.
+_LEAST_BOUNDARY, _GREATEST_BOUNDARY = 0.2, 0.7
+# Of what is less, the logarithm says nothing more: groups 8 standard deviations apart have 0.00.
+_NOTHING = 0.1
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Found:
     cells: int
     trees: int
     rows: int
+    boundary: float
     votes: tuple[int, ...]
     path: tuple[Step, ...]
     why: str
@@ -83,13 +89,15 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
 
     Args:
         points_ND: In random order or not, shape (n_points, dimensions).
-        most: Clusters; merging begins at twice as many cells, or fewer where points are few.
+        most: Clusters; merging begins at twice as many cells and 60 at least, or at fewer where
+            points are few. The last half of the merges counts.
         seed: Same seed, same points: same number.
     """
     rows, cells = rows_and_cells(len(points_ND), most)
+    last = cells // 2
     drawn = np.random.default_rng(seed).permutation(len(points_ND))[:rows]
     points_ND = np.ascontiguousarray(points_ND[drawn])
-    most = min(most, cells // 2)
+    most = min(most, last)
     starts = [_cells(points_ND, cells, seed + number) for number in range(TREES)]
     near_NM = nearest_neighbours(points_ND, len(points_ND), NEIGHBOURS)
     trees = [merge_tree(points_ND, near_NM, labels_N, cells) for labels_N in starts]
@@ -102,34 +110,55 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
         )
         for clusters in range(most, 1, -1)
     )
-    votes = tuple(sorted(min(most, ends_at(tree)) for tree in trees))
-    clusters = max(2, votes[len(votes) // 2])
-    return Found(
-        clusters, cells, TREES, len(points_ND), votes, path, _why(clusters, votes, agreement)
-    )
+    ends = [tree[1 - last :] for tree in trees]
+    boundaries = [boundary_of(merges) for merges in ends]
+    votes = tuple(sorted(min(most, found) for found in map(groups_in, ends, boundaries)))
+    # As far above as below: of 5 and 20, 10.
+    average = round(geometric_mean(votes))
+    clusters, boundary = max(2, average), geometric_mean(boundaries)
+    why = _why(average, votes, agreement)
+    return Found(clusters, cells, TREES, len(points_ND), boundary, votes, path, why)
 
 
 def rows_and_cells(rows: int, most: int) -> tuple[int, int]:
     """Points that are merged, of so many, and the cells that merging begins with."""
     rows = min(rows, max(_ROWS, _ROWS_PER_CELL * 2 * most))
-    return rows, max(4, min(2 * most, rows // _ROWS_PER_CELL))
+    return rows, max(4, min(max(2 * most, _CELLS), rows // _ROWS_PER_CELL))
 
 
-def ends_at(tree: Sequence[Merge]) -> int:
-    """Clusters that are left when the most connected two are separated by a real boundary."""
-    cells = len(tree) + 1
-    for done, merge in enumerate(tree):
-        if merge.connectivity < _BOUNDARY:
-            return cells - done
-    return 1
+def boundary_of(merges: Sequence[Merge]) -> float:
+    """Connectivity under which two clusters stay two.
+
+    Logarithms of connectivities are parted into high and low so that squared deviations within the
+    two parts are least (Otsu 1979). The boundary is halfway between the two means.
+    """
+    connectivity = [merge.connectivity for merge in merges]
+    logs = np.sort(np.log(np.clip(connectivity, _NOTHING, 1.0)))
+    sums, low = np.cumsum(logs), np.arange(1, len(logs))
+    if not len(low):
+        return _GREATEST_BOUNDARY
+    high = len(logs) - low
+    means_low, means_high = sums[:-1] / low, (sums[-1] - sums[:-1]) / high
+    best = int((low * high * (means_high - means_low) ** 2).argmax())
+    halfway = np.exp((means_low[best] + means_high[best]) / 2)
+    return float(np.clip(halfway, _LEAST_BOUNDARY, _GREATEST_BOUNDARY))
+
+
+def groups_in(merges: Sequence[Merge], boundary: float) -> int:
+    """Clusters that are left after every merge within a group: one more than those between groups.
+
+    Counted and not looked for along the path: a merge that is less connected than the boundary may
+    come before one that is more, when the halves of a cell or two of a few rows mislead.
+    """
+    return 1 + sum(merge.connectivity < boundary for merge in merges)
 
 
 def _why(clusters: int, votes: Sequence[int], agreement: Mapping[int, float]) -> str:
-    if votes[len(votes) // 2] < 2:
+    if clusters < 2:
         return "no boundary was found, and 2 is the least"
     spread = f"{votes[0]}" if votes[0] == votes[-1] else f"{votes[0]} to {votes[-1]}"
     return (
-        f"median of {len(votes)} starts, which came to {spread}; "
+        f"geometric mean of {len(votes)} starts, which came to {spread}; "
         f"their partitions agree by {agreement[clusters]:.2f}"
     )
 

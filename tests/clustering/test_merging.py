@@ -10,9 +10,10 @@ from sklearn.metrics import adjusted_rand_score
 from pipeline.clustering.merging import (
     Merge,
     adjusted_rand,
+    boundary_of,
     connectivity_of,
-    ends_at,
     find_clusters,
+    groups_in,
     merge_tree,
     neighbour_pairs,
 )
@@ -61,13 +62,34 @@ def test_the_most_connected_are_merged_first() -> None:
     assert all(0.4 < merge.connectivity < 0.7 for merge in tree[:2])
     assert tree[2].connectivity == 0
     np.testing.assert_array_equal(labels, np.repeat(np.arange(4), 50))  # the caller's own
-    assert ends_at(tree) == 2
+    assert groups_in(tree, boundary_of(tree)) == 2
 
 
-def test_merging_ends_at_the_first_real_boundary() -> None:
-    tree = [Merge(0, 1, 0.9), Merge(0, 2, 0.39), Merge(0, 3, 0.8)]
-    assert ends_at(tree) == 3
-    assert ends_at(tree[:1]) == 1
+def test_there_is_one_group_more_than_merges_between_groups() -> None:
+    tree = [Merge(0, 1, 0.3), Merge(0, 2, 0.9), Merge(0, 3, 0.39), Merge(0, 4, 0.8)]
+    assert groups_in(tree, 0.4) == 3
+    assert groups_in(tree, 0.2) == 1
+
+
+@pytest.mark.parametrize(
+    ("connectivity", "boundary"),
+    [
+        # √(0.8 · 0.2), wherever the low ones are.
+        ([0.8, 0.2, 0.8, 0.2], 0.4),
+        # No boundary: all are as if there were none, more than that included.
+        ([0.9, 1.4, 2.0, 1.0], 0.7),
+        # All are boundaries; and those that nothing crosses weigh no more than 0.1 does.
+        ([0.13, 0.12, 0.06, 0.0], 0.2),
+        ([1.0, 0.0, 0.0, 0.0], 0.1**0.5),
+        # One alone cannot be parted.
+        ([0.1], 0.7),
+    ],
+)
+def test_the_boundary_parts_high_connectivities_from_low_ones(
+    connectivity: list[float], boundary: float
+) -> None:
+    tree = [Merge(0, 1, value) for value in connectivity]
+    assert boundary_of(tree) == pytest.approx(boundary)
 
 
 def test_the_index_is_that_of_scikit_learn() -> None:
@@ -97,7 +119,8 @@ def test_separate_groups_are_found(sizes: list[int], dimensions: int) -> None:
     assert found.clusters == len(sizes)
     # A start may put two groups in one cell, or leave an odd cell of few points.
     assert len(sizes) - 1 <= found.votes[0] <= found.votes[-1] <= len(sizes) + 1
-    assert len(found.votes) == found.trees == 9
+    assert len(found.votes) == found.trees == 15
+    assert 0.2 < found.boundary < 0.7
     agreement = {step.clusters: step.agreement for step in found.path}
     assert agreement[len(sizes)] > 0.97
     assert found.why.endswith(f"their partitions agree by {agreement[len(sizes)]:.2f}")
@@ -116,13 +139,21 @@ def test_a_single_group_is_not_cut_up(shape: str) -> None:
     }[shape]
     found = find_clusters(points.astype(np.float32), 30, seed=0)
     assert found.clusters == 2  # the least there can be
-    assert found.votes[-1] < 2
+    assert np.mean(found.votes) < 2  # of few rows, a start may see a boundary by chance
     assert found.why == "no boundary was found, and 2 is the least"
 
 
 def test_the_same_seed_gives_the_same() -> None:
     points = groups([100, 100, 100], 4)
     assert find_clusters(points, 10, seed=3) == find_clusters(points, 10, seed=3)
+
+
+def test_a_low_most_only_caps_the_number() -> None:
+    points = groups([100] * 7)
+    found = find_clusters(points, 5, seed=3)
+    assert (found.clusters, found.cells) == (5, 35)
+    assert [step.clusters for step in found.path] == [5, 4, 3, 2]
+    assert find_clusters(points, 9, seed=3).clusters == 7
 
 
 def test_few_points_equal_points_and_broken_ones() -> None:
