@@ -158,7 +158,10 @@ def _show_one(found: Explained, cluster: int, console: Console, as_json: bool) -
     rules, exemplars = rules_of(found, [cluster]), exemplars_of(found, [cluster])
     described = found.clusters[cluster]
     if as_json:
-        rows = [_without(row, "mean_vector", "ds", "run_id", "model_id") for row in profile]
+        rows = [
+            _without(row, "mean_vector", "difference_vector", "ds", "run_id", "model_id")
+            for row in profile
+        ]
         content = {
             "cluster_id": cluster,
             "name": found.names.get(cluster),

@@ -50,7 +50,7 @@ def _settings(_: Config) -> Any:
     return {}  # what the tables hold was decided when rows were labelled
 
 
-@stage("explain", version=1, settings=_settings, distributed=True)
+@stage("explain", version=2, settings=_settings, distributed=True)
 def explain(
     config: Config,
     context: Context,

@@ -299,6 +299,7 @@ def test_profiles_are_those_of_all_rows(lake: Lake, most_distance: float) -> Non
         vector = entry(table, k, "x", kind="vector")
         inside, outside = np.nanmean(x[own], axis=0), np.nanmean(x[~own], axis=0)
         np.testing.assert_allclose(vector["mean_vector"], inside, rtol=1e-6)
+        np.testing.assert_allclose(vector["difference_vector"], inside - outside, rtol=1e-6)
         spread = np.sqrt(np.nanvar(x, axis=0).sum())
         length = np.linalg.norm(inside - outside) / spread
         np.testing.assert_allclose(vector["difference"], length, rtol=1e-6)
@@ -363,6 +364,36 @@ def test_exemplars_are_the_first_of_all_rows(
     for name in ("profile", "exemplars"):
         copied = store.read_table(f"cluster_{name}/ds=2026-01-01/{name}.parquet")
         assert copied.equals(getattr(night, name))
+
+
+def test_columns_without_values_say_so(lake: Lake) -> None:
+    for path in lake.folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        x = table["x"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
+        x = np.array(x)
+        x[:, 1] = np.nan
+        x[~(x[:, 0] < -4.5), 2] = np.nan  # which the first cluster alone has
+        index = table.schema.get_field_index("x")
+        table = table.set_column(index, "x", pa.FixedSizeListArray.from_arrays(x.ravel(), 3))
+        for name in ("colour", "vip", "born"):
+            index = table.schema.get_field_index(name)
+            nothing = pa.array([None] * len(table), table.schema.field(name).type)
+            table = table.set_column(index, name, nothing)
+        pq.write_table(table, path, row_group_size=250)
+    table = lake.night("2026-01-01").profile
+    clusters = sorted(set(table["cluster_id"].to_pylist()))
+    assert len(clusters) == 3
+    for k in clusters:
+        for name in ("colour", "vip", "born"):
+            found = entry(table, k, name)
+            assert found["kind"] == ("number" if name == "born" else "category")
+            assert (found["value"], found["null_share"], found["difference"]) == (None, 1, 0)
+            assert all(found[n] is None for n in ("mean", "std", "min", "max"))
+        vector = entry(table, k, "x", kind="vector")
+        assert (vector["mean_vector"][1], vector["difference_vector"][1]) == (None, None)
+        assert vector["difference_vector"][2] is None  # there is nothing to differ from
+    assert entry(table, 7, "x", kind="vector")["mean_vector"][2] is not None
+    assert found_other(table, clusters[0], "town") > 0.5
 
 
 def test_of_equals_the_first_by_shard_and_place(lake: Lake) -> None:
