@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -104,7 +104,7 @@ class _Rows:
     null_share_KE: NDArray[np.float64]
     numbers: dict[str, NDArray[np.float64]]
     component_KE: NDArray[np.int64] | None = None
-    vectors: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    vectors: Mapping[str, NDArray[np.float64]] | None = None
 
     def table(self, moments: GroupMoments, rank_KE: NDArray[np.int32], origin: Origin) -> pa.Table:
         clusters, entries = self.difference_KE.shape
@@ -123,7 +123,7 @@ class _Rows:
             columns[name] = pa.array(values.ravel(), pa.float64(), mask=np.isnan(values.ravel()))
         if self.component_KE is not None:
             columns["component"] = pa.array(self.component_KE.ravel(), pa.int32())
-        for name, values in self.vectors.items():
+        for name, values in (self.vectors or {}).items():
             numbers = values.astype(np.float32).ravel()
             flat = pa.array(numbers, mask=np.isnan(numbers))
             lists = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
