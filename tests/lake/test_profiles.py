@@ -31,13 +31,19 @@ from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config, Retention
 from pipeline.distributed.resources import Claim, Resources
 from pipeline.engine import Context
-from pipeline.errors import InputError, TransientError
+from pipeline.errors import InputError
 from pipeline.lake import profiles
 from pipeline.lake.forgetting import forget
 from pipeline.lake.forgotten_keys import KeySet
 from pipeline.lake.garbage import collect
 from pipeline.lake.models import centroids_bytes, scaler_bytes, store_model
-from pipeline.lake.profiles import Layout, profile_path, read_exemplars, read_profile
+from pipeline.lake.profiles import (
+    Layout,
+    profile_path,
+    read_exemplars,
+    read_profile,
+    withdraw_copies,
+)
 from pipeline.lake.reference import bins_bytes
 from pipeline.lake.snapshots import assignment_files, read_file_list
 from pipeline.model.scaling import Scaler
@@ -132,7 +138,13 @@ class Lake:
         )
 
     def night(
-        self, ds: str, run_id: str = "", *, most_distance: float = np.inf, **settings: Any
+        self,
+        ds: str,
+        run_id: str = "",
+        *,
+        most_distance: float = np.inf,
+        explained: bool = True,
+        **settings: Any,
     ) -> Night:
         config = self.config(**settings)
         context = Context(run_id or f"night-{ds}", ds, self.store, nightly=True)
@@ -142,7 +154,8 @@ class Lake:
         if config.lake.format == "parquet":
             publish.run(config, context, champion.model, assigned)
         found = Night(self, config, context, champion, assigned)
-        found.explain()
+        if explained:
+            found.explain()
         return found
 
 
@@ -469,13 +482,36 @@ def test_without_its_profile_a_slice_is_labelled_again(lake: Lake, damage: str) 
     assert again.profile.equals(first.profile)
 
 
-def test_a_profile_that_is_gone_when_it_is_needed(lake: Lake) -> None:
-    night = lake.night("2026-01-01")
-    Path(lake.store.locate(profile_path(night.parts[3]))).unlink()
-    lake.store.write_bytes("runs/night-2026-01-01/stages/assign/done.json", b"{}")
-    with pytest.raises(TransientError, match="1 of 8 profiles of parts are gone, such as "):
+@pytest.mark.parametrize("damage", ["gone", "half", "bytes"])
+def test_a_profile_that_is_not_there_when_it_is_needed(lake: Lake, damage: str) -> None:
+    before = lake.night("2026-01-01", "before")
+    night = lake.night("2026-01-01", assign={"incremental": False}, explained=False)
+    store = lake.store
+    path = Path(store.locate(profile_path(night.parts[3])))
+    content = path.read_bytes()
+    match damage:
+        case "gone":
+            path.unlink()
+        case "half":
+            path.write_bytes(content[: len(content) // 2])
+        case "bytes":
+            path.write_bytes(b"PAR1" + b"\x17" * (len(content) - 8) + b"PAR1")
+    store.write_bytes("runs/night-2026-01-01/stages/assign/done.json", b"{}")
+    files = {p: p.read_bytes() for p in Path(store.url).rglob("*.*") if p.is_file()}
+    with pytest.raises(InputError, match=f"{path} ?.*A new run id profiles those rows again"):
         night.explain()
-    assert lake.store.read_bytes("runs/night-2026-01-01/stages/assign/done.json") == b""
+    assert {p: p.read_bytes() for p in files} == files
+    # Nobody takes what the run before said for what this one found.
+    for name in ("profile", "exemplars"):
+        copy = store.read_table(f"cluster_{name}/ds=2026-01-01/{name}.parquet")
+        assert len(copy) == 0
+        assert copy.schema.equals(getattr(before, name).schema)
+    # Another run labels that slice again, whether it carries the others or not.
+    after = lake.night("2026-01-01", "after", assign={"incremental": False})
+    copy = store.read_table("cluster_profile/ds=2026-01-01/profile.parquet")
+    assert copy.equals(after.profile)
+    withdraw_copies(store, "2026-01-01", "after")  # a publish that is done again leaves its own
+    assert store.read_table("cluster_profile/ds=2026-01-01/profile.parquet").equals(copy)
 
 
 def test_done_again_it_is_the_same_bytes(lake: Lake) -> None:
