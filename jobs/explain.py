@@ -14,7 +14,7 @@ from rich.text import Text
 
 from jobs.night import checked_run_id
 from jobs.session import configured
-from pipeline.clustering.surrogate import Asked, Surrogate, point_in_time
+from pipeline.clustering.surrogate import Asked, Surrogate, iso_time, point_in_time
 from pipeline.errors import ConfigError, InputError
 from pipeline.lake.explaining import (
     Apart,
@@ -27,7 +27,7 @@ from pipeline.lake.explaining import (
     strongest_of,
     tell_apart,
 )
-from pipeline.lake.traits import label_of, rows_of, strongest, traits_of
+from pipeline.lake.traits import label_of, rows_of, strongest, times_of, traits_of
 from pipeline.storage import Store
 
 # What a person reads; all of it is in the JSON.
@@ -90,7 +90,7 @@ def fidelity_of(found: Explained) -> str:
 def _show_all(found: Explained, console: Console, as_json: bool) -> None:
     rows = strongest(found.lake, found.explanation.profile)
     traits, sizes = traits_of(rows), rows_of(rows)
-    rules = rules_of(found)
+    rules, times = rules_of(found), times_of(found.explanation)
     order = sorted(found.clusters, key=lambda i: (-sizes.get(i, 0), i))
     if as_json:
         content = [
@@ -98,8 +98,11 @@ def _show_all(found: Explained, console: Console, as_json: bool) -> None:
                 "cluster_id": i,
                 "name": found.names.get(i),
                 "rows": sizes.get(i),
-                "strongest": [dataclasses.asdict(trait) for trait in traits.get(i, ())],
-                "rules": [r for r in rules if r["cluster_id"] == i],
+                "strongest": [
+                    with_times(dataclasses.asdict(trait), times, "mean")
+                    for trait in traits.get(i, ())
+                ],
+                "rules": [_rule_with_times(r, times) for r in rules if r["cluster_id"] == i],
                 "precision": found.clusters[i]["precision"],
                 "recall": found.clusters[i]["recall"],
             }
@@ -158,14 +161,22 @@ def _show_one(found: Explained, cluster: int, console: Console, as_json: bool) -
     rules, exemplars = rules_of(found, [cluster]), exemplars_of(found, [cluster])
     described = found.clusters[cluster]
     if as_json:
-        rows = [_without(row, "mean_vector", "ds", "run_id", "model_id") for row in profile]
+        times = times_of(found.explanation)
+        measures = ("mean", "min", "max", "p05", "p25", "p50", "p75", "p95")
+        rows = [
+            _without(
+                with_times(row, times, *measures),
+                *("mean_vector", "difference_vector", "ds", "run_id", "model_id"),
+            )
+            for row in profile
+        ]
         content = {
             "cluster_id": cluster,
             "name": found.names.get(cluster),
             "precision": described["precision"],
             "recall": described["recall"],
             "features": rows,
-            "rules": rules,
+            "rules": [_rule_with_times(rule, times) for rule in rules],
             "exemplars": [_without(row, "ds", "run_id", "model_id") for row in exemplars],
         }
         print(json.dumps(_head(found) | content, indent=2))
@@ -193,7 +204,7 @@ def _show_one(found: Explained, cluster: int, console: Console, as_json: bool) -
 
 
 def _profile(found: Explained, rows: Sequence[Mapping[str, Any]]) -> Table:
-    times = times_of(found)
+    times = times_of(found.explanation)
     table = Table(box=box.SIMPLE)
     table.add_column("feature")
     table.add_column("differs by", justify="right", no_wrap=True)
@@ -211,16 +222,21 @@ def _profile(found: Explained, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def times_of(found: Explained) -> set[str]:
-    """Columns of points in time."""
-    return {
-        column.name
-        for column in found.explanation.columns
-        if column.kind == "number" and column.type.startswith(("timestamp", "date"))
-    }
+def with_times(row: Mapping[str, Any], times: Mapping[str, str], *names: str) -> dict[str, Any]:
+    """What is told of a feature, as JSON has it: points in time as ISO 8601, all else as it is."""
+    kind = times.get(row["feature"])
+    if kind is None:
+        return dict(row)
+    told = {n: iso_time(row[n], kind) for n in names if row.get(n) is not None}
+    return dict(row) | told
 
 
-def _figure(row: Mapping[str, Any], name: str, times: set[str]) -> str:
+def _rule_with_times(rule: Mapping[str, Any], times: Mapping[str, str]) -> dict[str, Any]:
+    conditions = [with_times(c, times, "low", "high") for c in rule["conditions"]]
+    return dict(rule) | {"conditions": conditions}
+
+
+def _figure(row: Mapping[str, Any], name: str, times: Mapping[str, str]) -> str:
     value = row[name]
     if value is None:
         return ""
@@ -231,7 +247,7 @@ def _figure(row: Mapping[str, Any], name: str, times: set[str]) -> str:
     return f"{value:.4g}"
 
 
-def _spread(row: Mapping[str, Any], times: set[str]) -> str:
+def _spread(row: Mapping[str, Any], times: Mapping[str, str]) -> str:
     if row["feature"] in times:
         return f"{row['std'] / 86_400:.4g} days"
     return "" if row["kind"] == "category" else f"{row['std']:.4g}"
@@ -279,13 +295,17 @@ def _exemplars(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _show_two(found: Explained, one: int, other: int, console: Console, as_json: bool) -> None:
     apart = contrast(profile_of(found, [one, other]), one, other)
     tree, asked, why_none = _tree(found, one, other)
+    times = times_of(found.explanation)
     if as_json:
         content = {
             "cluster_id": one,
             "name": found.names.get(one),
             "versus": other,
             "versus_name": found.names.get(other),
-            "features": [dataclasses.asdict(feature) for feature in apart],
+            "features": [
+                with_times(dataclasses.asdict(feature), times, "mean", "other_mean")
+                for feature in apart
+            ],
             "tree": _tree_json(tree, asked) if tree else None,
             "why_no_tree": why_none,
         }
@@ -293,7 +313,7 @@ def _show_two(found: Explained, one: int, other: int, console: Console, as_json:
         return
     names = (f"cluster {found.named(one)}", f"cluster {found.named(other)}")
     console.print(f"{names[0]}, against {names[1]}", markup=False)
-    console.print(_contrast(apart, one, other, times_of(found)))
+    console.print(_contrast(apart, one, other, times_of(found.explanation)))
     if len(apart) > _LISTED_FEATURES:
         console.print(f"{_LISTED_FEATURES} of {len(apart):,} features; --json has all")
     if tree is None:
@@ -342,7 +362,7 @@ def _tree_json(tree: Surrogate, asked: Sequence[Asked]) -> dict[str, Any]:
     return {name: getattr(tree, name) for name in figures} | {"rules": rules}
 
 
-def _contrast(apart: Sequence[Apart], one: int, other: int, times: set[str]) -> Table:
+def _contrast(apart: Sequence[Apart], one: int, other: int, times: Mapping[str, str]) -> Table:
     table = Table(box=box.SIMPLE)
     table.add_column("feature")
     table.add_column(f"mean in {one}", justify="right", no_wrap=True)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.explain import key_text, times_of
+from jobs.explain import key_text, with_times
 from jobs.night import checked_run_id
 from jobs.session import configured
 from pipeline.clustering.surrogate import point_in_time
@@ -32,7 +32,9 @@ from pipeline.lake.locating import (
     nearest_exemplars,
     parts_of_run,
     raw_rows,
+    why_none_near,
 )
+from pipeline.lake.traits import times_of
 from pipeline.storage import Store
 
 _LISTED_FEATURES = 10
@@ -52,6 +54,7 @@ class _Located:
         row: Its assignment.
         evidence: By feature, the heaviest first.
         near: Exemplars that are like it.
+        why_none_near: In words, where there are none.
         why_no_features: In words, where the raw row could not be read.
     """
 
@@ -59,6 +62,7 @@ class _Located:
     row: dict[str, Any]
     evidence: list[Evidence]
     near: list[Near]
+    why_none_near: str
     why_no_features: str
 
 
@@ -87,10 +91,13 @@ def locate(
         for text, row, x_F in zip(texts, rows, raw, strict=True)
     ]
     if as_json:
+        times = times_of(run.explanation)
         shown = [dataclasses.asdict(one) for one in located]
         for one, row in zip(located, shown, strict=True):
             for feature, told in zip(row["evidence"], one.evidence, strict=True):
                 feature["weight"] = told.weight
+            names = ("value", "mean", "other_mean")
+            row["evidence"] = [with_times(f, times, *names) for f in row["evidence"]]
             row["name"] = run.names.get(one.row["cluster_id"])
             row["name_2"] = run.names.get(one.row["cluster_id_2"])
         print(json.dumps({"run_id": run_id, "rows": shown, "more": found.more}, indent=2))
@@ -108,9 +115,10 @@ def _located(
     # An outlier is in no cluster: nothing speaks for it against the runner-up.
     pair = [i for i in (row["cluster_id"], row["cluster_id_2"]) if i in run.clusters]
     if isinstance(x_F, str):
-        return _Located(keys, row, [], [], x_F)
+        return _Located(keys, row, [], [], "the row itself cannot be looked at", x_F)
     told = evidence(run, profile_of(run, pair), x_F, *pair) if len(pair) == 2 else []
-    return _Located(keys, row, told, nearest_exemplars(run, x_F, pair, _NEAREST), "")
+    near = nearest_exemplars(run, x_F, pair, _NEAREST)
+    return _Located(keys, row, told, near, "" if near else why_none_near(run, pair), "")
 
 
 def _show(run: Explained, one: _Located, console: Console) -> None:
@@ -138,6 +146,8 @@ def _show(run: Explained, one: _Located, console: Console) -> None:
         console.print(_evidence(run, one))
     if one.near:
         console.print(_near(run, one.near))
+    elif not one.why_no_features:
+        console.print(f"No nearest exemplars: {one.why_none_near}.", markup=False)
 
 
 def _evidence(run: Explained, one: _Located) -> Table:
@@ -149,7 +159,7 @@ def _evidence(run: Explained, one: _Located) -> Table:
         table.add_column(f"mean in {cluster}", justify="right", no_wrap=True)
         table.add_column("std away", justify="right", no_wrap=True)
     table.add_column("speaks for", justify="right", no_wrap=True)
-    times = times_of(run)
+    times = times_of(run.explanation)
     for feature in one.evidence[:_LISTED_FEATURES]:
         shown = point_in_time if feature.feature in times else "{:.4g}".format
         table.add_row(

@@ -63,7 +63,9 @@ PROFILE_SCHEMA = pa.schema(
         pa.field("component", pa.int32()),  # its place in the vector
         pa.field("value", pa.string()),  # of a category; null: all that have no row of their own
         # Without missing values; of a category, of the column that is 1 where it has this value.
-        # A point in time is in seconds since 1970, UTC.
+        # A point in time is in seconds since 1970: in UTC where its column has a time zone, by the
+        # column's own clock where it has none. A feature whose type is timestamp is always by its
+        # own clock, that of its zone: its calendar is what rows are clustered by.
         pa.field("mean", pa.float64()),
         pa.field("std", pa.float64()),
         pa.field("min", pa.float64()),
@@ -76,6 +78,9 @@ PROFILE_SCHEMA = pa.schema(
         # 1: the largest absolute difference in the cluster; components by themselves.
         pa.field("rank", pa.int32(), nullable=False),
         pa.field("mean_vector", pa.list_(pa.float32())),  # of a vector, unless it is too large
+        # Of a vector as well: mean - mean of all other rows, of each component, in its units; null
+        # where one of the two has no values.
+        pa.field("difference_vector", pa.list_(pa.float32())),
     ]
 )
 

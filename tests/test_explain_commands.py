@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,38 @@ def test_one_against_another(run: KnownRun) -> None:
     assert [rule["rule"].split(" ")[0] for rule in tree["rules"]] == ["amount", "amount"]
 
 
+def test_points_in_time_are_iso_8601(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"amount": "timestamp[us, tz=Europe/Berlin]", "age": "timestamp[s]"}
+    for module in ("jobs.explain", "jobs.locate"):
+        monkeypatch.setattr(f"{module}.times_of", lambda _: times)
+    amount = np.asarray(run.table["amount"])[run.group == 0]
+    start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+    def seconds(text: str) -> float:
+        return (datetime.datetime.fromisoformat(text) - start).total_seconds()
+
+    one = as_json(run, "explain", "--cluster", "0")
+    by_name = {(f["feature"], f["component"]): f for f in one["features"]}
+    found = by_name["amount", None]
+    assert seconds(found["mean"]) == pytest.approx(amount.mean(), abs=1e-3)
+    assert seconds(found["p95"]) > seconds(found["p05"])
+    assert found["std"] == pytest.approx(amount.std())
+    assert by_name["age", None]["min"].startswith("1970-01-01T00:00:2")  # by its own clock: no zone
+    assert "+" not in by_name["age", None]["min"]
+    assert isinstance(by_name["v", 0]["mean"], float)
+    conditions = [c for r in one["rules"] for c in r["conditions"] if c["feature"] == "amount"]
+    assert {c["high"] for c in conditions} == {"1970-01-01T00:00:50+00:00"}
+    every = as_json(run, "explain")["clusters"]
+    traits = {(c["cluster_id"], t["feature"]): t["mean"] for c in every for t in c["strongest"]}
+    assert seconds(traits[0, "amount"]) == pytest.approx(amount.mean(), abs=1e-3)
+    two = as_json(run, "explain", "--cluster", "0", "--versus", "1")["features"]
+    assert seconds(two[0]["mean"]) == pytest.approx(amount.mean(), abs=1e-3)
+    (row,) = as_json(run, "locate", "--key", str(key_of(run, 0)))["rows"]
+    value = run.table["amount"][key_of(run, 0) - 1000].as_py()
+    assert seconds(row["evidence"][0]["value"]) == pytest.approx(value, abs=1e-3)
+    assert row["evidence"][0]["weight"] > 10
+
+
 def test_one_against_another_without_the_sample(tmp_path: Path) -> None:
     run = known_run(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
@@ -190,6 +223,26 @@ def test_a_row_for_people(run: KnownRun) -> None:
     text = shown(run, "locate", "--key", str(key_of(run, 2)))
     for words in ("2 high age, high amount", "runner-up", "speaks for", "nearest exemplars", "age"):
         assert words in text
+
+
+def test_why_no_exemplar_is_near(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = locating.read_exemplars
+
+    def bare(*words: Any) -> pa.Table:
+        table = original(*words)
+        place = table.schema.get_field_index("features")
+        nothing = pa.nulls(len(table), table.schema.field(place).type)
+        return table.set_column(place, "features", nothing)
+
+    key = str(key_of(run, 2))
+    (found,) = as_json(run, "locate", "--key", key)["rows"]
+    assert found["near"]
+    assert found["why_none_near"] == ""
+    monkeypatch.setattr(locating, "read_exemplars", bare)
+    (found,) = as_json(run, "locate", "--key", key)["rows"]
+    assert found["near"] == []
+    assert "keys but not their features" in found["why_none_near"]
+    assert f"No nearest exemplars: {found['why_none_near']}" in shown(run, "locate", "--key", key)
 
 
 def test_only_row_groups_that_may_hold_the_key_are_read(

@@ -263,6 +263,20 @@ def point_in_time(seconds: float) -> str:
         return f"{seconds:.4g}"
 
 
+def iso_time(seconds: float, kind: str) -> str | float:
+    """Seconds since 1970 as ISO 8601 has them, or as they are where there is no such date.
+
+    Args:
+        seconds: In UTC where the column has a time zone, by its own clock where it has none.
+        kind: Of the column, in Arrow's words.
+    """
+    start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC if "tz=" in kind else None)
+    try:
+        return (start + datetime.timedelta(seconds=round(seconds, 3))).isoformat()
+    except (OverflowError, ValueError):
+        return seconds
+
+
 def between(below: float, above: float) -> float:
     """The shortest number t with below <= t < above, near the middle; of integers an integer.
 

@@ -116,8 +116,11 @@ def profile_of(found: Explained, cluster_ids: Sequence[int]) -> list[dict[str, A
         with open_input(found.lake.locate(found.explanation.profile.path)) as source:
             for batch in pq.ParquetFile(source).iter_batches():
                 mask = pc.is_in(batch.column("cluster_id"), value_set=wanted)
-                rows = pa.table(batch).filter(mask).select(PROFILE_SCHEMA.names)
-                kept.append(rows.cast(PROFILE_SCHEMA))
+                rows = pa.table(batch).filter(mask)
+                for field in PROFILE_SCHEMA:
+                    if field.name not in rows.column_names:  # of an earlier version
+                        rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+                kept.append(rows.select(PROFILE_SCHEMA.names).cast(PROFILE_SCHEMA))
     except FileNotFoundError:
         raise _gone(found.lake, found.explanation.profile) from None
     rows = pa.concat_tables(kept).sort_by([("cluster_id", "ascending"), ("rank", "ascending")])

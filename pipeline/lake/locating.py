@@ -412,6 +412,18 @@ def nearest_exemplars(
     return list(near.values())
 
 
+def why_none_near(found: Explained, clusters: Sequence[int]) -> str:
+    """Why there are no nearest exemplars, in words."""
+    if not found.explanation.exemplars_kept:
+        return "the run kept none (explain.exemplars=0)"
+    if not len(read_exemplars(found, clusters)):
+        return "none of these clusters has any: their rows are none, or were forgotten"
+    return (
+        "the run kept their keys but not their features: rows are too wide, or clusters too many, "
+        "to keep both"
+    )
+
+
 def _words(found: Explained) -> dict[str, dict[float, str]]:
     """Values of category columns by their code in raw rows; none where the model is gone."""
     with suppress(FileNotFoundError):

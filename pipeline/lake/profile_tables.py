@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +93,8 @@ class _Rows:
         null_share_KE: …
         numbers: mean, std, min, max and the quantiles, those that there are.
         component_KE: Places in the vector.
-        mean_vector_KF: Of the only entry; NaN where a component has no values.
+        vectors: mean_vector and difference_vector, of the only entry, shape (n_clusters, width);
+            NaN where a component has no values.
     """
 
     features: Sequence[str]
@@ -103,7 +104,7 @@ class _Rows:
     null_share_KE: NDArray[np.float64]
     numbers: dict[str, NDArray[np.float64]]
     component_KE: NDArray[np.int64] | None = None
-    mean_vector_KF: NDArray[np.float64] | None = None
+    vectors: Mapping[str, NDArray[np.float64]] | None = None
 
     def table(self, moments: GroupMoments, rank_KE: NDArray[np.int32], origin: Origin) -> pa.Table:
         clusters, entries = self.difference_KE.shape
@@ -122,12 +123,11 @@ class _Rows:
             columns[name] = pa.array(values.ravel(), pa.float64(), mask=np.isnan(values.ravel()))
         if self.component_KE is not None:
             columns["component"] = pa.array(self.component_KE.ravel(), pa.int32())
-        if self.mean_vector_KF is not None:
-            means = self.mean_vector_KF.astype(np.float32).ravel()
-            flat = pa.array(means, mask=np.isnan(means))
-            width = self.mean_vector_KF.shape[1]
-            lists = pa.FixedSizeListArray.from_arrays(flat, width)
-            columns["mean_vector"] = lists.cast(pa.list_(pa.float32()))
+        for name, values in (self.vectors or {}).items():
+            numbers = values.astype(np.float32).ravel()
+            flat = pa.array(numbers, mask=np.isnan(numbers))
+            lists = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+            columns[name] = lists.cast(pa.list_(pa.float32()))
         return pa.table(
             [columns.get(f.name, pa.nulls(number, f.type)) for f in PROFILE_SCHEMA],
             schema=PROFILE_SCHEMA,
@@ -167,8 +167,13 @@ def _indicators(profile: Profile) -> tuple[GroupMoments, list[str], list[str | N
     """Moments of the columns that are 1 where a category has a value; their columns and values."""
     layout, moments = profile.layout, profile.moments
     counts = counted([profile.categories], min(_VALUES, layout.values))
-    pairs = counts.select(["dec_column", "dec_value"]).group_by(["dec_column", "dec_value"])
-    entries = pairs.aggregate([]).sort_by([("dec_column", "ascending"), ("dec_value", "ascending")])
+    names = ["dec_column", "dec_value"]
+    # A column without any value has one row too, which says so.
+    every = range(len(layout.categories))
+    empty = pa.array(sorted({*every} - {*counts["dec_column"].to_pylist()}), pa.int32())
+    nothing = pa.table([empty, pa.nulls(len(empty), pa.string())], names)
+    pairs = pa.concat_tables([counts.select(names), nothing]).group_by(names)
+    entries = pairs.aggregate([]).sort_by([(name, "ascending") for name in names])
     column_E = entries["dec_column"].to_numpy()
     values: list[str | None] = entries["dec_value"].to_pylist()
     place = {pair: n for n, pair in enumerate(zip(column_E.tolist(), values, strict=True))}
@@ -215,6 +220,8 @@ def _null_share(moments: GroupMoments) -> NDArray[np.float64]:
 
 def _vector(moments: GroupMoments, contrast: Contrast, name: str, of: slice) -> _Rows:
     missing_KF = _null_share(moments)[:, of]
+    count_KF = moments.count_KF[:, of]
+    nothing_KF = (count_KF == 0) | (count_KF == count_KF.sum(axis=0))  # here, or elsewhere
     return _Rows(
         features=[name],
         kinds=["vector"],
@@ -222,7 +229,10 @@ def _vector(moments: GroupMoments, contrast: Contrast, name: str, of: slice) -> 
         difference_KE=contrast.lengths(of)[:, None],
         null_share_KE=missing_KF.max(axis=1, keepdims=True),
         numbers={},
-        mean_vector_KF=_measures(moments)["mean"][:, of],
+        vectors={
+            "mean_vector": _measures(moments)["mean"][:, of],
+            "difference_vector": np.where(nothing_KF, np.nan, contrast.away_KF[:, of]),
+        },
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from pipeline.errors import TransientError
 from pipeline.lake.parts import DELTA_FOLDER
 from pipeline.lake.receipts import read_receipts, replacements
 from pipeline.schema import EXEMPLAR_KINDS, exemplar_key
-from pipeline.storage import Store, open_input
+from pipeline.storage import Store, open_input, parquet_bytes
 
 FOLDER = "profiles"
 # Where the newest publish of each ds has its tables, for whoever reads by folder.
@@ -345,6 +346,21 @@ def copy_path(table: str, ds: str) -> str:
     return f"{table}/ds={ds}/{table.removeprefix('cluster_')}.parquet"
 
 
+def withdraw_copies(lake: Store, ds: str, run_id: str) -> None:
+    """Leave no rows in the copies that another run made of a ds: by now it consists of others."""
+    for table in COPIES:
+        path = copy_path(table, ds)
+        with suppress(FileNotFoundError, pa.ArrowException):
+            with open_input(lake.locate(path)) as source:
+                copy = pq.ParquetFile(source)
+                whose = {
+                    run for b in copy.iter_batches(columns=["run_id"]) for run in b[0].unique()
+                }
+                schema = copy.schema_arrow
+            if whose - {pa.scalar(run_id)}:
+                lake.write_bytes(path, parquet_bytes(schema.empty_table()))
+
+
 def gone_profiles(lake: Store, paths: Iterable[str]) -> list[str]:
     """Locations of those that are not there; one listing a folder."""
     names: dict[str, set[str]] = {}
@@ -436,11 +452,14 @@ def read_profile(lake: Store, path: str) -> Profile:
         OSError: It is not there, or cannot be read.
         pyarrow.ArrowException: It is damaged.
     """
-    # In one request: all of it is needed.
-    parquet = pq.ParquetFile(pa.BufferReader(lake.read_bytes(path)))
-    content = json.loads(parquet.metadata.metadata[_METADATA_KEY])
-    clusters, categories, exemplars = (parquet.read_row_group(n) for n in range(3))
-    layout = Layout.from_json(content["layout"])
+    content = lake.read_bytes(path)  # in one request: all of it is needed
+    try:
+        parquet = pq.ParquetFile(pa.BufferReader(content))
+        told = json.loads(parquet.metadata.metadata[_METADATA_KEY])
+        clusters, categories, exemplars = (parquet.read_row_group(n) for n in range(3))
+    except OSError as error:  # of what is in memory: it is no storage's fault
+        raise pa.ArrowInvalid(str(error)) from None
+    layout = Layout.from_json(told["layout"])
     ids_K = clusters["dec_cluster_id"].to_numpy().astype(np.int64)
     arrays = {f"{n}_KF": _matrix(clusters[f"dec_{n}"], layout.starts[-1]) for n in _MOMENTS}
     rows_K = clusters["dec_rows"].to_numpy().astype(np.int64)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import StoredFile
+from pipeline.artifacts import Explanation, StoredFile
 from pipeline.lake.cluster_ids import OUTLIER
 from pipeline.naming import Trait
 from pipeline.storage import Store, open_input
@@ -52,6 +52,15 @@ def traits_of(rows: pa.Table) -> dict[int, list[Trait]]:
     for row in rows.sort_by([("cluster_id", "ascending"), ("rank", "ascending")]).to_pylist():
         of[row["cluster_id"]].append(row)
     return {cluster: _traits(found) for cluster, found in of.items()}
+
+
+def times_of(explanation: Explanation) -> dict[str, str]:
+    """Columns of points in time, and their types."""
+    return {
+        column.name: column.type
+        for column in explanation.columns
+        if column.kind == "number" and column.type.startswith(("timestamp", "date"))
+    }
 
 
 def rows_of(rows: pa.Table) -> dict[int, int]:

@@ -6,6 +6,8 @@ differences. No rows and no keys of rows. What comes back is checked like anythi
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import http.client
 import json
 import logging
@@ -63,6 +65,7 @@ class Endpoint:
         traits_of: Mapping[int, Sequence[Trait]],
         rows_of: Mapping[int, int],
         taken: Collection[str] = (),
+        times: Collection[str] = (),
     ) -> dict[int, str]:
         """Names for as many of the clusters as it gives good ones, the largest first.
 
@@ -72,6 +75,7 @@ class Endpoint:
             traits_of: Of each cluster id, the strongest first.
             rows_of: Its rows.
             taken: Names that others have.
+            times: Features whose means are seconds since 1970: they are told as dates.
         """
         found: dict[int, str] = {}
         used = {name.casefold() for name in taken}
@@ -80,7 +84,7 @@ class Endpoint:
         for start in range(0, len(order), _CLUSTERS_A_REQUEST)[:_MOST_REQUESTS]:
             some = order[start : start + _CLUSTERS_A_REQUEST]
             told = [
-                _told(cluster, rows_of.get(cluster, 0) / all_rows, traits_of[cluster])
+                _told(cluster, rows_of.get(cluster, 0) / all_rows, traits_of[cluster], times)
                 for cluster in some
             ]
             try:
@@ -147,7 +151,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-def _told(cluster: int, share: float, traits: Sequence[Trait]) -> dict[str, Any]:
+def _told(
+    cluster: int, share: float, traits: Sequence[Trait], times: Collection[str]
+) -> dict[str, Any]:
     features = []
     for trait in traits[:_MOST_TRAITS]:
         told: dict[str, Any] = {"feature": short(trait.feature)}
@@ -156,8 +162,17 @@ def _told(cluster: int, share: float, traits: Sequence[Trait]) -> dict[str, Any]
         told["difference"] = round(trait.difference, 2)
         if trait.mean is not None:
             told["mean"] = float(f"{trait.mean:.4g}")
+            if trait.feature in times:
+                told["mean"] = _date(trait.mean)
         features.append(told)
     return {"cluster": cluster, "share": round(share, 4), "features": features}
+
+
+def _date(seconds: float) -> str:
+    start = datetime.datetime(1970, 1, 1)
+    with contextlib.suppress(OverflowError):
+        return (start + datetime.timedelta(seconds=seconds)).date().isoformat()
+    return f"{seconds:.4g} seconds since 1970"
 
 
 def _names_in(content: bytes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.artifacts import (
     Manifest,
     Sample,
     StoredFile,
+    fingerprint_of,
 )
 from pipeline.clustering.surrogate import imitate
 from pipeline.config import Config, Explain
@@ -27,7 +29,7 @@ from pipeline.engine import Context, stage
 from pipeline.errors import Interrupted, LeaseHeld, OutOfMemory, PipelineError, TransientError
 from pipeline.lake.clusters import name_clusters
 from pipeline.lake.surrogates import as_asked, labelled_sample, measured_table, rules_table
-from pipeline.lake.traits import rows_of, strongest, traits_of
+from pipeline.lake.traits import rows_of, strongest, times_of, traits_of
 from pipeline.naming import names_by_features
 from pipeline.naming.endpoint import Endpoint
 from pipeline.schema import DESCRIBED_SCHEMA
@@ -215,7 +217,7 @@ def _registered(
     """Names that the registry has, and new ones for living clusters that it has none of."""
     who = f"run {context.run_id}"
     _, known = name_clusters(context.lake, {}, who, model_id=model.model_id)
-    new = _new_names(config.explain, context.lake, explanation, known)
+    new = _proposed(config, context, explanation, known)
     try:
         entry, known = name_clusters(
             context.lake, new.of, who, model_id=model.model_id, hold=context.hold
@@ -227,6 +229,28 @@ def _registered(
         return _Names(of=known)
     given = {i: by for i, by in new.given.items() if known.get(i) == new.of[i]}
     return _Names(of=known, given=given, entry=entry.number if entry and given else 0)
+
+
+def _proposed(
+    config: Config, context: Context, explanation: Explanation, known: Mapping[int, str]
+) -> _Names:
+    """New names, the same whenever they are asked for: an attempt may have ended right behind them.
+
+    By then the registry knows them, and a language model may say something else.
+    """
+    path = context.stage_path("describe", "names.json")
+    of = fingerprint_of([explanation.fingerprint, _settings(config)])
+    with suppress(FileNotFoundError, LookupError, TypeError, ValueError):
+        told = context.lake.read_json(path)
+        if told["of"] == of:
+            pairs = {int(i): (str(name), str(by)) for i, (name, by) in told["names"].items()}
+            return _Names(
+                {i: n for i, (n, _) in pairs.items()}, {i: b for i, (_, b) in pairs.items()}
+            )
+    new = _new_names(config.explain, context.lake, explanation, known)
+    names = {str(i): [name, new.given[i]] for i, name in new.of.items()}
+    context.lake.write_json(path, {"of": of, "names": names})
+    return new
 
 
 def _new_names(
@@ -242,7 +266,7 @@ def _new_names(
         assert settings.endpoint is not None  # the config was checked
         assert settings.model is not None
         endpoint = Endpoint(settings.endpoint, settings.model, settings.timeout_s)
-        asked = endpoint.names(traits, rows_of(rows), known.values())
+        asked = endpoint.names(traits, rows_of(rows), known.values(), times_of(explanation))
     left = {i: found for i, found in traits.items() if i not in asked}
     by_features = names_by_features(left, {*known.values(), *asked.values()})
     given = dict.fromkeys(asked, "openai") | dict.fromkeys(by_features, "features")

@@ -24,7 +24,7 @@ from pipeline.distributed.resources import READER
 from pipeline.distributed.retries import with_retries
 from pipeline.distributed.tasks import map_slices, run_task
 from pipeline.engine import Context, stage
-from pipeline.errors import PipelineError, TransientError
+from pipeline.errors import InputError, PipelineError
 from pipeline.lake.profile_tables import Origin, exemplars_table, profile_table
 from pipeline.lake.profiles import (
     Profile,
@@ -50,7 +50,7 @@ def _settings(_: Config) -> Any:
     return {}  # what the tables hold was decided when rows were labelled
 
 
-@stage("explain", version=1, settings=_settings, distributed=True)
+@stage("explain", version=2, settings=_settings, distributed=True)
 def explain(
     config: Config,
     context: Context,
@@ -64,7 +64,8 @@ def explain(
     bytes, whoever did what and however often.
 
     Raises:
-        TransientError: Profiles are gone. Assign is not complete then, whatever its marker says.
+        InputError: Profiles are gone or damaged. What is published stays as it is, and so does what
+            assign says of it.
     """
     lake = context.lake
     parts = [file.path for file in read_file_list(lake, assignments.files.path).files]
@@ -73,11 +74,9 @@ def explain(
         parts = [getattr(instead.get(part), "new", None) or part for part in parts]
     paths = [profile_path(p) for p in sorted(parts, key=lambda p: p.rpartition("/")[2])]
     if gone := gone_profiles(lake, paths):
-        # A marker that says nothing counts as none; not every role may delete.
-        lake.write_bytes(context.stage_path("assign", "done.json"), b"")
-        raise TransientError(
+        raise InputError(
             f"{len(gone):,} of {len(paths):,} profiles of parts are gone, such as {gone[0]}; the "
-            "assignments are published all the same. The same run id writes them again"
+            "assignments stay published. A new run id profiles those rows again"
         )
     memory = "give nodes more memory, or lower explain.exemplars"
     made: list[str] = []
@@ -121,7 +120,17 @@ def _round(config: Config, lake: Store, paths: Sequence[str], folder: str) -> li
 
 
 def _merged(lake: Store, paths: Sequence[str]) -> Profile:
-    return merged([read_profile(lake, path) for path in paths])
+    return merged([_read(lake, path) for path in paths])
+
+
+def _read(lake: Store, path: str) -> Profile:
+    try:
+        return read_profile(lake, path)
+    except (pa.ArrowException, LookupError, TypeError, ValueError):
+        raise InputError(
+            f"{lake.locate(path)} is damaged; the assignments stay published. A new run id "
+            "profiles those rows again"
+        ) from None
 
 
 @dataclass(frozen=True)

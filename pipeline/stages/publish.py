@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.errors import TransientError
 from pipeline.lake.parts import wrong_parts
+from pipeline.lake.profiles import withdraw_copies
 from pipeline.lake.receipts import withdrawn_parts
 from pipeline.lake.snapshots import Partition, latest_snapshot, read_file_list
 from pipeline.lake.snapshots import publish as publish_partition
@@ -70,6 +71,7 @@ def publish(
         check_columns(config.lake.format, commit.columns)
         table.prepare(commit)
     snapshot = publish_partition(lake, ds, partition, commit_id, hold=context.hold)
+    withdraw_copies(lake, ds, context.run_id)  # the stage explain makes those of this run
     if table and not table.follow(commit, lambda: _serves(lake, ds, partition)):
         log.warning("%s: ds %s is another run's by now, and is left to it", table.location, ds)
     return Snapshot(

@@ -31,13 +31,19 @@ from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config, Retention
 from pipeline.distributed.resources import Claim, Resources
 from pipeline.engine import Context
-from pipeline.errors import InputError, TransientError
+from pipeline.errors import InputError
 from pipeline.lake import profiles
 from pipeline.lake.forgetting import forget
 from pipeline.lake.forgotten_keys import KeySet
 from pipeline.lake.garbage import collect
 from pipeline.lake.models import centroids_bytes, scaler_bytes, store_model
-from pipeline.lake.profiles import Layout, profile_path, read_exemplars, read_profile
+from pipeline.lake.profiles import (
+    Layout,
+    profile_path,
+    read_exemplars,
+    read_profile,
+    withdraw_copies,
+)
 from pipeline.lake.reference import bins_bytes
 from pipeline.lake.snapshots import assignment_files, read_file_list
 from pipeline.model.scaling import Scaler
@@ -132,7 +138,13 @@ class Lake:
         )
 
     def night(
-        self, ds: str, run_id: str = "", *, most_distance: float = np.inf, **settings: Any
+        self,
+        ds: str,
+        run_id: str = "",
+        *,
+        most_distance: float = np.inf,
+        explained: bool = True,
+        **settings: Any,
     ) -> Night:
         config = self.config(**settings)
         context = Context(run_id or f"night-{ds}", ds, self.store, nightly=True)
@@ -142,7 +154,8 @@ class Lake:
         if config.lake.format == "parquet":
             publish.run(config, context, champion.model, assigned)
         found = Night(self, config, context, champion, assigned)
-        found.explain()
+        if explained:
+            found.explain()
         return found
 
 
@@ -299,6 +312,7 @@ def test_profiles_are_those_of_all_rows(lake: Lake, most_distance: float) -> Non
         vector = entry(table, k, "x", kind="vector")
         inside, outside = np.nanmean(x[own], axis=0), np.nanmean(x[~own], axis=0)
         np.testing.assert_allclose(vector["mean_vector"], inside, rtol=1e-6)
+        np.testing.assert_allclose(vector["difference_vector"], inside - outside, rtol=1e-6)
         spread = np.sqrt(np.nanvar(x, axis=0).sum())
         length = np.linalg.norm(inside - outside) / spread
         np.testing.assert_allclose(vector["difference"], length, rtol=1e-6)
@@ -363,6 +377,37 @@ def test_exemplars_are_the_first_of_all_rows(
     for name in ("profile", "exemplars"):
         copied = store.read_table(f"cluster_{name}/ds=2026-01-01/{name}.parquet")
         assert copied.equals(getattr(night, name))
+
+
+def test_columns_without_values_say_so(lake: Lake) -> None:
+    for path in lake.folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        x = table["x"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
+        x = np.array(x)
+        x[:, 1] = np.nan
+        x[path.name == "00.parquet" :, 2] = np.nan  # but of one row
+        index = table.schema.get_field_index("x")
+        table = table.set_column(index, "x", pa.FixedSizeListArray.from_arrays(x.ravel(), 3))
+        for name in ("colour", "vip", "born"):
+            index = table.schema.get_field_index(name)
+            nothing = pa.array([None] * len(table), table.schema.field(name).type)
+            table = table.set_column(index, name, nothing)
+        pq.write_table(table, path, row_group_size=250)
+    table = lake.night("2026-01-01").profile
+    clusters = sorted(set(table["cluster_id"].to_pylist()))
+    assert len(clusters) == 3
+    for k in clusters:
+        for name in ("colour", "vip", "born"):
+            found = entry(table, k, name)
+            assert found["kind"] == ("number" if name == "born" else "category")
+            assert (found["value"], found["null_share"], found["difference"]) == (None, 1, 0)
+            assert all(found[n] is None for n in ("mean", "std", "min", "max"))
+        vector = entry(table, k, "x", kind="vector")
+        assert (vector["mean_vector"][1], vector["difference_vector"][1]) == (None, None)
+        assert vector["difference_vector"][2] is None  # there is nothing to differ from
+    means = [entry(table, k, "x", kind="vector")["mean_vector"][2] for k in clusters]
+    assert sum(mean is not None for mean in means) == 1
+    assert found_other(table, clusters[0], "town") > 0.5
 
 
 def test_of_equals_the_first_by_shard_and_place(lake: Lake) -> None:
@@ -437,13 +482,36 @@ def test_without_its_profile_a_slice_is_labelled_again(lake: Lake, damage: str) 
     assert again.profile.equals(first.profile)
 
 
-def test_a_profile_that_is_gone_when_it_is_needed(lake: Lake) -> None:
-    night = lake.night("2026-01-01")
-    Path(lake.store.locate(profile_path(night.parts[3]))).unlink()
-    lake.store.write_bytes("runs/night-2026-01-01/stages/assign/done.json", b"{}")
-    with pytest.raises(TransientError, match="1 of 8 profiles of parts are gone, such as "):
+@pytest.mark.parametrize("damage", ["gone", "half", "bytes"])
+def test_a_profile_that_is_not_there_when_it_is_needed(lake: Lake, damage: str) -> None:
+    before = lake.night("2026-01-01", "before")
+    night = lake.night("2026-01-01", assign={"incremental": False}, explained=False)
+    store = lake.store
+    path = Path(store.locate(profile_path(night.parts[3])))
+    content = path.read_bytes()
+    match damage:
+        case "gone":
+            path.unlink()
+        case "half":
+            path.write_bytes(content[: len(content) // 2])
+        case "bytes":
+            path.write_bytes(b"PAR1" + b"\x17" * (len(content) - 8) + b"PAR1")
+    store.write_bytes("runs/night-2026-01-01/stages/assign/done.json", b"{}")
+    files = {p: p.read_bytes() for p in Path(store.url).rglob("*.*") if p.is_file()}
+    with pytest.raises(InputError, match=f"{path} ?.*A new run id profiles those rows again"):
         night.explain()
-    assert lake.store.read_bytes("runs/night-2026-01-01/stages/assign/done.json") == b""
+    assert {p: p.read_bytes() for p in files} == files
+    # Nobody takes what the run before said for what this one found.
+    for name in ("profile", "exemplars"):
+        copy = store.read_table(f"cluster_{name}/ds=2026-01-01/{name}.parquet")
+        assert len(copy) == 0
+        assert copy.schema.equals(getattr(before, name).schema)
+    # Another run labels that slice again, whether it carries the others or not.
+    after = lake.night("2026-01-01", "after", assign={"incremental": False})
+    copy = store.read_table("cluster_profile/ds=2026-01-01/profile.parquet")
+    assert copy.equals(after.profile)
+    withdraw_copies(store, "2026-01-01", "after")  # a publish that is done again leaves its own
+    assert store.read_table("cluster_profile/ds=2026-01-01/profile.parquet").equals(copy)
 
 
 def test_done_again_it_is_the_same_bytes(lake: Lake) -> None:

@@ -23,6 +23,14 @@ def ask(chat: Server, **words: Any) -> dict[int, str]:
     return Endpoint(chat.url, "small", timeout_s=5).names(TRAITS, ROWS, **words)
 
 
+def test_points_in_time_are_told_as_dates(chat: Server) -> None:
+    chat.answer = lambda _: (200, saying({}))
+    ask(chat, times=["age"])
+    told = json.loads(chat.requests[-1][2]["messages"][1]["content"])
+    means = {f["feature"]: f["mean"] for cluster in told for f in cluster["features"]}
+    assert means == {"amount": 1234.0, "colour": 0.75, "age": "1970-01-01"}
+
+
 def test_what_is_sent_and_what_comes_back(chat: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, "secret-key")
     names = {"0": "Big red orders", "5": " Young\ncustomers "}

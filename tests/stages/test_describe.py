@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,12 @@ def test_names_of_a_night_are_in_the_registry(
     ]
     rules = run.lake.read_table(found.rules.path)
     assert set(rules["cluster_id"].to_pylist()) == {7, 8, 9}
-    again = run.describe(monkeypatch, champion)  # the next night: nothing is left to name
+    # An attempt that ended between the registry and the marker: the next one says the same.
+    monkeypatch.setattr(describing, "_new_names", None)  # and asks nobody again
+    assert run.describe(monkeypatch, champion) == found
+    monkeypatch.undo()
+    next_night = replace(run, context=replace(run.context, run_id="next"))
+    again = next_night.describe(monkeypatch, champion)  # nothing is left to name
     assert (again.named, again.entry) == (0, 0)
     assert {r["named_by"] for r in clusters_of(run, again).values()} == {"registry"}
     assert entry_numbers(run.lake) == [1, 2, 3]
