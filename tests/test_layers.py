@@ -1,6 +1,8 @@
 """Imports go only downwards: the layers of the architecture, checked in every module's source."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,3 +197,18 @@ def test_the_rules_catch_what_they_forbid(module: str, source: str) -> None:
 )
 def test_the_rules_allow_what_the_design_needs(module: str, source: str) -> None:
     assert violations(module, source) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        # An actor's whole process, which every training waits for.
+        ("pipeline.distributed.board", ("torch", "ray.data", "pandas", "pyarrow")),
+        # What every command of a night begins with.
+        ("pipeline.run", ("sklearn", "scipy", "torch._dynamo")),
+    ],
+)
+def test_nothing_is_imported_for_nothing(module: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert result.stdout.decode().strip() == "[]"

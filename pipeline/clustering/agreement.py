@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ def agreement(contingency: NDArray[np.int64]) -> Agreement:
     Args:
         contingency: Rows counted by cluster and class, shape (n_clusters, n_classes).
     """
+    from scipy.optimize import linear_sum_assignment
+
     rows = int(contingency.sum())
     if not rows:
         return Agreement(acc=0.0, nmi=0.0, ari=0.0, rows=0)

@@ -18,9 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
 
 from pipeline.config import Matching
 from pipeline.errors import PipelineError
@@ -400,6 +397,9 @@ def _heaviest_matching(
     Returns:
         Whether each edge is in it, shape (edges,).
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     if not len(old_E):
         return np.zeros(0, np.bool_)
     first_new = int(old_E.max()) + 1
@@ -420,6 +420,10 @@ def _solve(
     old_E: NDArray[np.int64], new_E: NDArray[np.int64], weight_E: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """``_heaviest_matching`` of one component."""
+    from scipy.optimize import linear_sum_assignment
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
     olds, old_E = np.unique(old_E, return_inverse=True)
     news, new_E = np.unique(new_E, return_inverse=True)
     if len(olds) * len(news) <= _DENSE_CELLS:

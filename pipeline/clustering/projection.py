@@ -46,6 +46,7 @@ def project(z_ND: NDArray[np.floating], seed: int) -> Projection:
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     z_ND = np.asarray(z_ND, np.float32)
     if len(z_ND) < 5:
@@ -56,13 +57,17 @@ def project(z_ND: NDArray[np.floating], seed: int) -> Projection:
     if z_ND.shape[1] > _WIDTH:
         width = min(_WIDTH, len(z_ND) - 1)
         start = PCA(width, svd_solver="randomized", random_state=seed).fit_transform(z_ND)
-    xy_N2 = TSNE(
+    tsne = TSNE(
         init="pca" if start.shape[1] > 1 else "random",
         perplexity=min(_PERPLEXITY, (len(z_ND) - 1) / 3),
         max_iter=_ITERATIONS,
         random_state=seed,
-        n_jobs=1,  # the same sums in the same order wherever it runs
-    ).fit_transform(start)
+        n_jobs=1,
+    )
+    # The same sums in the same order wherever it runs; and where processors are busy, threads that
+    # wait for one another in each of 500 rounds take several times as long.
+    with threadpool_limits(1):
+        xy_N2 = tsne.fit_transform(start)
     center_2 = (xy_N2.max(0) + xy_N2.min(0)) / 2
     span = float(np.abs(xy_N2 - center_2).max()) or 1.0
     xy_N2 = ((xy_N2 - center_2) / span).astype(np.float32)

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import faiss
 import numpy as np
-import sklearn
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from sklearn.metrics import silhouette_samples
 
 from pipeline.clustering.agreement import agreement
 
@@ -85,6 +82,9 @@ def macro_silhouette(points_ND: NDArray[np.float32], labels_N: NDArray[np.int64]
         In [−1, 1], higher is better; 0 where there is nothing to compare: one cluster alone, or
         every point its own.
     """
+    import sklearn
+    from sklearn.metrics import silhouette_samples
+
     present, labels_N = np.unique(labels_N, return_inverse=True)
     if not 2 <= len(present) < len(labels_N):
         return 0.0
@@ -110,6 +110,8 @@ def objective_ratio(
     Returns:
         In [0, 1], lower is better; 1 where all points are equal: nothing is explained.
     """
+    from scipy.sparse import csr_array
+
     rows, dimensions = points_ND.shape
     mean_D = points_ND.mean(axis=0, dtype=np.float64)
     sums_KD = np.zeros((clusters, dimensions))

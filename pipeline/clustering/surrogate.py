@@ -16,12 +16,13 @@ import datetime
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from sklearn.tree import DecisionTreeClassifier
+
+if TYPE_CHECKING:  # libraries that take a second to import are, by the functions that need them
+    from sklearn.tree import DecisionTreeClassifier
 
 # Fitting takes about a second for a million values and five levels; more rows move the thresholds
 # of so small a tree very little.
@@ -211,6 +212,8 @@ def imitate(
     Returns:
         None where there are not two rows to fit on and one to measure on.
     """
+    from sklearn.tree import DecisionTreeClassifier
+
     held_back, fitted = _split(len(label_N), x_NF.shape[1], seed)
     if len(fitted) < 2 or not len(held_back):
         return None
@@ -315,6 +318,8 @@ def _telling_features(
     x_NF: NDArray[np.generic], rows_B: NDArray[np.int64], label_B: NDArray[np.integer]
 ) -> NDArray[np.int64]:
     """The features to look at: all, or those whose means differ most between clusters."""
+    from scipy.sparse import csr_array
+
     width = x_NF.shape[1]
     if width <= MOST_FEATURES:
         return np.arange(width)

@@ -11,18 +11,21 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
-from torch import Tensor
 
-from pipeline.distributed.checkpoints import Checkpoint
-from pipeline.distributed.growth import Growth
-from pipeline.engine import Context
 from pipeline.errors import Interrupted
-from pipeline.lake.feed import WorkerRows
-from pipeline.model.training import TrainingRows
 from pipeline.progress import figures
+
+if TYPE_CHECKING:  # not for the actor, a process whose start every training waits for
+    from torch import Tensor
+
+    from pipeline.distributed.checkpoints import Checkpoint
+    from pipeline.distributed.growth import Growth
+    from pipeline.engine import Context
+    from pipeline.lake.feed import WorkerRows
+    from pipeline.model.training import TrainingRows
 
 log = logging.getLogger(__name__)
 

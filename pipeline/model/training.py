@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
@@ -67,6 +68,27 @@ def cosine_with_warmup(fraction_done: float, warmup_fraction: float = 0.05) -> f
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+class _Uncompiled(torch.optim.Optimizer):
+    """An optimizer's own methods, without those around them that are for ``torch.compile``.
+
+    They would import torch's compiler, which takes each training process 1.5 s of a processor,
+    to tell it to leave them alone.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class _Sgd(_Uncompiled, torch.optim.SGD):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class _AdamW(_Uncompiled, torch.optim.AdamW):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 def optimizer_of(
     parameters: Sequence[nn.Parameter], settings: Optimization
 ) -> torch.optim.Optimizer:
@@ -74,8 +96,8 @@ def optimizer_of(
     rate, decay = settings.learning_rate, settings.weight_decay
     # fused: one sweep over the weights; an update of a small batch spends half its time here.
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay, fused=True)
-    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+        return _Sgd(parameters, rate, momentum=0.9, weight_decay=decay, fused=True)
+    return _AdamW(parameters, rate, weight_decay=decay, fused=True)
 
 
 def learning_rate_at(settings: Optimization, fraction_done: float) -> float:

@@ -2,6 +2,8 @@
 
 import datetime
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -582,3 +584,34 @@ def test_precision_is_that_of_the_matrix_products() -> None:
     network.encoder[0].register_forward_hook(lambda *given: seen.append(given[-1].dtype))
     assert network(some_rows(4)).dtype == torch.float32
     assert seen == [torch.bfloat16]
+
+
+OPTIMIZED = """
+import sys
+import torch
+from pipeline.config import Pretrain
+from pipeline.model.training import optimizer_of
+
+def learnt(optimizer_of):
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
+    optimizer = optimizer_of([weight])
+    for update in range(6):
+        optimizer.zero_grad()
+        (weight - 2).pow(2).sum().backward()
+        optimizer.step()
+        if update == 3:
+            optimizer.load_state_dict(optimizer.state_dict())
+    return weight.detach()
+
+settings = [Pretrain(optimizer=name, learning_rate=0.1) for name in ("adamw", "sgd")]
+adamw, sgd = (learnt(lambda weights: optimizer_of(weights, one)) for one in settings)
+assert "torch._dynamo" not in sys.modules
+decay = settings[0].weight_decay
+assert adamw.equal(learnt(lambda w: torch.optim.AdamW(w, 0.1, weight_decay=decay, fused=True)))
+plain = dict(momentum=0.9, weight_decay=decay, fused=True)
+assert sgd.equal(learnt(lambda w: torch.optim.SGD(w, 0.1, **plain)))
+"""
+
+
+def test_optimizers_are_torchs_own_without_its_compiler() -> None:
+    subprocess.run([sys.executable, "-c", OPTIMIZED], check=True)
