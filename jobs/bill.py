@@ -129,7 +129,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         )
     console.print(table)
     plan = comparison.planned
-    made = "nothing was refined"
+    made = "passes of refine not kept" if "refine" in by_name else "nothing was refined"
     if comparison.refine_passes is not None:
         made = f"refine made {comparison.refine_passes} of {by_name['refine'].passes} passes"
     kept = "as the run kept it" if comparison.stored else "made now: the run kept none"

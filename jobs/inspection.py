@@ -37,7 +37,7 @@ from pipeline.lake.pinning import (
     pin,
 )
 from pipeline.lake.reading import Reader, pieces_of_shards
-from pipeline.lake.registry import entry_numbers
+from pipeline.lake.registry import latest_entry
 from pipeline.lake.slices import by_slice
 from pipeline.lake.snapshots import latest_snapshot
 from pipeline.lake.tables import check_table
@@ -303,10 +303,13 @@ def make_plan(
 
 def _planned_night(config: Config, pinned: PinnedInput, ds: str | None) -> PlannedNight | None:
     lake = Store(config.output)
-    if not entry_numbers(lake) and "schedule" not in config.model_fields_set:
+    entry = latest_entry(lake)
+    if entry is None and "schedule" not in config.model_fields_set:
         return None
     latest = latest_snapshot(lake)
     dates = sorted(date for date in (latest.partitions if latest else {}) if date != UNDATED)
+    if entry is not None:  # also where the first night has not published yet
+        dates = sorted([*dates, entry.champion.ds])
     if ds is None and dates:
         last = datetime.date.fromisoformat(dates[-1])
         ds = (last + datetime.timedelta(days=1)).isoformat()

@@ -9,6 +9,7 @@ import tempfile
 import time
 import webbrowser
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.night import checked_run_id
@@ -44,8 +45,9 @@ def _local(lake: Store, path: str, url: str) -> str:
         return Path(url).as_uri()
     folder = _own_folder()
     for old in folder.glob("*.html"):
-        if old.stat().st_mtime < time.time() - _KEPT_S:
-            old.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # by another command, meanwhile
+            if old.stat().st_mtime < time.time() - _KEPT_S:
+                old.unlink()
     # The same for the same page: showing it again leaves no second copy.
     copy = folder / f"{sha256(url.encode())[:16]}.html"
     copy.write_bytes(lake.read_bytes(path))

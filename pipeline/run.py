@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from pipeline.artifacts import (
+    Action,
     Artifact,
     ClusteringModel,
     Comparison,
@@ -23,7 +24,7 @@ from pipeline.artifacts import (
     Verdict,
 )
 from pipeline.engine import Execution, Stage, StageReached
-from pipeline.errors import Interrupted, LeaseHeld, NumericalError, TransientError
+from pipeline.errors import InputError, Interrupted, LeaseHeld, NumericalError, TransientError
 from pipeline.stages.assign import assign
 from pipeline.stages.decide import decide
 from pipeline.stages.describe import describe
@@ -64,9 +65,16 @@ STAGES = (
     summary,
     report,
 )
+_SHARPENED_AND_JUDGED = (refine, evaluate, select, identify, gate, promote)
+# What a night does between its decision and assign.
+FIT_STAGES: dict[Action, tuple[Stage[..., Any], ...]] = {
+    "refit": (sample, pretrain, init_centroids, *_SHARPENED_AND_JUDGED),
+    "refresh": (sample, warm_start, *_SHARPENED_AND_JUDGED),
+    "assign": (),
+}
 NIGHT_STAGES = (
-    *(pin, decide, sample, pretrain, init_centroids, warm_start, refine, evaluate, select),
-    *(identify, gate, promote, assign, publish, explain, describe, night_summary, report),
+    *(pin, decide, sample, pretrain, init_centroids, warm_start, *_SHARPENED_AND_JUDGED),
+    *(assign, publish, explain, describe, night_summary, report),
 )
 
 
@@ -151,6 +159,7 @@ def nightly(night: Execution) -> NightSummary:
     """
     manifest = night.complete(pin)  # what did not change keeps its slices
     decision = night.complete(decide, manifest)  # refit, refresh or assign
+    _check_only(night, decision)
     challenge = _challenge(night, manifest, decision)
     serving, champion = challenge.serving, challenge.serving.champion
     assignments = night.complete(assign, manifest, champion.model, champion)
@@ -172,6 +181,17 @@ def nightly(night: Execution) -> NightSummary:
     )
     after_publish(night, report, result, about, told)
     return result
+
+
+def _check_only(night: Execution, decision: NightDecision) -> None:
+    """Refuse to do one stage alone that this night does not have."""
+    of_fits = {stage.name for stages in FIT_STAGES.values() for stage in stages}
+    own = {stage.name for stage in FIT_STAGES[decision.action]}
+    if night.only in of_fits - own:
+        raise InputError(
+            f"stage {night.only} is none of night {night.context.ds}: what it does is "
+            f"{decision.action}, since {decision.why}"
+        )
 
 
 @dataclass(frozen=True)

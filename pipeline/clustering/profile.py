@@ -58,6 +58,7 @@ class GroupMoments:
         """
         if not len(ids_B):
             return cls.none(x_BF.shape[1])
+        x_BF = np.ascontiguousarray(x_BF)  # once; else rows are gathered from a copy of all
         order_B = _by_id(ids_B)
         ids_K, starts_K, rows_K = np.unique(ids_B[order_B], return_index=True, return_counts=True)
         shape = (len(ids_K), x_BF.shape[1])
@@ -311,27 +312,27 @@ def _of_one(x_BF: NDArray[np.generic], rows_B: NDArray[np.int64]) -> tuple[NDArr
     some = min(len(rows_B), max(_CHUNK_ROWS, _CHUNK_VALUES // max(1, width)))
     least_F, most_F = np.full(width, np.inf), np.full(width, -np.inf)
     # Filled again and again: fresh memory costs as much as the sums.
-    values, away, ones = np.empty((some, width), x_BF.dtype), np.empty((some, width)), np.ones(some)
+    values, away = np.empty((some, width), x_BF.dtype), np.empty((some, width))
     for start in range(0, len(rows_B), some):
         chosen_B = rows_B[start : start + some]
         number = len(chosen_B)
-        value_BF, away_BF, one_B = values[:number], away[:number], ones[:number]
+        value_BF, away_BF = values[:number], away[:number]
         np.take(x_BF, chosen_B, axis=0, out=value_BF, mode="clip")  # "raise" would copy once more
         np.subtract(value_BF, pivot_F, out=away_BF)
-        more_F = one_B @ away_BF
+        more_F = away_BF.sum(axis=0)  # not as a product: BLAS adds in another order elsewhere
         low_F, high_F, number_F = value_BF.min(axis=0), value_BF.max(axis=0), number
         if not np.isfinite(more_F).all():
             finite_BF = np.isfinite(value_BF)
             number_F = finite_BF.sum(axis=0)
             away_BF[~finite_BF] = 0.0
-            more_F = one_B @ away_BF
+            more_F = away_BF.sum(axis=0)
             low_F, high_F = (
                 reduce(np.where(finite_BF, value_BF, end), axis=0)
                 for reduce, end in ((np.min, np.inf), (np.max, -np.inf))
             )
         count_F += number_F
         sum_F += more_F
-        square_F += one_B @ np.square(away_BF, out=away_BF)
+        square_F += np.square(away_BF, out=away_BF).sum(axis=0)
         np.minimum(least_F, low_F, out=least_F)
         np.maximum(most_F, high_F, out=most_F)
     away_F = sum_F / np.maximum(count_F, 1)

@@ -336,7 +336,9 @@ class _Census:
             if is_held(self._lake, tuning):
                 self.worked_on.append(f"tuning {tuning}")
                 continue
-            removal = _removal("tuning", f"{_TUNINGS}/{tuning}", list(files), files)
+            # What the trials belong to goes last: without it they would count for another table.
+            order = sorted(files, key=lambda path: path.endswith("/tuning.json"))
+            removal = _removal("tuning", f"{_TUNINGS}/{tuning}", order, files)
             yield replace(removal, ds=tuning, seen=_versions(files.values()))
 
     def _aged(self, file: FoundFile) -> bool:

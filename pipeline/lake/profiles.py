@@ -8,8 +8,8 @@ cluster and value of a category, and one an exemplar.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import Explanation, FeatureColumn, ProfiledColumn
 from pipeline.clustering.profile import GroupMoments, Points, first_of_each
-from pipeline.errors import TransientError
+from pipeline.errors import PipelineError, TransientError
 from pipeline.lake.parts import DELTA_FOLDER
 from pipeline.lake.receipts import read_receipts, replacements
 from pipeline.schema import EXEMPLAR_KINDS, exemplar_key
-from pipeline.storage import Store, open_input, parquet_bytes
+from pipeline.storage import Store, open_input, parquet_bytes, why
+
+log = logging.getLogger(__name__)
 
 FOLDER = "profiles"
 # Where the newest publish of each ds has its tables, for whoever reads by folder.
@@ -346,19 +348,30 @@ def copy_path(table: str, ds: str) -> str:
     return f"{table}/ds={ds}/{table.removeprefix('cluster_')}.parquet"
 
 
-def withdraw_copies(lake: Store, ds: str, run_id: str) -> None:
-    """Leave no rows in the copies that another run made of a ds: by now it consists of others."""
+def withdraw_copies(lake: Store, ds: str, run_id: str, serves: Callable[[], bool]) -> None:
+    """Leave no rows in the copies that another run made of a ds: by now it consists of others.
+
+    What is published does not hang on it: what cannot be withdrawn stays, and the log says so.
+
+    Args:
+        lake: The output folder.
+        ds: The partition.
+        run_id: Whose copies stay.
+        serves: Whether the ds consists of this run's rows, still.
+    """
     for table in COPIES:
         path = copy_path(table, ds)
-        with suppress(FileNotFoundError, pa.ArrowException):
+        try:
             with open_input(lake.locate(path)) as source:
                 copy = pq.ParquetFile(source)
-                whose = {
-                    run for b in copy.iter_batches(columns=["run_id"]) for run in b[0].unique()
-                }
-                schema = copy.schema_arrow
-            if whose - {pa.scalar(run_id)}:
-                lake.write_bytes(path, parquet_bytes(schema.empty_table()))
+                batches = copy.iter_batches(columns=["run_id"])
+                others = any(pc.any(pc.not_equal(b[0], run_id)).as_py() for b in batches)
+            if others and serves():
+                lake.write_bytes(path, parquet_bytes(copy.schema_arrow.empty_table()))
+        except FileNotFoundError:
+            continue
+        except (OSError, pa.ArrowException, LookupError, PipelineError) as error:
+            log.warning("%s is left as it was: %s", lake.locate(path), why(error))
 
 
 def gone_profiles(lake: Store, paths: Iterable[str]) -> list[str]:

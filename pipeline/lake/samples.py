@@ -98,6 +98,17 @@ class MergedParts:
             found = self._early.pop(self._names.popleft())
             self.statistics = self.statistics.merged_with(found) if self.statistics else found
 
+    def merged(self) -> RowStatistics:
+        """The statistics of all.
+
+        Raises:
+            ValueError: A part did not come, or came twice.
+        """
+        if self.statistics is None or self._names or self._early:
+            early = sorted(self._early)
+            raise ValueError(f"parts of the sample: without {[*self._names]}, with {early}")
+        return self.statistics
+
 
 def part_name(slice_number: int) -> str:
     """Of a slice's part of the sample."""

@@ -240,7 +240,7 @@ def _proposed(
     """
     path = context.stage_path("describe", "names.json")
     of = fingerprint_of([explanation.fingerprint, _settings(config)])
-    with suppress(FileNotFoundError, LookupError, TypeError, ValueError):
+    with suppress(FileNotFoundError, AttributeError, LookupError, TypeError, ValueError):
         told = context.lake.read_json(path)
         if told["of"] == of:
             pairs = {int(i): (str(name), str(by)) for i, (name, by) in told["names"].items()}

@@ -126,10 +126,12 @@ def _merged(lake: Store, paths: Sequence[str]) -> Profile:
 def _read(lake: Store, path: str) -> Profile:
     try:
         return read_profile(lake, path)
+    except (pa.ArrowMemoryError, pa.ArrowCancelled):
+        raise
     except (pa.ArrowException, LookupError, TypeError, ValueError):
         raise InputError(
-            f"{lake.locate(path)} is damaged; the assignments stay published. A new run id "
-            "profiles those rows again"
+            f"{lake.locate(path)} is damaged; the assignments stay published. A new run id, with "
+            "assign.incremental=false, profiles those rows again"
         ) from None
 
 

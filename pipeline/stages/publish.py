@@ -71,9 +71,10 @@ def publish(
         check_columns(config.lake.format, commit.columns)
         table.prepare(commit)
     snapshot = publish_partition(lake, ds, partition, commit_id, hold=context.hold)
-    withdraw_copies(lake, ds, context.run_id)  # the stage explain makes those of this run
     if table and not table.follow(commit, lambda: _serves(lake, ds, partition)):
         log.warning("%s: ds %s is another run's by now, and is left to it", table.location, ds)
+    # What an earlier run said of the clusters; the stage explain says it of this one's.
+    withdraw_copies(lake, ds, context.run_id, lambda: _serves(lake, ds, partition))
     return Snapshot(
         number=snapshot.snapshot,
         path=f"snapshots/{snapshot.snapshot}.json",

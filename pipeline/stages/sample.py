@@ -64,8 +64,7 @@ def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
 
     memory = "lower centroids.sample_rows or give nodes more memory"
     drawn = with_retries(config.execution, "sample", draw, memory=memory)
-    parts, statistics = sorted(drawn.parts, key=lambda part: part.name), drawn.statistics
-    assert statistics is not None  # every slice has left its part
+    parts, statistics = sorted(drawn.parts, key=lambda part: part.name), drawn.merged()
     count_F = statistics.moments.count_F[: manifest.width]
     if not count_F.all():
         raise InputError(

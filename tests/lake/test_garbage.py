@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +378,26 @@ def test_old_tunings_go_and_those_that_are_worked_on_stay(lake: Store) -> None:
     lease.release()
     assert kinds(gc(lake)) == {"tuning/held": "tuning"}
     assert names(lake, "tuning/young")
+
+
+def test_a_tuning_loses_its_study_last(lake: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trials would count for another table else, where gc ends between them."""
+    folder = TrialFolder(lake, "old")
+    folder.begin(Study(id="old", fingerprint="f", fewest=2, most=9, rows=5))
+    for name in "za":
+        lake.write_bytes(folder.path(f"trials/{name}.json"), b"{}")
+    age(lake, 40, "tuning/old")
+    order: list[str] = []
+    delete = Store.delete
+
+    def watched(store: Store, paths: Sequence[str]) -> None:
+        order.extend(paths)
+        delete(store, paths)
+
+    monkeypatch.setattr(Store, "delete", watched)
+    gc(lake)
+    assert sorted(order)[0] == "tuning/old/trials/a.json"
+    assert order[-1] == "tuning/old/tuning.json"
 
 
 def test_a_tuning_that_goes_on_meanwhile_stays(

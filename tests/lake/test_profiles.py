@@ -498,7 +498,7 @@ def test_a_profile_that_is_not_there_when_it_is_needed(lake: Lake, damage: str) 
             path.write_bytes(b"PAR1" + b"\x17" * (len(content) - 8) + b"PAR1")
     store.write_bytes("runs/night-2026-01-01/stages/assign/done.json", b"{}")
     files = {p: p.read_bytes() for p in Path(store.url).rglob("*.*") if p.is_file()}
-    with pytest.raises(InputError, match=f"{path} ?.*A new run id profiles those rows again"):
+    with pytest.raises(InputError, match=f"{path} ?.*A new run id.* profiles those rows again"):
         night.explain()
     assert {p: p.read_bytes() for p in files} == files
     # Nobody takes what the run before said for what this one found.
@@ -510,8 +510,29 @@ def test_a_profile_that_is_not_there_when_it_is_needed(lake: Lake, damage: str) 
     after = lake.night("2026-01-01", "after", assign={"incremental": False})
     copy = store.read_table("cluster_profile/ds=2026-01-01/profile.parquet")
     assert copy.equals(after.profile)
-    withdraw_copies(store, "2026-01-01", "after")  # a publish that is done again leaves its own
+    # A publish that is done again leaves its own, and that of who serves by now.
+    withdraw_copies(store, "2026-01-01", "after", lambda: True)
+    withdraw_copies(store, "2026-01-01", "night-2026-01-01", lambda: False)
     assert store.read_table("cluster_profile/ds=2026-01-01/profile.parquet").equals(copy)
+
+
+def test_a_publish_that_is_done_again_leaves_what_serves_by_now(lake: Lake) -> None:
+    first = lake.night("2026-01-01", "first")
+    later = lake.night("2026-01-01", "later")
+    publish.run(first.config, first.context, first.champion.model, first.assigned)
+    copy = lake.store.read_table("cluster_profile/ds=2026-01-01/profile.parquet")
+    assert copy.equals(later.profile)
+
+
+def test_a_damaged_copy_is_no_reason_not_to_publish(
+    lake: Lake, caplog: pytest.LogCaptureFixture
+) -> None:
+    lake.store.write_bytes("cluster_profile/ds=2026-01-01/profile.parquet", b"PAR1 no PAR1")
+    night = lake.night("2026-01-01", explained=False)
+    assert "cluster_profile/ds=2026-01-01/profile.parquet is left as it was" in caplog.text
+    night.explain()
+    copy = lake.store.read_table("cluster_profile/ds=2026-01-01/profile.parquet")
+    assert copy.equals(night.profile)
 
 
 def test_done_again_it_is_the_same_bytes(lake: Lake) -> None:

@@ -217,6 +217,8 @@ def test_a_night_stage_by_stage(settings: dict[str, Any], context: Context) -> N
     assert isinstance(night.latest, NightDecision)
     with pytest.raises(InputError, match="stage assign needs stage sample"):
         nightly(only("assign"))
+    with pytest.raises(InputError, match=r"warm_start is none of night .*: what it does is refit"):
+        nightly(only("warm_start"))
 
 
 # ------------------------------------------------------------------------------------- promote
