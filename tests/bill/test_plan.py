@@ -125,6 +125,8 @@ def test_the_bill_of_a_night(plan: Any, settings: dict[str, Any], tmp_path: Path
     fitted = {"settings": fingerprint_of(config.fit_settings())}
     champion = lake.champion(weights=lake.weights()).model_copy(update=fitted)
     lake.promoted(lake.identity(champion))
+    # The first night promoted it, and ended before it published.
+    assert json.loads(plan("--json").stdout)["night"]["ds"] == "2026-02-01"
     served = Partition(run_id="first", model_id=champion.model.model_id, rows=600, files="f")
     publish(context.lake, "2026-01-31", served, "first")
     (folder / "late.parquet").write_bytes(parquet_bytes(blobs(200, width=WIDTH)))
