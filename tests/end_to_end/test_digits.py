@@ -17,9 +17,9 @@ from pipeline.schema import assignment_schema
 from pipeline.storage import Store
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs/quickstart.yaml")
-SEEDS = (0, 1)
-# k-means on the raw pixels, best of 20 starts. The default config: 0.815 and 0.822 for these seeds,
-# 0.818 in the mean, so the margin is nearly 3 points. tests/benchmarks/QUALITY.md has more seeds.
+SEEDS = (0, 1, 2)
+# k-means on the raw pixels, best of 20 starts. The default config: 0.815, 0.822 and 0.833 for these
+# seeds, 0.823 in the mean, so the margin is 3 points.
 KMEANS_ACC = 0.79
 
 
@@ -67,7 +67,7 @@ def test_every_key_is_there_once_with_a_valid_cluster(folder: Path) -> None:
     assert (rows["confidence"].to_numpy() >= rows["confidence_2"].to_numpy()).all()
     assert (rows["cluster_id"].to_numpy() != rows["cluster_id_2"].to_numpy()).all()
     assert (rows["distance"].to_numpy() >= 0).all()
-    assert set(rows["run_id"].to_pylist()) == {"seed-1"}  # the newest run of this ds, alone
+    assert set(rows["run_id"].to_pylist()) == {"seed-2"}  # the newest run of this ds, alone
 
 
 def test_the_published_schema(folder: Path) -> None:
@@ -87,7 +87,7 @@ def test_duckdb_and_polars_read_what_was_published(folder: Path) -> None:
     by_polars = table.group_by("cluster_id").len().sort("cluster_id").rows()
     assert by_duckdb == by_polars
     assert sum(rows for _, rows in by_polars) == 1797
-    assert table["run_id"].unique().to_list() == ["seed-1"]
+    assert table["run_id"].unique().to_list() == ["seed-2"]
 
 
 def test_the_same_run_id_again_does_no_work_twice(dec_here: Dec, folder: Path) -> None:
@@ -96,11 +96,11 @@ def test_the_same_run_id_again_does_no_work_twice(dec_here: Dec, folder: Path) -
         return {path: path.stat().st_mtime_ns for path in found if "logs" not in path.parts}
 
     before = files()
-    words = ("run", "--json", "--run-id", "seed-0", "--set", "seed=0")
+    words = ("run", "--json", "--run-id", "seed-1", "--set", "seed=1")
     # With a cluster that does not exist: a complete run must not even look for it.
     result = dec_here(*words, env={"RAY_ADDRESS": "127.0.0.1:1"})
     assert result.code == 0, result.err
-    assert result.json["run_id"] == "seed-0"
+    assert result.json["run_id"] == "seed-1"
     assert files() == before
 
 

@@ -1,7 +1,7 @@
 """The ledger of faults: what was injected, what survived it, how many rows were compared by key.
 
 ``DEC_WRITE_FAULTS=1 pytest tests/faults`` writes ``tests/FAULTS.md`` from it; a part of the tests
-replaces only its own lines. It injects more faults than the tests do otherwise: see ``FULL``.
+replaces only its own lines.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-# As often and for as long as the table says; without it, less often what proves the same again.
-FULL = bool(os.environ.get("DEC_WRITE_FAULTS"))
 _KEPT = Path(__file__).with_name("faults.json")
 _TABLE = Path(__file__).parent.parent / "FAULTS.md"
 
@@ -67,7 +65,7 @@ def ledger() -> Ledger:
 @pytest.fixture(scope="session", autouse=True)
 def _written() -> Iterator[None]:
     yield
-    if FULL and _LEDGER.lines:
+    if os.environ.get("DEC_WRITE_FAULTS") and _LEDGER.lines:
         before = json.loads(_KEPT.read_text("utf-8")) if _KEPT.exists() else []
         lines = {(old["fault"], old["where"]): Line(**old) for old in before} | _LEDGER.lines
         kept = [asdict(lines[key]) for key in sorted(lines)]
@@ -84,7 +82,6 @@ def render(lines: list[Line]) -> str:
         "end was the promised one: after running again where that is what the fault calls for,",
         "every row of the input is published once and nothing else is, compared by key; or the run",
         "ended in one clear error and published nothing.",
-        "Without that variable, fewer of the kills and shorter slow answers are injected.",
         "",
         "| fault | where | injected | survived | rows compared |",
         "|---|---|--:|--:|--:|",

@@ -21,10 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-from faults.conftest import FULL
-
 SLOW_BYTES = 1024  # a second
-SLOW_SECONDS = 5 if FULL else 1
+SLOW_SECONDS = 5
 
 # Answered without asking the store.
 _ANSWERS = {

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import SMALL
 
-from faults.conftest import FULL, Ledger
+from faults.conftest import Ledger
 from faults.nights import PATIENCE_S, Night
 from pipeline.run import STAGES
 
@@ -20,8 +20,7 @@ pytestmark = pytest.mark.slow
 
 FAULT = "SIGKILL of the driver"
 ROWS = 600
-# In as many parts of each stage; the first of them is after the marker of the stage before.
-KILLS = 3 if FULL else 2
+KILLS = 3
 # A stage of a millisecond may be over before it is hit; what it changed is then taken back.
 TRIES = 12
 
@@ -39,7 +38,7 @@ def settings(table_folder: Path) -> dict[str, Any]:
     }
 
 
-def test_killed_in_every_stage_at_several_points_each(
+def test_killed_in_every_stage_at_three_points_each(
     settings: dict[str, Any], ray_address: str, tmp_path: Path, ledger: Ledger
 ) -> None:
     calm = Night(tmp_path / "calm", settings, ray_address)
@@ -59,7 +58,7 @@ def test_killed_in_every_stage_at_several_points_each(
             for attempt in range(TRIES):
                 night.start()
                 night.wait_for_stage(stage)
-                # A part of the stage each; earlier where that came too late.
+                # A third of the stage each; earlier where that came too late.
                 part = (kill + points.random()) / KILLS * 0.7**attempt
                 time.sleep(part * max(0.002, seconds.get(stage, 0)))
                 night.kill()

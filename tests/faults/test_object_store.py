@@ -20,7 +20,7 @@ import pytest
 import s3fs
 from object_store import ACCESS_KEY, BUCKET, SECRET_KEY, SESSION_TOKEN
 
-from faults.proxy import KINDS, SLOW_SECONDS, Fault, Proxy, Request, is_write
+from faults.proxy import KINDS, Fault, Proxy, Request, is_write
 from pipeline.errors import (
     CommitConflict,
     CommitStateUnknown,
@@ -47,7 +47,7 @@ NAMES = {
     "500": "500",
     "reset": "connection reset mid-body",
     "truncated": "truncated body",
-    "slow": f"slow (1 KiB/s for {SLOW_SECONDS} s)",
+    "slow": "slow (1 KiB/s for 5 s)",
 }
 
 
