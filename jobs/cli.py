@@ -197,7 +197,7 @@ def tune(
     from jobs.night import guarded
 
     def act() -> None:
-        from jobs.tune import Wish, tune_config
+        from jobs.commands.tune import Wish, tune_config
 
         wish = Wish(clusters, trials, rows, run_id, ds)
         tune_config(config, overrides or [], wish, as_json=as_json)
@@ -254,7 +254,7 @@ def submit(
 
     def act() -> None:
         nonlocal code
-        from jobs.submit import Submission, submit_night
+        from jobs.commands.submit import Submission, submit_night
 
         submission = Submission(
             config, ds, run_id, overrides or [], name, environment, working_dir, nightly
@@ -298,7 +298,7 @@ def plan(
     stage; money, where the config has prices. What the last run took makes the next plan better.
     Where the output has nights, or the config a schedule: what the night would do, by schedule.
     """
-    from jobs.inspection import Nodes, show_comparison, show_plan
+    from jobs.commands.inspection import Nodes, show_comparison, show_plan
     from jobs.night import guarded
 
     def show() -> None:
@@ -321,7 +321,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Validate config and input: schemas, widths, and every value of the features."""
-    from jobs.inspection import check_input
+    from jobs.commands.inspection import check_input
     from jobs.night import guarded
 
     raise typer.Exit(
@@ -351,7 +351,7 @@ def gc(
     What a kept snapshot names stays, and so does everything younger than a day and every run that
     somebody works on.
     """
-    from jobs.cleanup import collect_garbage
+    from jobs.commands.cleanup import collect_garbage
     from jobs.night import guarded
 
     given = {"snapshots": keep, "days": keep_days}
@@ -374,7 +374,7 @@ def gate(
     config: ConfigPath, run: RunOf, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Explain what the gate said of a night's new model: each rule, its value and its limit."""
-    from jobs.gate import explain
+    from jobs.commands.gate import explain
     from jobs.night import guarded
 
     raise typer.Exit(
@@ -400,7 +400,7 @@ def explain_run(
     Rules come from a small decision tree that imitates the model; how often it agrees with the
     model, on rows that it was not fitted on, is shown beside them.
     """
-    from jobs.explain import show_explanation
+    from jobs.commands.explain import show_explanation
     from jobs.night import guarded
 
     raise typer.Exit(
@@ -431,7 +431,7 @@ def locate(
     What speaks for a cluster is how near the row's values are to its means; for that the row is
     read from the input, where it still is as the run read it.
     """
-    from jobs.locate import locate as locate_row
+    from jobs.commands.locate import locate as locate_row
     from jobs.night import guarded
 
     raise typer.Exit(
@@ -451,8 +451,8 @@ def report(
 
     Exit codes: 0 it is there · 3 no such run, or it is not complete.
     """
+    from jobs.commands.report import make_report
     from jobs.night import guarded
-    from jobs.report import make_report
 
     raise typer.Exit(
         guarded(
@@ -476,7 +476,7 @@ def promote(
 
     Exit codes: 0 it serves · 3 no such model, or not whole · 6 try again · 7 and 8 the log.
     """
-    from jobs.gate import promote as promote_run
+    from jobs.commands.gate import promote as promote_run
     from jobs.night import guarded
 
     raise typer.Exit(
@@ -498,7 +498,7 @@ def rollback(
 
     Ids that were born since end, and those that ended since live again.
     """
-    from jobs.gate import rollback as roll_back
+    from jobs.commands.gate import rollback as roll_back
     from jobs.night import guarded
 
     raise typer.Exit(
@@ -517,7 +517,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Compare two published nights: churn, transitions, clusters that moved most."""
-    from jobs.difference import show_difference
+    from jobs.commands.difference import show_difference
     from jobs.night import guarded
 
     raise typer.Exit(
@@ -546,7 +546,7 @@ def forget(
     counts and salted hashes, never the keys. Says which old snapshots hold them until dec gc.
     Remove the rows from the source too, or the next night labels them again.
     """
-    from jobs.forgetting import forget_rows
+    from jobs.commands.forgetting import forget_rows
     from jobs.night import guarded
 
     raise typer.Exit(
@@ -568,8 +568,8 @@ def clusters(
 
     Sizes are of the sample that the champion was fitted on.
     """
+    from jobs.commands.registry import show_clusters
     from jobs.night import guarded
-    from jobs.registry import show_clusters
 
     raise typer.Exit(
         guarded(
@@ -588,8 +588,8 @@ def rename(
     as_json: AsJson = False,
 ) -> None:
     """Name a cluster. The name stays with its id through refits, until the cluster dies."""
+    from jobs.commands.registry import rename_cluster
     from jobs.night import guarded
-    from jobs.registry import rename_cluster
 
     raise typer.Exit(
         guarded(
@@ -605,7 +605,7 @@ def digits(
 ) -> None:
     """Write scikit-learn's 1,797 handwritten digits as Parquet shards."""
     from jobs.night import guarded
-    from pipeline.lake.example import write_digits
+    from pipeline.input.example import write_digits
 
     def write() -> None:
         typer.echo(f"wrote {write_digits(folder):,} digits to {folder}")

@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from jobs.bill import planned_of
+from jobs.commands.bill import planned_of
 from pipeline.artifacts import (
     Comparison,
     NightSummary,

@@ -148,7 +148,7 @@ class _Attempt:
         self, config: Config, ds: str | None, run_id: str | None, screen: Screen, *, nightly: bool
     ) -> None:
         # Light work first: what is wrong with config or input shows before Ray starts.
-        from pipeline.lake.pinning import list_shards
+        from pipeline.input.pinning import list_shards
 
         self.config = config
         self.nightly = nightly
@@ -277,7 +277,7 @@ class _Attempt:
 
     def _check_no_registry(self) -> None:
         """Ids that count from 0 must not get among those that last."""
-        from pipeline.lake.registry import entry_numbers
+        from pipeline.registry.entries import entry_numbers
 
         if entry_numbers(self.lake):
             raise ConfigError(

@@ -152,7 +152,7 @@ class Manifest(Artifact):
         """Feature columns that are told in their own values: what a raw row has of them is a code.
 
         Their values are in the column itself, and for a model's categories in its vocabulary; see
-        ``pipeline.lake.models.load_vocabulary``.
+        ``pipeline.registry.models.load_vocabulary``.
         """
         told = ("category", "boolean")
         return tuple(column.name for column in self.features if column.type in told)
@@ -520,7 +520,7 @@ class Identity(Artifact):
 
     Attributes:
         challenger: With those ids.
-        clusters: Parquet file: the ``clusters`` table; see ``pipeline.lake.registry``.
+        clusters: Parquet file: the ``clusters`` table; see ``pipeline.registry.entries``.
         transitions: Parquet file: the rows that it adds to ``cluster_transitions``.
         survived: Clusters that keep their id.
         split: Clusters that broke in several.
@@ -637,7 +637,7 @@ class Explanation(Artifact):
         profile: Parquet file, ``PROFILE_SCHEMA``: one row a cluster and feature.
         exemplars: Parquet file, ``exemplar_schema``: rows that stand for each cluster. It may be
             another file by now, without rows that were forgotten: see
-            ``pipeline.lake.profiles.read_exemplars``.
+            ``pipeline.insight.profiles.read_exemplars``.
         clusters: That have rows.
         rows: In all of them.
         columns: That are profiled, in the order of the table.
@@ -702,8 +702,8 @@ class Report(Artifact):
 
     Attributes:
         page: HTML file that needs nothing else; see ``pipeline.report``.
-        map: Parquet file with the rows of the map; see ``pipeline.lake.maps``. None: there are too
-            few, or they cannot be read.
+        map: Parquet file with the rows of the map; see ``pipeline.insight.maps``. None: there are
+            too few, or they cannot be read.
         sections: Ids of what is on the page.
     """
 

@@ -28,22 +28,22 @@ from pipeline.errors import InputError, Interrupted, LeaseHeld, NumericalError, 
 from pipeline.stages.assign import assign
 from pipeline.stages.decide import decide
 from pipeline.stages.describe import describe
-from pipeline.stages.evaluate import evaluate
 from pipeline.stages.explain import explain
-from pipeline.stages.gate import gate
-from pipeline.stages.identify import identify
-from pipeline.stages.init_centroids import init_centroids
+from pipeline.stages.fit.evaluate import evaluate
+from pipeline.stages.fit.gate import gate
+from pipeline.stages.fit.identify import identify
+from pipeline.stages.fit.init_centroids import init_centroids
+from pipeline.stages.fit.pretrain import pretrain
+from pipeline.stages.fit.promote import promote
+from pipeline.stages.fit.refine import refine
+from pipeline.stages.fit.sample import sample
+from pipeline.stages.fit.select import select
+from pipeline.stages.fit.warm_start import refreshed, warm_start
 from pipeline.stages.night_summary import night_summary
 from pipeline.stages.pin import pin
-from pipeline.stages.pretrain import pretrain
-from pipeline.stages.promote import promote
 from pipeline.stages.publish import publish
-from pipeline.stages.refine import refine
 from pipeline.stages.report import report
-from pipeline.stages.sample import sample
-from pipeline.stages.select import select
 from pipeline.stages.summary import summary
-from pipeline.stages.warm_start import refreshed, warm_start
 
 log = logging.getLogger(__name__)
 

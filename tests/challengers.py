@@ -28,12 +28,12 @@ from pipeline.artifacts import (
 from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config
 from pipeline.engine import Context, Marker
-from pipeline.lake.models import centroids_bytes, scaler_bytes, store_model, weights_bytes
-from pipeline.lake.reference import bins_bytes
-from pipeline.lake.registry import CLUSTER_SCHEMA, TRANSITION_SCHEMA, Entry, append
-from pipeline.lake.samples import FEATURES, HELD_OUT
+from pipeline.input.samples import FEATURES, HELD_OUT
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.scaling import Scaler
+from pipeline.registry.entries import CLUSTER_SCHEMA, TRANSITION_SCHEMA, Entry, append
+from pipeline.registry.models import centroids_bytes, scaler_bytes, store_model, weights_bytes
+from pipeline.registry.reference import bins_bytes
 from pipeline.storage import parquet_bytes
 
 WIDTH = 4

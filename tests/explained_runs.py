@@ -28,13 +28,13 @@ from pipeline.artifacts import (
 )
 from pipeline.config import Config
 from pipeline.engine import Context, Marker, Stage
-from pipeline.lake.assigning import Assigner, AssignJob
-from pipeline.lake.models import centroids_bytes, scaler_bytes, store_model
-from pipeline.lake.reading import Reader, pieces_of
-from pipeline.lake.samples import write_sample_part
-from pipeline.lake.slices import by_slice, sample_share
+from pipeline.input.reading import Reader, pieces_of
+from pipeline.input.samples import write_sample_part
+from pipeline.input.slices import by_slice, sample_share
+from pipeline.labelling.assigning import Assigner, AssignJob
 from pipeline.lake.snapshots import FileList, Partition, publish
 from pipeline.model.scaling import Scaler
+from pipeline.registry.models import centroids_bytes, scaler_bytes, store_model
 from pipeline.stages import describe as describing
 from pipeline.stages import explain as explaining
 from pipeline.stages.pin import pin

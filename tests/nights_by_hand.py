@@ -17,10 +17,10 @@ from pipeline.artifacts import (
     StoredFile,
     fingerprint_of,
 )
+from pipeline.input.samples import FEATURES, HELD_OUT
 from pipeline.lake.parts import statistics_of, write_part
-from pipeline.lake.registry import CLUSTER_SCHEMA, TRANSITION_SCHEMA, Entry, append
-from pipeline.lake.samples import FEATURES, HELD_OUT
 from pipeline.lake.snapshots import FileList, Partition, SnapshotFile, publish
+from pipeline.registry.entries import CLUSTER_SCHEMA, TRANSITION_SCHEMA, Entry, append
 from pipeline.schema import assignment_schema
 from pipeline.storage import Store, parquet_bytes, sha256
 

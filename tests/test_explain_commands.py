@@ -15,9 +15,9 @@ from explained_runs import CENTROIDS, KnownRun, known_run
 from typer.testing import CliRunner, Result
 
 from jobs.cli import app
-from pipeline.lake import locating
-from pipeline.lake.explaining import explained
-from pipeline.lake.locating import evidence
+from pipeline.insight.explanations import explained
+from pipeline.operations import locating
+from pipeline.operations.locating import evidence
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_one_against_another(run: KnownRun) -> None:
 
 def test_points_in_time_are_iso_8601(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"amount": "timestamp[us, tz=Europe/Berlin]", "age": "timestamp[s]"}
-    for module in ("jobs.explain", "jobs.locate"):
+    for module in ("jobs.commands.explain", "jobs.commands.locate"):
         monkeypatch.setattr(f"{module}.times_of", lambda _: times)
     amount = np.asarray(run.table["amount"])[run.group == 0]
     start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)

@@ -14,8 +14,9 @@ import pytest
 from conftest import Dec
 from ray.job_submission import JobDetails
 
-from jobs import nightly, staging
-from jobs.submit import Submission, _exit_code
+from jobs import nightly
+from jobs.commands import staging
+from jobs.commands.submit import Submission, _exit_code
 from pipeline.errors import ConfigError, TransientError
 
 NOBODY = "http://127.0.0.1:9"  # the port of a service that nothing runs any more

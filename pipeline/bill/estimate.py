@@ -23,7 +23,7 @@ from pipeline.config import (
     Optimization,
     Prices,
 )
-from pipeline.lake.slices import MAX_SAMPLED_ROW_GROUPS, held_out_share
+from pipeline.input.slices import MAX_SAMPLED_ROW_GROUPS, held_out_share
 from pipeline.model.training import update_rows
 from pipeline.storage import S3_SCHEME
 
@@ -33,7 +33,7 @@ _BASE_MIB = 450
 # A streamed pass has two windows of this size in memory.
 _WINDOW_BYTES = 2**27
 
-# Of pipeline.stages.evaluate; a test keeps them equal.
+# Of pipeline.stages.fit.evaluate; a test keeps them equal.
 # Of a core, to cut a cluster in two and count what crosses: measured on 10,000 rows, 60 cells.
 _CUT_SECONDS = 0.001
 FIT_ROWS, STABILITY_RESTARTS, STABILITY_WORK, ASKED_ROWS = 20_000, 5, 10**12, 10_000
@@ -50,13 +50,13 @@ _LISTED = 1_000  # keys a LIST
 _RENEWALS = 12  # of the lease, in the time that it lasts: a GET, a LIST and a PUT each
 # Bytes of an assignment as stored, without the keys, and of a key.
 _ASSIGNMENT_BYTES, _KEY_BYTES = 20, 8
-# Of pipeline.lake.profiles and pipeline.stages.explain; a test keeps them equal.
+# Of pipeline.insight.profiles and pipeline.stages.explain; a test keeps them equal.
 MOST_CELLS, TOGETHER = 2**19, 16
 # A profile to be merged: a file to be understood, and each of its clusters × features.
 _PROFILE_S, _CELL_S, _CELL_BYTES = 0.005, 1e-7, 40
 # Of pipeline.clustering.surrogate, likewise, and a value of its rows on each level of the tree.
 _TREE_ROWS, _TREE_FEATURES, _TREE_CELLS, _TREE_CELL_S = 20_000, 256, 4_000_000, 1e-7
-# Of pipeline.lake.maps, likewise; t-SNE of 1,797 digits took 4 s of one core.
+# Of pipeline.insight.maps, likewise; t-SNE of 1,797 digits took 4 s of one core.
 _MAP_ROWS, _MAP_PARTS, _MAP_ROW_S = 2_000, 64, 2.2e-3
 _PAGE_GETS, _PAGE_BYTES = 60, 2_000_000  # markers, tables and parts that it reads; what it is
 # What a slice's assignments take in memory while they are sorted and written, a row.

@@ -25,12 +25,11 @@ from pipeline.bill.rates import Cluster, InputFacts, Rates
 from pipeline.clustering.kmeans import kmeans
 from pipeline.config import Config
 from pipeline.errors import InputError, NumericalError
-from pipeline.lake.assigning import Assigner, AssignJob
-from pipeline.lake.feed import WorkerRows
-from pipeline.lake.models import centroids_bytes, scaler_bytes, weights_bytes
-from pipeline.lake.pinning import PinnedInput
-from pipeline.lake.reading import Reader, manifest_of, pieces_of_shards
-from pipeline.lake.statistics import RowStatistics, fit_scaler
+from pipeline.input.feed import WorkerRows
+from pipeline.input.pinning import PinnedInput
+from pipeline.input.reading import Reader, manifest_of, pieces_of_shards
+from pipeline.input.statistics import RowStatistics, fit_scaler
+from pipeline.labelling.assigning import Assigner, AssignJob
 from pipeline.model.augmentation import augmentation_of
 from pipeline.model.autoencoder import Autoencoder, products_here
 from pipeline.model.devices import embeddings
@@ -38,6 +37,7 @@ from pipeline.model.pretraining import Pretraining
 from pipeline.model.refinement import ClusterModel, Refinement, embedding_factor
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import update_rows
+from pipeline.registry.models import centroids_bytes, scaler_bytes, weights_bytes
 from pipeline.storage import Store, parquet_bytes, sha256
 
 # Of the input, at most: what two cores learn from in two seconds, with the default network.

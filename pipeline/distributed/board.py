@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # not for the actor, a process whose start every training wai
     from pipeline.distributed.checkpoints import Checkpoint
     from pipeline.distributed.growth import Growth
     from pipeline.engine import Context
-    from pipeline.lake.feed import WorkerRows
+    from pipeline.input.feed import WorkerRows
     from pipeline.model.training import TrainingRows
 
 log = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from ray.util.annotations import RayDeprecationWarning
 from pipeline import logs
 from pipeline.config import Execution
 from pipeline.distributed.failures import pipeline_error
+from pipeline.distributed.ray_data import quiet_ray_data
 from pipeline.distributed.resources import (
     Claim,
     Outage,
@@ -30,7 +31,6 @@ from pipeline.distributed.resources import (
 from pipeline.distributed.retries import with_retries
 from pipeline.distributed.workers import enter
 from pipeline.errors import NodesLost
-from pipeline.lake.ray_data import quiet_ray_data
 
 log = logging.getLogger(__name__)
 

@@ -41,9 +41,9 @@ from pipeline.distributed.retries import with_retries
 from pipeline.distributed.workers import enter
 from pipeline.engine import Context, Stop
 from pipeline.errors import Interrupted, TransientError
-from pipeline.lake.feed import WorkerRows
-from pipeline.lake.reading import Reader
-from pipeline.lake.slices import held_out_share, training_share
+from pipeline.input.feed import WorkerRows
+from pipeline.input.reading import Reader
+from pipeline.input.slices import held_out_share, training_share
 from pipeline.model.devices import claimed_device
 from pipeline.model.workers import rank_and_size
 from pipeline.progress import figures

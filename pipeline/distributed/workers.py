@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ray
+
 from pipeline import counts, logs
 from pipeline.distributed.metrics import Exporter
 
@@ -17,3 +19,8 @@ def enter(place: logs.Place) -> None:
     if _exporter is None:
         _exporter = Exporter()
         counts.send_to(_exporter.count)
+
+
+def node_id() -> str:
+    """Id of the Ray node that this process runs on; "none" outside Ray."""
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else "none"

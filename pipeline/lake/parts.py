@@ -3,7 +3,7 @@
 Name and content are a function of slice, model and run alone, and the footer carries the part's
 statistics. So a part that is already there with the right identity is done: that is all the state
 that resuming an interrupted assignment needs. Where nights carry parts, the run is none of it: the
-part of an unchanged slice is the one that an earlier night wrote (``pipeline.lake.carrying``).
+part of an unchanged slice is the one that an earlier night wrote (``pipeline.labelling.carrying``).
 """
 
 from __future__ import annotations

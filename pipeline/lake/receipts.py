@@ -73,7 +73,7 @@ class Receipt(Record):
         who: Their login, and on which machine.
         salt: Random, hex; before the text of each key when it is hashed.
         keys: SHA-256 of salt and key, of each key that was asked for; see
-            ``pipeline.lake.forgotten_keys.KeySet.hashes``.
+            ``pipeline.operations.forgotten_keys.KeySet.hashes``.
         counts: What went.
         files: What was rewritten or removed.
         partitions: ds of the published partitions that change.

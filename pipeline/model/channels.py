@@ -91,7 +91,7 @@ class ColumnSpec:
         weight: Of its group.
         masks: Whether a missing value has a channel of its own.
         values: Of a category: what is told apart.
-        codes: Of each of them; see ``pipeline.lake.columns.category_codes``.
+        codes: Of each of them; see ``pipeline.input.columns.category_codes``.
         rows: Rows of the sample that have it.
     """
 

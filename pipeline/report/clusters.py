@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts import NightSummary, StoredFile
 from pipeline.clustering.surrogate import point_in_time
-from pipeline.lake.registry import latest_entry
+from pipeline.registry.entries import latest_entry
 from pipeline.report.explained import Explained, explained
 from pipeline.report.pictures import data_uri, drawable, pixels
 from pipeline.report.reading import RunFiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from pipeline.artifacts import Report, StoredFile
-from pipeline.lake.maps import map_bytes
+from pipeline.insight.maps import map_bytes
 from pipeline.report.page import render
 from pipeline.report.reading import RunFiles
 from pipeline.storage import Store, sha256

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts import NightSummary, StoredFile
 from pipeline.errors import PipelineError
-from pipeline.lake.cluster_ids import OUTLIER
-from pipeline.lake.maps import X, Y, about
-from pipeline.lake.samples import FEATURES
+from pipeline.input.samples import FEATURES
+from pipeline.insight.maps import X, Y, about
 from pipeline.lake.snapshots import read_file_list, read_snapshot
+from pipeline.registry.cluster_ids import OUTLIER
 from pipeline.report.clusters import Clusters, key_text
 from pipeline.report.pictures import drawable, pixels, png, sheet
 from pipeline.report.reading import RunFiles

@@ -26,18 +26,18 @@ from pipeline.distributed.retries import with_retries
 from pipeline.distributed.tasks import map_slices
 from pipeline.engine import Context, stage
 from pipeline.errors import InputError, OutOfMemory, PipelineError, TransientError
-from pipeline.lake.assigning import Assigner, AssignJob
-from pipeline.lake.carrying import published_parts
-from pipeline.lake.cluster_ids import OUTLIER, ClusterIds
-from pipeline.lake.explained import explained_of
-from pipeline.lake.models import cluster_count, feature_names, settings_of
+from pipeline.input.profiled_columns import explained_of
+from pipeline.input.quarantine import without_bad_shards
+from pipeline.input.reading import pieces_of
+from pipeline.input.slices import by_slice
+from pipeline.labelling.assigning import Assigner, AssignJob
+from pipeline.labelling.carrying import published_parts
 from pipeline.lake.parts import BinnedRows, PartStatistics, parts_folder
-from pipeline.lake.quarantine import without_bad_shards
-from pipeline.lake.reading import pieces_of
 from pipeline.lake.receipts import folder_for_parts
-from pipeline.lake.reference import load_bins
-from pipeline.lake.slices import by_slice
 from pipeline.lake.snapshots import FileList
+from pipeline.registry.cluster_ids import OUTLIER, ClusterIds
+from pipeline.registry.models import cluster_count, feature_names, settings_of
+from pipeline.registry.reference import load_bins
 from pipeline.storage import S3_SCHEME, Store, sha256
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from pipeline.artifacts import (
 from pipeline.config import Config
 from pipeline.engine import Context, Marker, stage
 from pipeline.errors import InputError, PipelineError
-from pipeline.lake.models import settings_path
-from pipeline.lake.registry import latest_entry
 from pipeline.lake.snapshots import latest_snapshot
+from pipeline.registry.entries import latest_entry
+from pipeline.registry.models import settings_path
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)

@@ -27,11 +27,11 @@ from pipeline.config import Config, Explain
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
 from pipeline.errors import Interrupted, LeaseHeld, OutOfMemory, PipelineError, TransientError
-from pipeline.lake.clusters import name_clusters
-from pipeline.lake.surrogates import as_asked, labelled_sample, measured_table, rules_table
-from pipeline.lake.traits import rows_of, strongest, times_of, traits_of
+from pipeline.insight.surrogates import as_asked, labelled_sample, measured_table, rules_table
+from pipeline.insight.traits import rows_of, strongest, times_of, traits_of
 from pipeline.naming import names_by_features
 from pipeline.naming.endpoint import Endpoint
+from pipeline.registry.clusters import name_clusters
 from pipeline.schema import DESCRIBED_SCHEMA
 from pipeline.storage import Store, parquet_bytes, sha256, why
 

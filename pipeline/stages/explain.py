@@ -25,8 +25,8 @@ from pipeline.distributed.retries import with_retries
 from pipeline.distributed.tasks import map_slices, run_task
 from pipeline.engine import Context, stage
 from pipeline.errors import InputError, PipelineError
-from pipeline.lake.profile_tables import Origin, exemplars_table, profile_table
-from pipeline.lake.profiles import (
+from pipeline.insight.profile_tables import Origin, exemplars_table, profile_table
+from pipeline.insight.profiles import (
     Profile,
     copy_path,
     gone_profiles,

@@ -12,10 +12,10 @@ from pipeline.artifacts import Manifest
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.errors import PipelineError
-from pipeline.lake.kept_slices import keep_slices
-from pipeline.lake.pinning import check_enough_rows, footers_path, known_footers, list_shards
-from pipeline.lake.pinning import pin as pin_input
-from pipeline.lake.reading import manifest_of
+from pipeline.input.pinning import check_enough_rows, footers_path, known_footers, list_shards
+from pipeline.input.pinning import pin as pin_input
+from pipeline.input.reading import manifest_of
+from pipeline.labelling.kept_slices import keep_slices
 from pipeline.lake.snapshots import latest_snapshot
 from pipeline.lake.tables import check_table
 from pipeline.schema import assignment_schema

@@ -11,8 +11,8 @@ from pipeline.artifacts import Assignments, ClusteringModel, Serving, Snapshot
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.errors import TransientError
+from pipeline.insight.profiles import withdraw_copies
 from pipeline.lake.parts import wrong_parts
-from pipeline.lake.profiles import withdraw_copies
 from pipeline.lake.receipts import withdrawn_parts
 from pipeline.lake.snapshots import Partition, latest_snapshot, read_file_list
 from pipeline.lake.snapshots import publish as publish_partition

@@ -12,9 +12,9 @@ from pipeline.artifacts import Manifest, Sample
 from pipeline.clustering.kmeans import use_threads
 from pipeline.config import Config
 from pipeline.errors import NumericalError
-from pipeline.lake.models import load_scaler
-from pipeline.lake.samples import sampled_classes, sampled_features
+from pipeline.input.samples import sampled_classes, sampled_features
 from pipeline.model.devices import claimed_device
+from pipeline.registry.models import load_scaler
 from pipeline.tuning.measures import Judged, measure
 from pipeline.tuning.space import TrialSettings
 from pipeline.tuning.trials import Trial, TrialFolder

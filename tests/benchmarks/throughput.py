@@ -44,15 +44,15 @@ from pipeline.clustering.kmeans import kmeans
 from pipeline.clustering.quality import contingency_of
 from pipeline.config import Config, Pretrain, Refine
 from pipeline.engine import Context
-from pipeline.lake.assigning import Assigner, AssignJob
-from pipeline.lake.feed import WorkerRows
-from pipeline.lake.models import centroids_bytes, scaler_bytes, weights_bytes
-from pipeline.lake.reading import Reader, pieces_of
-from pipeline.lake.slices import by_slice, training_share
+from pipeline.input.feed import WorkerRows
+from pipeline.input.reading import Reader, pieces_of
+from pipeline.input.slices import by_slice, training_share
+from pipeline.labelling.assigning import Assigner, AssignJob
 from pipeline.model.autoencoder import Autoencoder, fastest_precision
 from pipeline.model.pretraining import Pretraining
 from pipeline.model.refinement import ClusterModel, Refinement, RefineUpdate, embedding_factor
 from pipeline.model.scaling import Scaler
+from pipeline.registry.models import centroids_bytes, scaler_bytes, weights_bytes
 from pipeline.stages.assign import slices_at_a_time
 from pipeline.stages.pin import pin
 from pipeline.storage import Store

@@ -15,9 +15,10 @@ from pipeline.clustering import quality, surrogate
 from pipeline.clustering.kmeans import WORK, affordable
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.lake import profiles
+from pipeline.insight import profiles
 from pipeline.run import NIGHT_STAGES
-from pipeline.stages import evaluate, explain
+from pipeline.stages import explain
+from pipeline.stages.fit import evaluate
 
 # 1,000 FLOP/s, an update takes a second, and nothing else takes time.
 SLOW = Rates(

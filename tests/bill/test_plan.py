@@ -12,8 +12,8 @@ from challengers import WIDTH, Lake
 from conftest import blobs, config_of, write_shards
 from typer.testing import CliRunner, Result
 
-from jobs.bill import notes_on_measuring
 from jobs.cli import app
+from jobs.commands.bill import notes_on_measuring
 from pipeline.artifacts import fingerprint_of
 from pipeline.bill.measuring import Measured
 from pipeline.config import Config

@@ -18,7 +18,7 @@ from conftest import SMALL, blobs, config_of, published, write_shards
 
 from pipeline.artifacts import InitialCentroids
 from pipeline.engine import Context, Execution, StageReached
-from pipeline.lake.models import cluster_count
+from pipeline.registry.models import cluster_count
 from pipeline.run import run
 
 # Enough for the embeddings to show the groups, whatever the seed.

@@ -14,7 +14,7 @@ from conftest import Dec, blobs, config_of, published
 from jobs.night import default_run_id
 from pipeline.engine import Context, Execution
 from pipeline.errors import TransientError
-from pipeline.lake.pinning import list_shards
+from pipeline.input.pinning import list_shards
 from pipeline.lake.snapshots import assignment_files
 from pipeline.run import run
 from pipeline.storage import Store

@@ -19,10 +19,11 @@ from pipeline import storage
 from pipeline.artifacts import FeatureColumn
 from pipeline.config import Retention
 from pipeline.errors import CommitConflict, InputError, LeaseHeld
-from pipeline.lake import garbage, lease
-from pipeline.lake.pinning import list_shards, pin
-from pipeline.lake.reading import Reader, pieces_of_shards
+from pipeline.input.pinning import list_shards, pin
+from pipeline.input.reading import Reader, pieces_of_shards
+from pipeline.lake import lease
 from pipeline.lake.snapshots import Partition, publish
+from pipeline.operations import garbage
 from pipeline.storage import Store, find_parquet
 
 

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 import pipeline
 from jobs.cli import app
 from pipeline.config import load_config
-from pipeline.lake.forgetting import forget
-from pipeline.lake.forgotten_keys import read_keys
+from pipeline.operations.forgetting import forget
+from pipeline.operations.forgotten_keys import read_keys
 from pipeline.storage import Store
 
 SETTINGS: dict[str, Any] = {

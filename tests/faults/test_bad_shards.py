@@ -22,12 +22,12 @@ import pytest
 import yaml
 from conftest import SMALL, Dec, blobs, config_of, published, write_shards
 
-from jobs.inspection import check_input, make_plan
+from jobs.commands.inspection import check_input, make_plan
 from pipeline.engine import Context, Execution, StageReached
 from pipeline.errors import BadShard, InputError
-from pipeline.lake import quarantine
-from pipeline.lake.pinning import list_shards
-from pipeline.lake.pinning import pin as pin_input
+from pipeline.input import quarantine
+from pipeline.input.pinning import list_shards
+from pipeline.input.pinning import pin as pin_input
 from pipeline.run import STAGES, run
 from pipeline.storage import Store
 

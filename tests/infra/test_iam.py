@@ -25,14 +25,15 @@ from nights_by_hand import cluster, ids, publish_night, register, sample_of
 from pipeline import storage
 from pipeline.config import Retention, load_config
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.lake import garbage, lease
-from pipeline.lake.clusters import rename
-from pipeline.lake.forgetting import forget
-from pipeline.lake.forgotten_keys import KeySet
-from pipeline.lake.pinning import list_shards, pin
+from pipeline.input.pinning import list_shards, pin
+from pipeline.lake import lease
 from pipeline.lake.receipts import read_receipts
-from pipeline.lake.registry import latest_entry
 from pipeline.lake.snapshots import Partition, assignment_files, publish
+from pipeline.operations import garbage
+from pipeline.operations.forgetting import forget
+from pipeline.operations.forgotten_keys import KeySet
+from pipeline.registry.clusters import rename
+from pipeline.registry.entries import latest_entry
 from pipeline.storage import Store, retries, s3
 
 ROOT = Path(__file__).parents[2]

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from pipeline.clustering.kmeans import kmeans
 from pipeline.config import Config, Pretrain, Refine
-from pipeline.lake.feed import WorkerRows
-from pipeline.lake.pinning import list_shards, pin
-from pipeline.lake.reading import Reader, pieces_of_shards
-from pipeline.lake.slices import training_share
+from pipeline.input.feed import WorkerRows
+from pipeline.input.pinning import list_shards, pin
+from pipeline.input.reading import Reader, pieces_of_shards
+from pipeline.input.slices import training_share
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.dec import kl_divergence, soft_assignment, target_distribution
 from pipeline.model.pretraining import Pretraining

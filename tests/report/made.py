@@ -48,11 +48,11 @@ from pipeline.artifacts import (
 )
 from pipeline.config import Config
 from pipeline.engine import Context, Marker
-from pipeline.lake.models import centroids_bytes, feature_names, scaler_bytes, store_model
-from pipeline.lake.registry import CLUSTER_SCHEMA, TRANSITION_SCHEMA, append
-from pipeline.lake.samples import FEATURES, HELD_OUT
+from pipeline.input.samples import FEATURES, HELD_OUT
 from pipeline.lake.snapshots import FileList
 from pipeline.model.scaling import Scaler
+from pipeline.registry.entries import CLUSTER_SCHEMA, TRANSITION_SCHEMA, append
+from pipeline.registry.models import centroids_bytes, feature_names, scaler_bytes, store_model
 from pipeline.schema import (
     DESCRIBED_SCHEMA,
     EXEMPLAR_KINDS,

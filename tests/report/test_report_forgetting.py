@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from made import Made
 
-from jobs.forgetting import _make_reports_again
-from pipeline.lake.forgetting import forget
-from pipeline.lake.forgotten_keys import KeySet
+from jobs.commands.forgetting import _make_reports_again
+from pipeline.operations.forgetting import forget
+from pipeline.operations.forgotten_keys import KeySet
 from pipeline.report.making import make, page_path
 from pipeline.storage import Store
 

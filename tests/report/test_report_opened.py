@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.report import _local
+from jobs.commands.report import _local
 
 
 class Bucket:

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.lake.registry import latest_entry
 from pipeline.lake.snapshots import Partition, assignment_files, latest_snapshot
+from pipeline.registry.entries import latest_entry
 from pipeline.storage import Store
 
 from .nights import (

@@ -21,13 +21,13 @@ from pipeline.artifacts import (
 )
 from pipeline.engine import Context, Execution, StageReached
 from pipeline.errors import CommitConflict, InputError
-from pipeline.lake.clusters import rename
-from pipeline.lake.models import settings_path
-from pipeline.lake.registry import entry_numbers, latest_entry
 from pipeline.lake.snapshots import Partition, publish
+from pipeline.registry.clusters import rename
+from pipeline.registry.entries import entry_numbers, latest_entry
+from pipeline.registry.models import settings_path
 from pipeline.run import Fit, _challenge, nightly
 from pipeline.stages.decide import decide
-from pipeline.stages.promote import promote
+from pipeline.stages.fit.promote import promote
 
 PASSED, REFUSED = Verdict(passed=True, rules=()), Verdict(passed=False, rules=())
 
@@ -287,7 +287,8 @@ def test_a_challenger_that_cannot_be_matched_is_refused(
     fit = Fit((manifest, sample, None, None, None), compared(), model)  # type: ignore[arg-type]
     monkeypatch.setattr("pipeline.run.fit_anew", lambda *_: fit)
     monkeypatch.setattr(
-        "pipeline.stages.identify.run_task", lambda _, work, *given, **named: work(*given, **named)
+        "pipeline.stages.fit.identify.run_task",
+        lambda _, work, *given, **named: work(*given, **named),
     )
     execution = Execution(tonight.config, tonight.context)
     found = _challenge(execution, manifest, decided(champion))

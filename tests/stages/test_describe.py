@@ -18,9 +18,9 @@ from nights_by_hand import cluster, register
 from pipeline.artifacts import Champion
 from pipeline.config import Config
 from pipeline.errors import CommitConflict, LeaseHeld, NodesLost, OutOfMemory
-from pipeline.lake.clusters import store_table
-from pipeline.lake.registry import append, entry_numbers, latest_entry
-from pipeline.lake.surrogates import labelled_sample
+from pipeline.insight.surrogates import labelled_sample
+from pipeline.registry.clusters import store_table
+from pipeline.registry.entries import append, entry_numbers, latest_entry
 from pipeline.schema import DESCRIBED_SCHEMA, RULE_SCHEMA
 from pipeline.stages import describe as describing
 
@@ -67,7 +67,7 @@ def test_of_a_large_sample_an_even_choice_is_looked_at(
     sample = run.sample.model_copy(update=several)
     given = (run.lake, run.model, run.manifest.features, sample, None)
     x, label = labelled_sample(*given)
-    monkeypatch.setattr("pipeline.lake.surrogates._MOST_ROWS", len(x) // 7 + 1)
+    monkeypatch.setattr("pipeline.insight.surrogates._MOST_ROWS", len(x) // 7 + 1)
     some, of_some = labelled_sample(*given)
     every = 7
     assert run.sample.rows % every  # so that the choice goes on from part to part
@@ -170,7 +170,7 @@ def test_a_conflict_in_the_registry_ends_nothing(
     def lost(*_: Any, **__: Any) -> None:
         raise CommitConflict("somebody changed the registry meanwhile")
 
-    monkeypatch.setattr("pipeline.lake.clusters.append", lost)
+    monkeypatch.setattr("pipeline.registry.clusters.append", lost)
     with caplog.at_level(logging.WARNING):
         found = run.describe(monkeypatch, champion)
     assert "somebody changed the registry meanwhile; the next night tries again" in caplog.text

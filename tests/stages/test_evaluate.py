@@ -92,7 +92,7 @@ def test_every_candidate_is_measured_in_every_space(
 def test_generalisation_is_measured_on_rows_that_training_did_not_see(
     settings: dict[str, Any], context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.lake.slices._LEAST_ROWS_TO_HOLD_OUT", 0)
+    monkeypatch.setattr("pipeline.input.slices._LEAST_ROWS_TO_HOLD_OUT", 0)
     settings["source"] = {**settings["source"], "held_out": 0.3}
     comparison = run(Execution(config_of(settings), context)).comparison
     assert 120 < comparison.held_out_rows < 240

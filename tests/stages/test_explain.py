@@ -14,12 +14,12 @@ from conftest import config_of, published
 from pipeline.artifacts import Assignments, Explanation, Manifest, RefinedModel
 from pipeline.engine import Context, Execution, StageReached
 from pipeline.errors import PipelineError
-from pipeline.lake.profiles import read_exemplars
+from pipeline.insight.profiles import read_exemplars
 from pipeline.run import run
 from pipeline.stages.assign import assign
 from pipeline.stages.explain import explain
+from pipeline.stages.fit.select import select
 from pipeline.stages.pin import pin
-from pipeline.stages.select import select
 from pipeline.storage import Store
 
 pytestmark = pytest.mark.usefixtures("ray_address")
@@ -33,7 +33,7 @@ def left_by(context: Context, stage: Any) -> Any:
 def test_a_tree_of_tasks_and_a_stage_that_fails(
     settings: dict[str, Any], context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.lake.slices.MOST_PIECES", 1)  # a slice for each of four shards
+    monkeypatch.setattr("pipeline.input.slices.MOST_PIECES", 1)  # a slice for each of four shards
     settings["explain"] = {"columns": ["label"]}
     config = config_of(settings)
 

@@ -22,7 +22,7 @@ from pipeline.artifacts import (
 )
 from pipeline.engine import Context, Execution
 from pipeline.lake.snapshots import Partition, publish
-from pipeline.stages.gate import gate
+from pipeline.stages.fit.gate import gate
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 

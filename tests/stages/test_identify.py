@@ -21,14 +21,14 @@ from pipeline.artifacts import (
 from pipeline.clustering.drift import bin_counts
 from pipeline.config import Config
 from pipeline.engine import Context
-from pipeline.lake.models import centroids_bytes, scaler_bytes, store_model, weights_bytes
-from pipeline.lake.reference import load_bins
-from pipeline.lake.registry import CLUSTER_SCHEMA, TRANSITION_SCHEMA, append, latest_entry
-from pipeline.lake.samples import FEATURES, HELD_OUT
+from pipeline.input.samples import FEATURES, HELD_OUT
 from pipeline.lake.snapshots import Partition, publish
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.scaling import Scaler
-from pipeline.stages import identify as stage
+from pipeline.registry.entries import CLUSTER_SCHEMA, TRANSITION_SCHEMA, append, latest_entry
+from pipeline.registry.models import centroids_bytes, scaler_bytes, store_model, weights_bytes
+from pipeline.registry.reference import load_bins
+from pipeline.stages.fit import identify as stage
 from pipeline.stages.pin import pin
 from pipeline.storage import Store
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import blobs, config_of, write_shards
 
 from pipeline.engine import Context
-from pipeline.lake import pinning
+from pipeline.input import pinning
 from pipeline.stages.pin import pin
 
 

@@ -20,11 +20,11 @@ from pipeline.artifacts import (
     Sample,
 )
 from pipeline.engine import Context
-from pipeline.lake.models import centroids_bytes, load_model, scaler_bytes, weights_bytes
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.scaling import Scaler
+from pipeline.registry.models import centroids_bytes, load_model, scaler_bytes, weights_bytes
+from pipeline.stages.fit.select import select
 from pipeline.stages.pin import pin
-from pipeline.stages.select import select
 
 
 def shipped(

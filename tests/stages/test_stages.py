@@ -15,19 +15,19 @@ from conftest import blobs, config_of, published, write_shards
 from pipeline.config import Config
 from pipeline.engine import Context, Execution
 from pipeline.errors import InputError
-from pipeline.lake.models import load_model
-from pipeline.lake.samples import sampled_features
+from pipeline.input.samples import sampled_features
 from pipeline.lake.snapshots import assignment_files
+from pipeline.registry.models import load_model
 from pipeline.run import run
 from pipeline.stages.assign import assign
-from pipeline.stages.evaluate import evaluate
-from pipeline.stages.init_centroids import init_centroids
+from pipeline.stages.fit.evaluate import evaluate
+from pipeline.stages.fit.init_centroids import init_centroids
+from pipeline.stages.fit.pretrain import pretrain
+from pipeline.stages.fit.refine import refine
+from pipeline.stages.fit.sample import sample
+from pipeline.stages.fit.select import select
 from pipeline.stages.pin import pin
-from pipeline.stages.pretrain import pretrain
 from pipeline.stages.publish import publish
-from pipeline.stages.refine import refine
-from pipeline.stages.sample import sample
-from pipeline.stages.select import select
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -193,9 +193,9 @@ def test_a_shard_that_changed_under_the_run_is_named(
 def test_streamed_and_cached_passes_see_every_row_once(
     table_folder: Path, settings: dict[str, Any], context: Context, cache_mib: int
 ) -> None:
-    from pipeline.lake.feed import WorkerRows
-    from pipeline.lake.reading import Reader, pieces_of
-    from pipeline.lake.slices import training_share
+    from pipeline.input.feed import WorkerRows
+    from pipeline.input.reading import Reader, pieces_of
+    from pipeline.input.slices import training_share
 
     config = config_of(settings)
     manifest = Execution(config, context).complete(pin)

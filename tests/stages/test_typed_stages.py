@@ -13,18 +13,18 @@ import torch
 from benchmarks.mixed import by_prototypes, classes_of, light, penguins, scores_of
 from conftest import SMALL, config_of, published, write_shards
 
-from jobs.inspection import make_plan
+from jobs.commands.inspection import make_plan
 from pipeline.artifacts import ClusteringModel, Explanation, Sample
 from pipeline.config import Config
 from pipeline.engine import Context, Execution, Marker
-from pipeline.lake.assigning import assignments_of
-from pipeline.lake.columns import category_codes
-from pipeline.lake.models import load_model, load_scaler, load_vocabulary
-from pipeline.lake.samples import sampled_features
+from pipeline.input.columns import category_codes
+from pipeline.input.samples import sampled_features
 from pipeline.model.channels import TypedScaler
+from pipeline.registry.labels import assignments_of
+from pipeline.registry.models import load_model, load_scaler, load_vocabulary
 from pipeline.run import nightly, run
+from pipeline.stages.fit.sample import sample
 from pipeline.stages.pin import pin
-from pipeline.stages.sample import sample
 from pipeline.storage import Store
 from pipeline.tuning.measures import measure
 from pipeline.tuning.trial import Tuning, rows_of

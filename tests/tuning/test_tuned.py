@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.tuned import (
+from jobs.commands.tuned import (
     Outcome,
     best_by_clusters,
     curve_svg,

@@ -1,0 +1,1 @@
+"""Commands of ``dec``, one module for each group."""

@@ -1,0 +1,65 @@
+"""``dec gc``: remove what retention does not keep, and say what it was."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jobs.session import configured
+from pipeline.operations.garbage import Collection, collect
+from pipeline.storage import Store
+
+
+def collect_garbage(
+    config_path: str, overrides: Sequence[str], *, dry_run: bool, as_json: bool
+) -> None:
+    """Remove it, or with ``dry_run`` only say what would go."""
+    config = configured(config_path, overrides)
+    lake = Store(config.output)
+    done = collect(
+        lake,
+        config.retention,
+        dry_run=dry_run,
+        tables=config.lake.format != "parquet",
+        on_wait=lambda line: print(f"note: {line}", file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps(_as_json(done, dry_run), indent=2))
+        return
+    console = Console(soft_wrap=True)
+    if done.removals:
+        table = Table(box=box.SIMPLE)
+        table.add_column("would go" if dry_run else "removed")
+        table.add_column("below the output")
+        for name in ("files", "MiB"):
+            table.add_column(name, justify="right")
+        for removal in done.removals:
+            size = f"{removal.bytes / 2**20:,.1f}"
+            table.add_row(removal.kind, removal.name, f"{len(removal.files):,}", size)
+        console.print(table)
+    for line in done.skipped:
+        print(f"kept: {line}", file=sys.stderr)
+    verb = "would free" if dry_run else "freed"
+    console.print(
+        f"{verb} {done.bytes:,} bytes of {lake.url}; kept: {len(done.kept_snapshots):,} snapshots, "
+        f"{len(done.kept_runs):,} runs",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _as_json(done: Collection, dry_run: bool) -> dict[str, object]:
+    names = ("kind", "name", "files", "bytes")
+    return {
+        "dry_run": dry_run,
+        "bytes": done.bytes,
+        "removals": [{n: getattr(removal, n) for n in names} for removal in done.removals],
+        "skipped": done.skipped,
+        "kept_snapshots": done.kept_snapshots,
+        "kept_runs": done.kept_runs,
+    }

@@ -1,0 +1,123 @@
+"""``dec diff``: what became of each key between two nights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.session import configured
+from pipeline.operations.difference import Difference, Flow, Moved, Transition, difference
+from pipeline.storage import Store
+
+# What a person reads; all of it is in the JSON.
+_LISTED = 10
+
+
+def show_difference(
+    config_path: str, overrides: Sequence[str], before: str, after: str, as_json: bool
+) -> None:
+    """Compare them, and print what was found."""
+    found = difference(Store(configured(config_path, overrides).output), before, after)
+    if as_json:
+        content = found.model_dump(mode="json")
+        for cluster, shown in zip(found.moved, content["moved"], strict=True):
+            shown["left_share"] = cluster.left_share
+            shown["arrived_share"] = cluster.arrived_share
+        print(json.dumps(content, indent=2))
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(_figures(found))
+    if found.transitions:
+        console.print(_transitions(found.transitions))
+    if found.flows:
+        console.print(_flows(found.flows, found.flow_count, found.changed))
+    moved = [cluster for cluster in found.moved if _moves(cluster)]
+    if moved:
+        console.print(_moved(moved))
+    if found.repeated_keys:
+        console.print(
+            f"note: {found.repeated_keys:,} keys occur more than once in a night "
+            f"({found.repeated_rows:,} rows of both); they are in none of these figures",
+            markup=False,
+        )
+
+
+def _figures(found: Difference) -> Table:
+    before, after = found.before, found.after
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_row("nights", f"{before.ds} → {after.ds}")
+    table.add_row("runs", f"{before.run_id} → {after.run_id}")
+    same = before.model_id == after.model_id
+    table.add_row("model", after.model_id if same else f"{before.model_id} → {after.model_id}")
+    table.add_row("rows", f"{before.rows:,} → {after.rows:,}")
+    of = f"{found.changed:,} of {found.in_both:,} keys that both have"
+    churn = "–" if found.churn is None else f"{found.churn:.3%}"
+    table.add_row("churn", f"{churn}: {of} changed their cluster")
+    table.add_row("new keys", f"{found.new:,}")
+    table.add_row("gone keys", f"{found.gone:,}")
+    if found.shared_files:
+        shared = f"{found.shared_files:,} files, {found.shared_rows:,} rows"
+        table.add_row("carried over", shared)
+    return table
+
+
+def _transitions(transitions: Sequence[Transition]) -> Table:
+    table = Table(box=box.SIMPLE, title=_title("transitions", len(transitions)))
+    for name in ("ds", "transition", "from", "to"):
+        table.add_column(name)
+    for name in ("rows in both", "of", "and of"):
+        table.add_column(name, justify="right")
+    for row in transitions[:_LISTED]:
+        ends = ("–" if end is None else str(end) for end in (row.from_id, row.to_id))
+        counts = (f"{count:,}" for count in (row.rows, row.from_rows, row.to_rows))
+        table.add_row(row.ds, row.kind, *ends, *counts)
+    return table
+
+
+def _flows(flows: Sequence[Flow], count: int, changed: int) -> Table:
+    table = Table(box=box.SIMPLE, title=_title("where keys went", count))
+    table.add_column("from")
+    table.add_column("to")
+    table.add_column("keys", justify="right")
+    table.add_column("of all that changed", justify="right")
+    for flow in flows[:_LISTED]:
+        ends = (_named(flow.from_id, flow.from_name), _named(flow.to_id, flow.to_name))
+        table.add_row(*ends, f"{flow.keys:,}", f"{flow.keys / changed:.1%}")
+    return table
+
+
+def _moved(moved: Sequence[Moved]) -> Table:
+    table = Table(box=box.SIMPLE, title=_title("clusters that moved most", len(moved)))
+    table.add_column("cluster")
+    for name in ("before", "after", "size", "left", "arrived", "gone", "new"):
+        table.add_column(name, justify="right")
+    for cluster in moved[:_LISTED]:
+        size = f"{cluster.after / cluster.before - 1:+.1%}" if cluster.before else "new"
+        table.add_row(
+            _named(cluster.cluster_id, cluster.name),
+            f"{cluster.before:,}",
+            f"{cluster.after:,}",
+            size,
+            f"{cluster.left:,} ({cluster.left_share:.1%})",
+            f"{cluster.arrived:,} ({cluster.arrived_share:.1%})",
+            f"{cluster.gone:,}",
+            f"{cluster.new:,}",
+        )
+    return table
+
+
+def _title(what: str, count: int) -> str:
+    return f"{what}, {_LISTED} of {count:,}" if count > _LISTED else what
+
+
+def _moves(cluster: Moved) -> bool:
+    return bool(cluster.left or cluster.arrived or cluster.gone or cluster.new)
+
+
+def _named(cluster_id: int, name: str | None) -> str:
+    return f"{cluster_id} {escape(name)}" if name else str(cluster_id)

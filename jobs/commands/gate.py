@@ -1,0 +1,142 @@
+"""``dec gate``, ``dec promote`` and ``dec rollback``: explain a verdict, overrule it, go back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.night import checked_run_id
+from jobs.session import (
+    configured,
+    keep_to_this_machine,
+    login,
+    own_screen,
+    start_ray,
+    stop_ray,
+    wanted_format,
+)
+from pipeline.artifacts import Champion, GateRule, Identity, Manifest, NightDecision
+from pipeline.config import Config
+from pipeline.engine import Context
+from pipeline.errors import ConfigError
+from pipeline.registry.champions import Judged, judged, promote_challenger, roll_back
+from pipeline.registry.entries import Entry
+from pipeline.storage import Store
+
+
+def explain(config_path: str, overrides: Sequence[str], run_id: str, *, as_json: bool) -> None:
+    """Show each rule of the gate, what was measured, and what follows."""
+    lake = Store(configured(config_path, overrides).output)
+    checked_run_id(run_id)
+    found = judged(lake, run_id)
+    if as_json:
+        content = {"run_id": run_id, "serves": found.serves, "sentence": _sentence(found)}
+        print(json.dumps(content | found.verdict.model_dump(mode="json"), indent=2))
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    if found.verdict.rules:
+        table = Table(box=box.SIMPLE)
+        table.add_column("rule", no_wrap=True)
+        for name in ("value", "limit"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("verdict", no_wrap=True)
+        table.add_column("detail")
+        for rule in found.verdict.rules:
+            figures = (_number(rule.value), _number(rule.limit))
+            table.add_row(rule.name, *figures, _word(rule), Text(rule.detail))
+        console.print(table)
+    console.print(_sentence(found), markup=False)
+
+
+def promote(
+    config_path: str, overrides: Sequence[str], run_id: str, why: str, *, as_json: bool
+) -> None:
+    """Let a run's challenger serve."""
+    if not why.strip():
+        raise ConfigError("--why is empty; say in a few words why this model is to serve")
+    config = configured(config_path, overrides)
+    checked_run_id(run_id)
+
+    def rematch(decision: NightDecision, manifest: Manifest, challenger: Champion) -> Identity:
+        return _matched_anew(config, decision, manifest, challenger)
+
+    lake = Store(config.output)
+    entry = promote_challenger(lake, run_id, who=login(), why=why, rematch=rematch)
+    _show(entry, as_json)
+
+
+def rollback(
+    config_path: str, overrides: Sequence[str], why: str | None, *, again: bool, as_json: bool
+) -> None:
+    """Let the champion before the present one serve again."""
+    lake = Store(configured(config_path, overrides).output)
+    _show(roll_back(lake, who=login(), why=why or "no reason was given", again=again), as_json)
+
+
+def _matched_anew(
+    config: Config, decision: NightDecision, manifest: Manifest, challenger: Champion
+) -> Identity:
+    """The stage identify once more, on Ray, with the champion of today; no marker changes."""
+    keep_to_this_machine()  # before anything imports Ray
+    from pipeline.registry.models import settings_of
+    from pipeline.stages.fit.identify import identify
+
+    lake = Store(config.output)
+    context = Context(challenger.run_id, challenger.ds, lake)
+    # The network is as it was fitted; thresholds and hardware are those of today.
+    today = {name: getattr(config, name) for name in ("execution", "matching", "assign")}
+    settings = settings_of(lake, challenger.model).model_copy(update=today)
+    sample = challenger.reference.sample
+    with own_screen(wanted_format()) as screen:
+        screen.say("note: the champion has changed since that run; its clusters are matched anew")
+        try:
+            start_ray(config, on_wait=lambda line: screen.say(f"note: {line}"))
+            return identify.run(settings, context, decision, manifest, sample, challenger.model)
+        finally:
+            stop_ray()
+
+
+def _show(entry: Entry, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(entry.model_dump(mode="json"), indent=2))
+        return
+    champion = entry.champion
+    print(
+        f"{champion.model.model_id} of run {champion.run_id} serves from the next night on: entry "
+        f"{entry.number} of the registry, {entry.action} by {entry.who} at {entry.at}: {entry.why}"
+    )
+
+
+def _sentence(found: Judged) -> str:
+    verdict, run = found.verdict, f"run {found.run_id}"
+    serves = "; it serves" if found.serves else ""
+    if verdict.passed:
+        return f"{run} passed the gate: every rule holds{serves}"
+    if verdict.reason:
+        return f"{run} was refused, for no model could be fitted: {verdict.reason}"
+    broken = "; ".join(_reason(rule) for rule in verdict.rules if not rule.passed)
+    if found.serves:
+        return f"{run} was refused: {broken}; it serves all the same"
+    return f"{run} was refused: {broken}; dec promote overrules that"
+
+
+def _reason(rule: GateRule) -> str:
+    measured = "not a number" if rule.value is None else f"{_number(rule.value)}"
+    return f"{rule.name} is {measured}, over {_number(rule.limit)} ({rule.detail})"
+
+
+def _word(rule: GateRule) -> str:
+    if not rule.passed:
+        return "refused"
+    if rule.limit is None:
+        return "off"
+    return "passed" if rule.value is not None else "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,190 @@
+"""``dec locate``: where one row went, and what speaks for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.commands.explain import key_text, with_times
+from jobs.night import checked_run_id
+from jobs.session import configured
+from pipeline.clustering.surrogate import point_in_time
+from pipeline.errors import ConfigError, InputError
+from pipeline.insight.explanations import Explained, explained, profile_of
+from pipeline.insight.traits import times_of
+from pipeline.operations.locating import (
+    MOST_ROWS,
+    Evidence,
+    Near,
+    asked_key,
+    evidence,
+    find_rows,
+    key_schema,
+    nearest_exemplars,
+    parts_of_run,
+    raw_rows,
+    why_none_near,
+)
+from pipeline.registry.clusters import keys_as_json
+from pipeline.storage import Store
+
+_LISTED_FEATURES = 10
+_NEAREST = 5
+_SHOWN = (
+    *("cluster_id", "confidence", "cluster_id_2", "confidence_2", "distance", "is_outlier"),
+    *("model_id", "run_id", "ds"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Located:
+    """One row, and what can be said of it.
+
+    Attributes:
+        keys: By column.
+        row: Its assignment.
+        evidence: By feature, the heaviest first.
+        near: Exemplars that are like it.
+        why_none_near: In words, where there are none.
+        why_no_features: In words, where the raw row could not be read.
+    """
+
+    keys: dict[str, Any]
+    row: dict[str, Any]
+    evidence: list[Evidence]
+    near: list[Near]
+    why_none_near: str
+    why_no_features: str
+
+
+def locate(
+    config_path: str, overrides: Sequence[str], run_id: str, keys: Sequence[str], *, as_json: bool
+) -> None:
+    """Find the rows that have a key in a run, and say why they are where they are."""
+    if not keys:
+        raise ConfigError("--key is missing; give column=value of each key column")
+    lake = Store(configured(config_path, overrides).output)
+    checked_run_id(run_id)
+    files = parts_of_run(lake, run_id)
+    key = asked_key(keys, schema := key_schema(lake, files))
+    found = find_rows(lake, files, key)
+    if not len(found.table):
+        raise InputError(
+            f"run {run_id} has no row with key {' '.join(keys)}; its key columns are "
+            f"{', '.join(schema.names)}, and values must be exactly theirs"
+        )
+    run = explained(lake, run_id)
+    texts = keys_as_json(found.table.select(schema.names))
+    raw = raw_rows(lake, run_id, found.table)
+    rows = found.table.select(list(_SHOWN)).to_pylist()
+    located = [
+        _located(run, json.loads(text), row, x_F)
+        for text, row, x_F in zip(texts, rows, raw, strict=True)
+    ]
+    if as_json:
+        times = times_of(run.explanation)
+        shown = [dataclasses.asdict(one) for one in located]
+        for one, row in zip(located, shown, strict=True):
+            for feature, told in zip(row["evidence"], one.evidence, strict=True):
+                feature["weight"] = told.weight
+            names = ("value", "mean", "other_mean")
+            row["evidence"] = [with_times(f, times, *names) for f in row["evidence"]]
+            row["name"] = run.names.get(one.row["cluster_id"])
+            row["name_2"] = run.names.get(one.row["cluster_id_2"])
+        print(json.dumps({"run_id": run_id, "rows": shown, "more": found.more}, indent=2))
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    for one in located:
+        _show(run, one, console)
+    if found.more:
+        console.print(f"more than {MOST_ROWS} rows have that key; these are the first")
+
+
+def _located(
+    run: Explained, keys: dict[str, Any], row: dict[str, Any], x_F: NDArray[np.float64] | str
+) -> _Located:
+    # An outlier is in no cluster: nothing speaks for it against the runner-up.
+    pair = [i for i in (row["cluster_id"], row["cluster_id_2"]) if i in run.clusters]
+    if isinstance(x_F, str):
+        return _Located(keys, row, [], [], "the row itself cannot be looked at", x_F)
+    told = evidence(run, profile_of(run, pair), x_F, *pair) if len(pair) == 2 else []
+    near = nearest_exemplars(run, x_F, pair, _NEAREST)
+    return _Located(keys, row, told, near, "" if near else why_none_near(run, pair), "")
+
+
+def _show(run: Explained, one: _Located, console: Console) -> None:
+    row = one.row
+    facts = Table(box=box.SIMPLE, show_header=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    where = "none: an outlier" if row["is_outlier"] else run.named(row["cluster_id"])
+    for name, value in (
+        ("key", key_text(one.keys)),
+        ("cluster", where),
+        ("confidence", f"{row['confidence']:.3f}, at distance {row['distance']:.4g}"),
+        ("runner-up", f"{run.named(row['cluster_id_2'])}, confidence {row['confidence_2']:.3f}"),
+        ("labelled", f"by run {row['run_id']} of ds {row['ds']}, model {row['model_id']}"),
+    ):
+        facts.add_row(name, Text(value))
+    console.print(facts)
+    if one.why_no_features:
+        console.print(
+            "From the assignments alone, for the row itself cannot be looked at: "
+            f"{one.why_no_features}",
+            markup=False,
+        )
+    if one.evidence:
+        console.print(_evidence(run, one))
+    if one.near:
+        console.print(_near(run, one.near))
+    elif not one.why_no_features:
+        console.print(f"No nearest exemplars: {one.why_none_near}.", markup=False)
+
+
+def _evidence(run: Explained, one: _Located) -> Table:
+    mine, other = one.row["cluster_id"], one.row["cluster_id_2"]
+    table = Table(box=box.SIMPLE)
+    table.add_column("feature")
+    table.add_column("value", justify="right", no_wrap=True)
+    for cluster in (mine, other):
+        table.add_column(f"mean in {cluster}", justify="right", no_wrap=True)
+        table.add_column("std away", justify="right", no_wrap=True)
+    table.add_column("speaks for", justify="right", no_wrap=True)
+    times = times_of(run.explanation)
+    for feature in one.evidence[:_LISTED_FEATURES]:
+        shown = point_in_time if feature.feature in times else "{:.4g}".format
+        table.add_row(
+            Text(feature.feature),
+            shown(feature.value),
+            shown(feature.mean),
+            f"{feature.away:.1f}",
+            shown(feature.other_mean),
+            f"{feature.other_away:.1f}",
+            str(mine if feature.weight >= 0 else other),
+        )
+    return table
+
+
+def _near(run: Explained, near: Sequence[Near]) -> Table:
+    table = Table(box=box.SIMPLE)
+    table.add_column("nearest exemplars")
+    table.add_column("cluster")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("distance", justify="right", no_wrap=True)
+    for one in near:
+        table.add_row(
+            Text(key_text(one.keys)),
+            Text(run.named(one.cluster_id)),
+            one.kind,
+            f"{one.distance:.4g}",
+        )
+    return table

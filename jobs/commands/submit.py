@@ -1,0 +1,240 @@
+"""A night as a job on a Ray cluster elsewhere: submitted, followed, ended with its own exit code.
+
+One submission id stands for one pipeline and one ds, and run or night of it, so that Ray refuses a
+second submission while the first is at work; when it has ended, the next one continues the run
+(infra/decisions/0018-one-submission-id-for-one-night.md).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pipeline
+from jobs.commands import staging
+from jobs.job_server import JobServer, first_line
+from jobs.night import checked_ds, checked_run_id
+from pipeline.artifacts import fingerprint_of
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError, Interrupted, TransientError
+from pipeline.schema import NAME_PATTERN
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
+Environment = Literal["cluster", "lock"]
+
+_SETUP_SECONDS = 900  # Ray's own limit for the start of a job
+_STOP_SECONDS = 60  # for a checkpoint after SIGTERM; Ray gives three
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is submitted.
+
+    Attributes:
+        config_path: The YAML file on this machine.
+        ds: Logical date; None for a table without nights.
+        run_id: Names the run; None leaves it to the job.
+        overrides: ``a.b=value``.
+        name: Of the pipeline; None takes the file's.
+        environment: Where the package and what it needs come from: the nodes, or here.
+        working_dir: A folder of the user's code.
+        nightly: As ``dec nightly``; else as ``dec run``.
+    """
+
+    config_path: str
+    ds: str | None = None
+    run_id: str | None = None
+    overrides: Sequence[str] = ()
+    name: str | None = None
+    environment: Environment = "cluster"
+    working_dir: str | None = None
+    nightly: bool = False
+
+    @property
+    def pipeline_name(self) -> str:
+        """As part of an id."""
+        if self.name is None:
+            stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.config_path).stem)
+            return stem.strip("-._")[:100] or "dec"
+        if not re.fullmatch(NAME_PATTERN, self.name):
+            raise ConfigError(
+                f"--name {self.name!r} must be letters, digits, '.', '_' and '-', and start with "
+                "a letter or digit"
+            )
+        return self.name
+
+    @property
+    def id(self) -> str:
+        """The same for every submission of the same night; `dec run` of its date has another."""
+        return f"{self.pipeline_name}-{checked_ds(self.ds)}" + "-night" * self.nightly
+
+    def command(self, config_name: str) -> str:
+        """What the cluster's shell runs, in the job's working directory."""
+        words = ["python", "-m", "jobs.nightly", "--config", config_name]
+        words += ["--ds", self.ds] if self.ds else []
+        words += ["--run-id", self.run_id] if self.run_id else []
+        words += ["--by-schedule"] if self.nightly else []
+        for override in self.overrides:
+            words += ["--set", override]
+        return shlex.join(words)
+
+
+def submit_night(
+    submission: Submission,
+    *,
+    address: str | None,
+    wait: bool = False,
+    follow: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Submit a night to a cluster, and see it through if asked to.
+
+    Args:
+        submission: What to submit.
+        address: URL of the cluster's dashboard.
+        wait: Return when the job has ended, with its exit code.
+        follow: The same, and show its log.
+        as_json: Print the outcome as JSON; the log then goes to standard error.
+
+    Returns:
+        0 when the job is submitted; with ``wait`` or ``follow`` its own exit code, 128 + n where
+        signal n ended it, and 130 where somebody stopped it or Ctrl-C ended the waiting.
+
+    Raises:
+        ConfigError: The config, the address or the cluster's environment is wrong.
+        LeaseHeld: The same night is at work on this cluster.
+        TransientError: The cluster can't be reached, or has lost the job.
+    """
+    # Everything that can be wrong here shows before anything leaves this machine.
+    config = load_config(submission.config_path, submission.overrides)
+    checked_run_id(submission.run_id)
+    if submission.nightly and submission.ds is None:
+        raise ConfigError("--nightly needs --ds, the date of the night")
+    _refuse_relative(config)
+    metadata = {
+        "pipeline": submission.pipeline_name,
+        "ds": checked_ds(submission.ds),
+        "version": pipeline.__version__,
+        "config": fingerprint_of(config.result_settings()),
+    }
+    if submission.run_id:
+        metadata["run_id"] = submission.run_id
+    with tempfile.TemporaryDirectory(prefix="dec-submit-") as folder:
+        lock = submission.environment == "lock"
+        config_name = staging.stage(
+            submission.config_path,
+            Path(folder),
+            working_dir=submission.working_dir,
+            package=lock,
+        )
+        runtime_env: dict[str, Any] = {
+            "working_dir": folder,
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
+            "config": {"setup_timeout_seconds": _SETUP_SECONDS},
+        }
+        if lock:
+            extras = {"delta", "iceberg"} & {config.lake.format}
+            extras |= {name for name, tracker in config.track if tracker is not None}
+            runtime_env["pip"] = staging.pins(sorted(extras))
+        command = submission.command(config_name)
+        staging.refuse_secrets([("the command", command.encode())])
+        server = JobServer(address)
+        log_start = server.submit(submission.id, command, runtime_env, metadata)
+    outcome: dict[str, Any] = {"submission_id": submission.id, "address": server.address}
+    told = sys.stderr if as_json else sys.stdout
+    print(f"submitted {submission.id} to {server.address}", file=told, flush=True)
+    for line in _next_steps(submission.id, server.address) if not (wait or follow) else ():
+        print(line, file=told)
+    code = 0
+    if wait or follow:
+        try:
+            info = server.wait(submission.id, told if follow else None, log_start)
+        except KeyboardInterrupt:
+            print(f"\nleft {submission.id}, which goes on.", file=sys.stderr)
+            for line in _next_steps(submission.id, server.address):
+                print(line, file=sys.stderr)
+            return Interrupted.exit_code
+        code = _exit_code(info, submission.id, with_log=not follow)
+        outcome |= {"status": info.status.value, "exit_code": code}
+    if as_json:
+        print(json.dumps(outcome))
+    return code
+
+
+def _refuse_relative(config: Config) -> None:
+    """A job has a folder of its own, which is thrown away with it."""
+    paths = config.source.path
+    inputs = [("source.path", path) for path in ([paths] if isinstance(paths, str) else paths)]
+    outputs = [("output", config.output)]
+    if config.track.tensorboard:
+        outputs.append(("track.tensorboard", config.track.tensorboard))
+    if config.track.openlineage:
+        outputs.append(("track.openlineage.to", config.track.openlineage.to))
+    for name, path in (*inputs, *outputs):
+        if "://" not in path and not Path(path).is_absolute():
+            raise ConfigError(
+                f"{name}={path} is relative to a folder of this machine, and a job runs elsewhere; "
+                "give s3://…, or an absolute path on storage that all nodes share"
+            )
+
+
+def _next_steps(submission_id: str, address: str) -> list[str]:
+    return [
+        f"  see it:   ray job logs --address {address} --follow {submission_id}",
+        f"  its end:  ray job status --address {address} {submission_id}",
+        f"  stop it:  ray job stop --address {address} {submission_id}",
+    ]
+
+
+# What Ray can't do for a job, by its error_type; anything else is for another try.
+_NOT_SET_UP = "RUNTIME_ENV_SETUP_FAILURE"
+
+
+def _exit_code(info: JobDetails, submission_id: str, *, with_log: bool) -> int:
+    """The job's own exit code, with a line that says what it was.
+
+    Raises:
+        ConfigError: The cluster could not set up its environment.
+        TransientError: The job was lost, or never started.
+    """
+    status, code, message = info.status.value, info.driver_exit_code, info.message or ""
+    if status == "SUCCEEDED":
+        print(f"{submission_id} succeeded", file=sys.stderr)
+        return 0
+    if status == "STOPPED":
+        print(f"{submission_id} was stopped; submit again to resume it", file=sys.stderr)
+        return Interrupted.exit_code
+    if code is None:
+        reason = first_line(message) or "without a reason"
+        if info.error_type == _NOT_SET_UP:
+            raise ConfigError(
+                f"the cluster could not set up the environment of {submission_id}: {reason}"
+            )
+        raise TransientError(
+            f"{submission_id} was lost: {reason}; submit again: the run goes on where it stopped"
+        )
+    if with_log:
+        log = message.partition("chars):\n")[2].splitlines()
+        for line in [line for line in log if line.startswith("error: ")] or log:
+            print(line, file=sys.stderr)
+    said = f"exit code {code}"
+    if code < 0:
+        said = f"{signal.Signals(-code).name}, out of memory on its node perhaps"
+        code = 128 - code
+    if code == 127 or re.search(r"No module named '?(jobs|pipeline)\b", message):
+        said += (
+            ": its nodes lack dec-pipeline; use an image that has it (infra/docker), or "
+            "--environment lock"
+        )
+    print(f"{submission_id} failed: {said}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""Input: shards are found, pinned, cut into slices and read."""

@@ -1,0 +1,331 @@
+"""The one reader: pieces of pinned shards → blocks of raw rows. Every stage reads through it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.artifacts import (
+    FeatureColumn,
+    Manifest,
+    ProfiledColumn,
+    StoredFile,
+    encode_schema,
+)
+from pipeline.config import Config
+from pipeline.counts import count
+from pipeline.errors import InputError, says_out_of_memory
+from pipeline.input.bad_shards import ShardVersion, changed, diagnosed, storage_error
+from pipeline.input.columns import RaggedVectors, feature_matrix, missing_values_error
+from pipeline.input.hive import hive_column, hive_values
+from pipeline.input.pinning import PinnedInput, ragged_error
+from pipeline.input.slices import cut_slices
+from pipeline.schema import SHARD_KEY_FIELDS
+from pipeline.storage import S3_SCHEME, Store, open_input, version_of
+
+# Memory of a block of raw rows: enough to hide the cost of a call, little beside a worker's.
+_BLOCK_BYTES = 2 * 2**20
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Some rows of one shard.
+
+    Attributes:
+        x_BF: Raw features, shape (rows, features), of the manifest's dtype; may be a read-only
+            view of Arrow's memory. Missing values are NaN.
+        carried: Key columns and label of the same rows; None when they were not asked for.
+        shard: Number of their shard in the manifest.
+        row_numbers_B: Their places in it, shape (rows,), int64.
+        stored: Features that are categories, and ``Reader.explained``, as the shard has them, if it
+            does; None where there is none.
+    """
+
+    x_BF: NDArray[np.generic]
+    carried: pa.Table | None
+    shard: int
+    row_numbers_B: NDArray[np.int64]
+    stored: pa.Table | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads pieces. Small: sent to every task.
+
+    Attributes:
+        features: Feature columns.
+        dtype: numpy name of the type of a raw row.
+        nulls: What a missing value does: "error", "mean" (kept, as NaN) or "drop" (the row).
+        carried: Key columns and label; empty leaves them unread.
+        shard_keys: Whether shard name and row number stand in for the keys.
+        explained: Columns of which nothing is asked, and which a shard may lack.
+    """
+
+    features: tuple[FeatureColumn, ...]
+    dtype: str
+    nulls: str
+    carried: pa.Schema
+    shard_keys: bool
+    explained: tuple[ProfiledColumn, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        manifest: Manifest,
+        *,
+        carry: bool,
+        explained: tuple[ProfiledColumn, ...] = (),
+    ) -> Reader:
+        """The reader for a pinned input; ``carry`` reads key columns and label too."""
+        return cls(
+            features=manifest.features,
+            dtype=manifest.dtype,
+            nulls=config.source.nulls,
+            carried=manifest.carried_schema if carry else pa.schema([]),
+            shard_keys=carry and not manifest.keys,
+            explained=explained,
+        )
+
+    @property
+    def width(self) -> int:
+        """F, the width of a row."""
+        return sum(column.width for column in self.features)
+
+    def blocks(self, pieces: pa.Table) -> Iterator[RowBlock]:
+        """Read pieces in their order.
+
+        Args:
+            pieces: See ``pipeline.input.slices``, with the shard's url, name and version.
+
+        Raises:
+            BadShard: A shard is corrupt or gone, or changed since it was pinned.
+            InputError: Vectors are ragged, or a feature is missing under ``nulls="error"``.
+        """
+        start = 0
+        shards = pieces["shard"].to_numpy()
+        for edge in [*np.flatnonzero(np.diff(shards)) + 1, len(shards)]:  # runs of one shard
+            yield from self._shard(pieces.slice(start, edge - start).to_pylist())
+            start = int(edge)
+
+    def _shard(self, pieces: list[dict[str, Any]]) -> Iterator[RowBlock]:
+        shard = ShardVersion(*(pieces[0][name] for name in ("url", "name", "version")))
+        try:
+            for parquet, piece, position, batch in self._pinned_batches(shard, pieces):
+                first, rows = piece["row_start"], piece["rows"]
+                begin, end = max(first - position, 0), min(first + rows - position, len(batch))
+                if begin < end:
+                    part = self._with_hive(pa.table(batch.slice(begin, end - begin)), shard.url)
+                    row_number = piece["first_row"] + position + begin
+                    place = (shard.name, shard.url, part, piece["shard"], row_number)
+                    yield from self._block(parquet, *place)
+        except MemoryError:
+            raise
+        except (OSError, pa.ArrowException) as error:  # values that fit no type, for example
+            if says_out_of_memory(error):
+                raise  # that is no fault of the shard
+            raise storage_error(shard.name, error) from None
+
+    def _pinned_batches(
+        self, shard: ShardVersion, pieces: list[dict[str, Any]]
+    ) -> Iterator[tuple[pq.ParquetFile, dict[str, Any], int, pa.RecordBatch]]:
+        """What ``_batches`` yields, of the version that was pinned."""
+
+        def read_again(source: pa.NativeFile) -> None:
+            for _ in self._batches(source, pieces, pre_buffer=False):
+                pass
+
+        try:
+            if version_of(shard.url) != shard.version:
+                raise changed(shard)
+            with open_input(shard.url) as source:
+                # One request for all columns of a row group; what is mapped into memory needs none.
+                yield from self._batches(source, pieces, shard.url.startswith(S3_SCHEME))
+            # Of what was read meanwhile nobody knows which version it was. One that is gone by now
+            # was read while it was there.
+            with contextlib.suppress(FileNotFoundError):
+                if version_of(shard.url) != shard.version:
+                    raise changed(shard)
+        except (OSError, pa.ArrowException) as error:
+            if says_out_of_memory(error):
+                raise  # that is no fault of the shard
+            raise diagnosed(shard, error, read_again) from None
+
+    def _batches(
+        self, source: pa.NativeFile, pieces: list[dict[str, Any]], pre_buffer: bool
+    ) -> Iterator[tuple[pq.ParquetFile, dict[str, Any], int, pa.RecordBatch]]:
+        """Batches up to the end of each piece, with their first row's place in the row group."""
+        # Without checksums, which Spark writes, damage in uncompressed pages is not to be seen.
+        parquet = pq.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True)
+        in_file = parquet.schema_arrow.names
+        names = dict.fromkeys(self._names())
+        block_rows = max(1024, _BLOCK_BYTES // (self.width * np.dtype(self.dtype).itemsize))
+        wanted = [column for column, name in enumerate(_roots(parquet)) if name in names]
+        for piece in pieces:
+            position, end = 0, piece["row_start"] + piece["rows"]
+            group = parquet.metadata.row_group(piece["row_group"])
+            count("bytes_read", sum(group.column(c).total_compressed_size for c in wanted))
+            for batch in parquet.iter_batches(
+                batch_size=block_rows,
+                row_groups=[piece["row_group"]],
+                columns=[n for n in names if n in in_file],
+                use_threads=False,  # whoever reads has threads that read other pieces meanwhile
+            ):
+                yield parquet, piece, position, batch
+                position += len(batch)
+                count("rows_read", len(batch))
+                if position >= end:
+                    break
+            if position < end:
+                raise pa.ArrowInvalid(f"row group {piece['row_group']} ends after {position} rows")
+
+    def _with_hive(self, table: pa.Table, url: str) -> pa.Table:
+        if not all(name in table.column_names for name in self._names()):
+            for name, value in hive_values(url).items():
+                if name in self._names() and name not in table.column_names:
+                    kind = pa.int64()  # as a plain feature it must read as a number
+                    if name in self._categories():
+                        kind = pa.string()
+                    if name in self.carried.names:
+                        kind = self.carried.field(name).type
+                    elif any(c.name == name and c.kind == "category" for c in self.explained):
+                        kind = pa.string()
+                    table = table.append_column(name, hive_column(value, len(table), kind))
+        return table
+
+    def _names(self) -> list[str]:
+        features, explained = (
+            [column.name for column in columns] for columns in (self.features, self.explained)
+        )
+        return [*features, *self.carried.names, *explained]
+
+    def _categories(self) -> list[str]:
+        return [column.name for column in self.features if column.type == "category"]
+
+    def _block(
+        self,
+        parquet: pq.ParquetFile,
+        shard: str,
+        url: str,
+        table: pa.Table,
+        shard_number: int,
+        row_number: int,
+    ) -> Iterator[RowBlock]:
+        columns = [table[column.name] for column in self.features]
+        try:
+            x_BF, missing_B = feature_matrix(columns, self.features, self.dtype)
+        except RaggedVectors as ragged:
+            raise ragged_error(shard, *ragged.args) from None
+        carried = self._carried(shard, table, row_number)
+        told = dict.fromkeys([*self._categories(), *(column.name for column in self.explained)])
+        names = [name for name in told if name in table.column_names]
+        stored = table.select(names) if names else None
+        if missing_B is not None and self.nulls == "error":
+            raise self._missing(parquet, shard, url)
+        row_numbers_B = np.arange(row_number, row_number + len(table))
+        if missing_B is not None and self.nulls == "drop":
+            x_BF, row_numbers_B = x_BF[~missing_B], row_numbers_B[~missing_B]
+            carried = carried.filter(pa.array(~missing_B)) if carried is not None else None
+            stored = stored.filter(pa.array(~missing_B)) if stored is not None else None
+        yield RowBlock(x_BF, carried, shard_number, row_numbers_B, stored)
+
+    def _carried(self, shard: str, table: pa.Table, row_number: int) -> pa.Table | None:
+        if not len(self.carried) and not self.shard_keys:
+            return None
+        arrays = [_cast(table[field.name], field.type) for field in self.carried]
+        fields = list(self.carried)
+        if self.shard_keys:
+            numbers = pa.array(np.arange(row_number, row_number + len(table)))
+            arrays = [pa.repeat(pa.scalar(shard), len(table)), numbers, *arrays]
+            fields = [*SHARD_KEY_FIELDS, *fields]
+        return pa.table(arrays, schema=pa.schema(fields))
+
+    def _missing(self, parquet: pq.ParquetFile, shard: str, url: str) -> InputError:
+        """Count what is missing in the whole shard: the reader stopped at the first block."""
+        names, bad_rows = [], 0
+        in_file = [column for column in self.features if column.name in parquet.schema_arrow.names]
+        folders = [
+            column.name
+            for column in self.features
+            if column not in in_file and hive_values(url).get(column.name) is None
+        ]
+        total = parquet.metadata.num_rows
+        missing = {column.name: 0 for column in in_file}
+        for batch in parquet.iter_batches(columns=[column.name for column in in_file]):
+            any_missing = np.zeros(len(batch), dtype=bool)
+            for column in in_file:
+                array = [batch.column(column.name)]
+                _, missing_B = feature_matrix(array, [column], "float64")
+                if missing_B is not None:
+                    missing[column.name] += int(missing_B.sum())
+                    any_missing |= missing_B
+            bad_rows += int(any_missing.sum())
+        if folders:  # a folder's null is that of every row
+            bad_rows = total
+        names = [*folders, *(name for name, count in missing.items() if count)]
+        return missing_values_error(shard, names, bad_rows, total)
+
+
+def manifest_of(config: Config, pinned: PinnedInput, shards: StoredFile) -> Manifest:
+    """What stages are told of a pinned input; ``shards`` is where its table of shards is kept."""
+    table = pinned.shards
+    pieces = cut_slices(table, config.execution.target_slice_mib * 2**20)
+    return Manifest(
+        shards=shards,
+        rows=int(table["rows"].to_numpy().sum()),
+        bytes=int(table["bytes"].to_numpy().sum()),
+        wanted_bytes=int(table["row_group_bytes"].combine_chunks().flatten().to_numpy().sum()),
+        shard_count=len(table),
+        row_groups=len(pieces),
+        slice_count=len(pc.unique(pieces["slice"])),
+        target_slice_mib=config.execution.target_slice_mib,
+        features=pinned.features,
+        dtype=pinned.dtype,
+        carried=encode_schema(pinned.carried),
+        nulls=config.source.nulls,
+        keys=tuple(config.source.keys),
+        label=config.evaluate.label,
+        quarantined=pinned.quarantined,
+    )
+
+
+def pieces_of(manifest: Manifest, lake: Store) -> pa.Table:
+    """All pieces of a pinned input, in slices, ready for ``Reader.blocks``.
+
+    Those of quarantined shards are left out after the cut, so that all other slices stay as they
+    are; a slice of which nothing is left is none.
+    """
+    shards = lake.read_table(manifest.shards.path)
+    pieces = pieces_of_shards(shards, manifest.target_slice_mib)
+    left_out = pa.array([shard.url for shard in manifest.quarantined], pa.string())
+    return pieces.filter(pc.invert(pc.is_in(pieces["url"], left_out))) if len(left_out) else pieces
+
+
+def pieces_of_shards(shards: pa.Table, target_slice_mib: int) -> pa.Table:
+    """The same from the manifest's table of shards."""
+    pieces = cut_slices(shards, target_slice_mib * 2**20)
+    for column in ("url", "name", "version"):
+        pieces = pieces.append_column(column, pc.take(shards[column], pieces["shard"]))
+    return pieces
+
+
+def _roots(parquet: pq.ParquetFile) -> list[str]:
+    """The column that each of Parquet's, which may be a part of one, belongs to."""
+    schema = parquet.metadata.schema
+    return [schema.column(c).path.partition(".")[0] for c in range(len(schema))]
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if column.type == kind:
+        return column
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(kind)

@@ -1,0 +1,238 @@
+"""The reference sample: rows drawn from each slice, written beside the run by whoever read them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.artifacts import Sample, StoredFile
+from pipeline.input.reading import Reader
+from pipeline.input.slices import held_out
+from pipeline.input.statistics import VALUE_COUNTS, RowStatistics
+from pipeline.model.scaling import Moments, Scaler
+from pipeline.storage import Store, parquet_bytes, sha256
+
+_ENCODE_ROWS = 2048
+# Columns of a sample part; not names that a key column would have.
+FEATURES = "dec_features"
+HELD_OUT = "dec_held_out"
+_HASHES = pa.schema([("column", pa.string()), ("hashes", pa.list_(pa.uint64()))])
+
+
+@dataclass(frozen=True)
+class SamplePart:
+    """What a task reports of its part: a file and statistics, never rows.
+
+    Attributes:
+        name: Of the file.
+        sha256: Of its content.
+        bytes: Its size.
+        rows: Rows in it.
+        scanned: Rows that the statistics come from.
+        count_F: See ``Moments``, like those below.
+        values: See ``RowStatistics``, one list a column of it; none where no column is a category.
+        hashes: See there; names and numbers.
+        cut: See there.
+    """
+
+    name: str
+    sha256: str
+    bytes: int
+    rows: int
+    scanned: int
+    count_F: list[int]
+    mean_F: list[float]
+    m2_F: list[float]
+    min_F: list[float]
+    max_F: list[float]
+    missing_F: list[int]
+    values: dict[str, list[Any]] | None = None
+    hashes: dict[str, list[Any]] | None = None
+    cut: tuple[str, ...] = ()
+
+    def statistics(self) -> RowStatistics:
+        """The statistics as arrays."""
+        moments = Moments(
+            count_F=np.array(self.count_F, np.int64),
+            mean_F=np.array(self.mean_F),
+            m2_F=np.array(self.m2_F),
+            min_F=np.array(self.min_F),
+            max_F=np.array(self.max_F),
+            missing_F=np.array(self.missing_F, np.int64),
+        )
+        values = pa.table(self.values or VALUE_COUNTS.empty_table().to_pydict(), VALUE_COUNTS)
+        found = zip(*self.hashes.values(), strict=True) if self.hashes else ()
+        hashes = {name: np.array(numbers, np.uint64) for name, numbers in found}
+        return RowStatistics(moments, values, hashes, frozenset(self.cut))
+
+
+class MergedParts:
+    """Parts as they come, and the statistics of all of them.
+
+    Whatever order they come in, statistics are merged in the order of the slices: sums of floats,
+    and what is dropped, are the same each time. One that is early waits.
+
+    Args:
+        names: Of all parts, in that order.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.parts: list[SamplePart] = []
+        self.statistics: RowStatistics | None = None
+        self._names = deque(names)
+        self._early: dict[str, RowStatistics] = {}
+
+    def add(self, part: SamplePart) -> None:
+        """One more."""
+        self._early[part.name] = part.statistics()
+        self.parts.append(replace(part, values=None, hashes=None))  # the rest is small
+        while self._names and self._names[0] in self._early:
+            found = self._early.pop(self._names.popleft())
+            self.statistics = self.statistics.merged_with(found) if self.statistics else found
+
+    def merged(self) -> RowStatistics:
+        """The statistics of all.
+
+        Raises:
+            ValueError: A part did not come, or came twice.
+        """
+        if self.statistics is None or self._names or self._early:
+            early = sorted(self._early)
+            raise ValueError(f"parts of the sample: without {[*self._names]}, with {early}")
+        return self.statistics
+
+
+def part_name(slice_number: int) -> str:
+    """Of a slice's part of the sample."""
+    return f"part-{slice_number:06}.parquet"
+
+
+def write_sample_part(
+    reader: Reader, pieces: pa.Table, folder: Store, seed: int, held_out_share: float = 0.0
+) -> pa.Table:
+    """Draw rows from a slice and write them.
+
+    Args:
+        reader: Reads features, keys and label.
+        pieces: The slice, with a column ``draw``; see ``pipeline.input.slices.sample_share``.
+        folder: Where parts go.
+        seed: With shard and row group, decides which rows are drawn.
+        held_out_share: Of the rows, which training does not see: marked in the part.
+
+    Returns:
+        One row: a ``SamplePart``.
+    """
+    seen: list[RowStatistics] = []
+    drawn: list[pa.Table] = []
+    for piece in range(len(pieces)):
+        one = pieces.slice(piece, 1)
+        place = one.to_pylist()[0]
+        random = np.random.default_rng([seed, place["shard"], place["row_group"]])
+        chosen = random.choice(place["rows"], place["draw"], replace=False, shuffle=False)
+        chosen.sort()
+        start = 0
+        for block in reader.blocks(one):
+            x_BF = block.x_BF
+            seen = [RowStatistics.merged([*seen, RowStatistics.of(block, reader.features)])]
+            # Under source.nulls: drop a block may be shorter than its rows; then a few draws fall
+            # on rows that are gone, and the sample is that much smaller.
+            first, last = np.searchsorted(chosen, [start, start + len(x_BF)])
+            take = chosen[first:last] - start
+            vectors = pa.FixedSizeListArray.from_arrays(_flat(x_BF[take]), reader.width)
+            carried = block.carried if block.carried is not None else pa.table({})
+            held_B = held_out(block.shard, block.row_numbers_B[take], held_out_share, seed)
+            rows = carried.take(take).append_column(FEATURES, vectors)
+            drawn.append(rows.append_column(HELD_OUT, pa.array(held_B)))
+            start += len(x_BF)
+    table = pa.concat_tables(drawn)
+    content = parquet_bytes(table)
+    name = part_name(pieces["slice"][0].as_py())
+    folder.write_bytes(name, content)
+    (found,) = seen  # a slice has rows
+    statistics: dict[str, Any] = {k: [v.tolist()] for k, v in vars(found.moments).items()}
+    if any(column.type == "category" for column in reader.features):
+        found = found.bounded()
+        # With their types, which lists of nothing would not have.
+        hashes = {"column": [*found.hashes], "hashes": [*found.hashes.values()]}
+        statistics["values"] = pa.array([found.values.to_pydict()], _lists(VALUE_COUNTS))
+        statistics["hashes"] = pa.array([hashes], _lists(_HASHES))
+        statistics["cut"] = pa.array([sorted(found.cut)], pa.list_(pa.string()))
+    return pa.table(
+        {
+            "name": [name],
+            "sha256": [sha256(content)],
+            "bytes": [len(content)],
+            "rows": [len(table)],
+            "scanned": [int(pieces["rows"].to_numpy().sum())],
+            **statistics,
+        }
+    )
+
+
+def feature_parts(lake: Store, parts: tuple[StoredFile, ...]) -> Iterator[NDArray[np.generic]]:
+    """Raw features of the sample, part by part: shape (rows, features) each, none of them empty."""
+    for part in parts:
+        column = lake.read_table(part.path, [FEATURES])[FEATURES].combine_chunks()
+        if len(column):
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            yield flat.reshape(len(column), -1)
+
+
+def sampled_features(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.generic]:
+    """Raw features of the whole sample, shape (rows, features)."""
+    return np.concatenate(list(feature_parts(lake, parts)))
+
+
+def sampled_embeddings(
+    lake: Store, sample: Sample, scaler: Scaler, encoders: Mapping[str, nn.Module]
+) -> dict[str, NDArray[np.float32]]:
+    """What each encoder makes of the scaled sample, shape (rows, dimensions) each."""
+    found: dict[str, NDArray[np.float32]] = {}
+    start = 0
+    with torch.inference_mode():
+        for part in feature_parts(lake, sample.parts):
+            # A copy: Arrow's memory is read-only, and torch warns of that.
+            for x_BF in torch.split(torch.from_numpy(np.array(part)), _ENCODE_ROWS):
+                x_BF = scaler(x_BF)
+                for name, encoder in encoders.items():
+                    z_BD = encoder(x_BF).numpy()
+                    if name not in found:
+                        found[name] = np.empty((sample.rows, z_BD.shape[1]), np.float32)
+                    found[name][start : start + len(z_BD)] = z_BD
+                start += len(x_BF)
+    return found
+
+
+def sampled_held_out(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.bool_]:
+    """Whether training did not see a row of the sample, shape (rows,)."""
+    columns = [lake.read_table(part.path, [HELD_OUT])[HELD_OUT] for part in parts]
+    return np.concatenate([column.to_numpy() for column in columns])
+
+
+def sampled_classes(lake: Store, parts: tuple[StoredFile, ...], label: str) -> NDArray[np.int64]:
+    """True classes of the sample's rows, numbered from 0, shape (rows,); −1 where unknown."""
+    columns = [lake.read_table(part.path, [label])[label] for part in parts]
+    if pa.types.is_dictionary(columns[0].type):  # each part has one of its own
+        columns = [column.cast(column.type.value_type) for column in columns]
+    chunks = [chunk for column in columns for chunk in column.chunks]
+    labels = pa.chunked_array(chunks, type=columns[0].type).combine_chunks()
+    codes = labels.dictionary_encode().indices
+    classes: NDArray[np.int64] = codes.fill_null(-1).to_numpy(zero_copy_only=False)
+    return classes.astype(np.int64)
+
+
+def _flat(x_BF: NDArray[np.generic]) -> pa.Array:
+    return pa.array(np.ascontiguousarray(x_BF).ravel())
+
+
+def _lists(schema: pa.Schema) -> pa.StructType:
+    """The type of a table in one value."""
+    return pa.struct([(field.name, pa.list_(field.type)) for field in schema])

@@ -1,0 +1,186 @@
+"""Slices, training shares and samples: who reads which row groups, a pure function of its inputs.
+
+A *piece* is some rows of one row group, a row of a table with these columns: slice, shard,
+row_group, row_start (in its row group), rows, first_row (of its row group, in its shard).
+
+``dec run`` cuts each input anew; a night keeps the slices of the night before, as far as shards are
+the same (``pipeline.labelling.kept_slices``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+# Row groups that the sample is drawn from at most: each costs a read of its own, and this many
+# spread over the table represent it even when shards are sorted.
+MAX_SAMPLED_ROW_GROUPS = 512
+# Pieces in a slice at most, however few bytes they are: tiny shards cost a request each, and a
+# hundred thousand of them in one slice would be opened one by one by one actor.
+MOST_PIECES = 1024
+# Column of a night's table of shards: the slice of each row group, also of empty ones.
+# Which number it is says nothing but which row groups share a slice.
+SLICES = pa.field("row_group_slices", pa.list_(pa.int32()))
+
+
+def cut_slices(shards: pa.Table, target_bytes: int) -> pa.Table:
+    """Cut the input into units of work: row groups of one large shard, or several small shards.
+
+    Args:
+        shards: The manifest's table of shards; with a column ``SLICES`` they are cut already.
+        target_bytes: Size of the wanted columns in one slice, about.
+
+    Returns:
+        Pieces: one a row group that has rows, in the order of the shards.
+    """
+    counts = pc.list_value_length(shards["row_group_rows"]).to_numpy()
+    rows = shards["row_group_rows"].combine_chunks().flatten().to_numpy()
+    shard = np.repeat(np.arange(len(counts)), counts)
+    starts = np.cumsum(counts) - counts
+    row_group = np.arange(len(rows)) - np.repeat(starts, counts)
+    before = np.cumsum(rows) - rows
+    first_row = before - (
+        np.repeat(before[np.minimum(starts, max(len(rows) - 1, 0))], counts) if len(rows) else 0
+    )
+    if SLICES.name in shards.column_names:
+        number = shards[SLICES.name].combine_chunks().flatten().to_numpy()
+    else:
+        number = slices_of_row_groups(shards, target_bytes)
+    pieces = pa.table(
+        {
+            "shard": shard.astype(np.int32),
+            "row_group": row_group.astype(np.int32),
+            "row_start": np.zeros(len(rows), np.int64),
+            "rows": rows.astype(np.int64),
+            "first_row": first_row.astype(np.int64),
+            "slice": number.astype(np.int32),
+        }
+    ).filter(pa.array(rows > 0))
+    # Renumber without gaps: a slice of empty row groups is none.
+    _, numbers = np.unique(pieces["slice"].to_numpy(), return_inverse=True)
+    return pieces.set_column(5, "slice", pa.array(numbers.astype(np.int32)))
+
+
+def slices_of_row_groups(shards: pa.Table, target_bytes: int) -> NDArray[np.int64]:
+    """The slice of each row group, empty ones too, shape (row groups,); ascending."""
+    counts = pc.list_value_length(shards["row_group_bytes"]).to_numpy()
+    size = shards["row_group_bytes"].combine_chunks().flatten().to_numpy()
+    shard = np.repeat(np.arange(len(counts)), counts)
+    shard_bytes = np.bincount(shard, weights=size, minlength=len(counts))
+    # A shard of at least a slice is cut by itself; smaller ones in a row are packed together.
+    large = shard_bytes >= target_bytes
+    family = np.cumsum(large | np.roll(large, 1)) if len(large) else large.astype(np.int64)
+    piece_family = family[shard]
+    family_first = np.searchsorted(piece_family, piece_family)  # index of the family's first piece
+    bytes_before = np.cumsum(size) - size
+    within = (bytes_before - bytes_before[family_first]) // target_bytes if len(size) else size
+    turn = (np.arange(len(size)) - family_first) // MOST_PIECES
+    change = np.ones(len(size), dtype=bool)
+    change[1:] = (np.diff(piece_family) != 0) | (np.diff(within) != 0) | (np.diff(turn) != 0)
+    slices: NDArray[np.int64] = np.cumsum(change) - 1
+    return slices
+
+
+def by_slice(pieces: pa.Table) -> list[pa.Table]:
+    """The pieces of each slice, in the order of the shards."""
+    numbers = pieces["slice"].to_numpy()
+    if (np.diff(numbers) < 0).any():  # shards that came late lie between others of a slice
+        pieces = pieces.take(pa.array(np.argsort(numbers, kind="stable")))
+        numbers = pieces["slice"].to_numpy()
+    edges = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))
+    return [pieces.slice(a, b - a) for a, b in itertools.pairwise(edges)]
+
+
+def training_share(
+    pieces: pa.Table, rank: int, size: int, *, fit_rows: int | None, seed: int
+) -> pa.Table:
+    """The rows that one of `size` workers learns from.
+
+    All row groups in a seeded order, cut to ``fit_rows``, are shared out evenly to the row: shares
+    differ by at most one, so no row is dropped and no worker waits for another.
+
+    Returns:
+        Pieces of this worker, in reading order; one slice each, for reading in parallel.
+    """
+    order = np.random.default_rng(seed).permutation(len(pieces))
+    rows = pieces["rows"].to_numpy()[order]
+    ends = np.cumsum(rows)
+    total = int(ends[-1]) if len(ends) else 0
+    total = min(total, fit_rows or total)
+    start, stop = rank * total // size, (rank + 1) * total // size
+    begin = np.clip(ends - rows, start, stop)
+    taken = np.clip(ends, start, stop) - begin
+    mine = taken > 0
+    share = pieces.take(pa.array(order[mine]))
+    offset = begin[mine] - (ends - rows)[mine]
+    share = share.set_column(2, "row_start", pa.array(offset))
+    share = share.set_column(3, "rows", pa.array(taken[mine]))
+    return share.set_column(5, "slice", pa.array(np.arange(len(share), dtype=np.int32)))
+
+
+# A smaller table needs every row for training: a cluster may consist of a few.
+_LEAST_ROWS_TO_HOLD_OUT = 1_000
+
+
+def held_out_share(wanted: float, total_rows: int) -> float:
+    """The share of rows to hold out of a table of this size."""
+    return wanted if total_rows >= _LEAST_ROWS_TO_HOLD_OUT else 0.0
+
+
+def held_out(
+    shard: int, row_numbers_B: NDArray[np.int64], share: float, seed: int
+) -> NDArray[np.bool_]:
+    """Which rows training does not see, so that something is left to measure it on.
+
+    A hash of the row's place decides (splitmix64, Steele, Lea & Flood 2014): the same rows for
+    every stage, and for any number of workers, without a list of them.
+
+    Args:
+        shard: Number of the shard.
+        row_numbers_B: Places in it, shape (rows,).
+        share: Of the rows to hold out, in [0, 1).
+        seed: Another seed holds out other rows.
+    """
+    place = np.random.SeedSequence([seed, shard]).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is what is meant
+        z_B = place + row_numbers_B.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z_B = (z_B ^ (z_B >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z_B = (z_B ^ (z_B >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z_B ^= z_B >> np.uint64(31)
+    held: NDArray[np.bool_] = z_B < np.uint64(share * 2.0**64)
+    return held
+
+
+def sample_share(pieces: pa.Table, sample_rows: int, seed: int) -> pa.Table:
+    """Which row groups to read for the sample, and how many rows to draw from each.
+
+    A simple random sample of the rows when the table has few row groups; of a seeded choice of
+    row groups when it has many.
+
+    Returns:
+        The chosen pieces with a column ``draw``: rows to draw from each.
+    """
+    if len(pieces) > MAX_SAMPLED_ROW_GROUPS:
+        order = random.Random(seed).sample(range(len(pieces)), len(pieces))
+        # More of them where they are so small that this many do not hold the sample.
+        held = np.cumsum(pieces["rows"].to_numpy()[order])
+        needed = int(np.searchsorted(held, sample_rows)) + 1
+        chosen = order[: max(MAX_SAMPLED_ROW_GROUPS, needed)]
+        pieces = pieces.take(pa.array(sorted(chosen)))
+    rows = pieces["rows"].to_numpy()
+    total = int(rows.sum())
+    draw: NDArray[np.int64] = rows.astype(np.int64)
+    if total > sample_rows:
+        # Draw row numbers, then count them by row group: exact at any size, and the memory is
+        # that of the sample. (numpy's multivariate_hypergeometric stops at 1e9 rows.)
+        drawn = np.sort(
+            np.fromiter(random.Random(seed).sample(range(total), sample_rows), np.int64)
+        )
+        ends = np.cumsum(rows)
+        draw = np.bincount(np.searchsorted(ends, drawn, side="right"), minlength=len(rows))
+    return pieces.append_column("draw", pa.array(draw.astype(np.int64)))

@@ -1,0 +1,1 @@
+"""Insight: what clusters are, as profiles, exemplars, rules and maps."""

@@ -1,0 +1,144 @@
+"""The map of a run: some rows of the reference sample, their cluster, and a place in the plane."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pipeline.artifacts import ClusteringModel, FeatureColumn, Sample, StoredFile
+from pipeline.clustering.projection import project
+from pipeline.input.samples import FEATURES
+from pipeline.model.devices import embeddings
+from pipeline.registry.cluster_ids import ClusterIds
+from pipeline.registry.labels import assignments_of
+from pipeline.registry.models import load_model, settings_of
+from pipeline.schema import SHARD_KEY_COLUMNS
+from pipeline.storage import Store, parquet_bytes
+
+# More points hide one another, and t-SNE takes seconds up to here, minutes far beyond.
+ROWS = 2_000
+# Parts that rows are taken from: a sample of a huge table has thousands, each a request.
+PARTS = 64
+# Values that are kept with the map, so that a row can be drawn: 2,000 images of 28 × 28.
+_KEPT_VALUES = 2_000_000
+# Columns of the map; not names that a key column would have.
+X, Y = "dec_x", "dec_y"
+_ABOUT = b"dec_map"
+
+
+@dataclass(frozen=True)
+class About:
+    """What the map's file says of itself.
+
+    Attributes:
+        method: Of the projection.
+        rows: On the map.
+        sampled_rows: Of the reference sample that they were drawn from.
+        dimensions: Of the embedding.
+        kept_neighbours: See ``pipeline.clustering.projection.Projection``, like the next.
+        distance_correlation: See there.
+    """
+
+    method: str
+    rows: int
+    sampled_rows: int
+    dimensions: int
+    kept_neighbours: float
+    distance_correlation: float
+
+
+def map_bytes(
+    lake: Store,
+    sample: Sample,
+    model: ClusteringModel,
+    features: Sequence[FeatureColumn],
+    keys: Sequence[str],
+    ids: StoredFile | None,
+    seed: int,
+) -> bytes | None:
+    """Draw rows of the sample, label them as ``assign`` does, and lay them out in the plane.
+
+    Args:
+        lake: The output folder.
+        sample: The reference sample.
+        model: That labels.
+        features: Those of the sample.
+        keys: Key columns; empty: shard name and row number.
+        ids: Permanent ids, see ``Champion.ids``; None: ids are positions.
+        seed: Decides what is drawn.
+
+    Returns:
+        A Parquet file: the keys, ``dec_x`` and ``dec_y``, float32; the columns of the assignments
+        from ``cluster_id`` to ``distance``; and ``dec_features``, the raw row, where it is narrow
+        enough to keep. None where the sample has too few rows.
+    """
+    columns = list(keys) or list(SHARD_KEY_COLUMNS)
+    rows = _drawn(lake, sample, [*columns, FEATURES], seed)
+    if rows is None or len(rows) < 5:
+        return None
+    vectors = rows[FEATURES].combine_chunks()
+    x_NF = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+    loaded = load_model(lake, model, settings_of(lake, model), sum(c.width for c in features))
+    raw = torch.from_numpy(np.array(x_NF))  # a copy: Arrow's memory is read-only
+    found = assignments_of(loaded, raw)
+    if ids is not None:
+        found = ClusterIds.of(lake, ids).rename(found)
+    with torch.inference_mode():
+        z_ND = embeddings(loaded.clusters.encoder, loaded.scaler, raw).cpu().numpy()
+    places = project(z_ND, seed)
+    about = About(
+        method="t-SNE",
+        rows=len(rows),
+        sampled_rows=sample.rows,
+        dimensions=z_ND.shape[1],
+        kept_neighbours=places.kept_neighbours,
+        distance_correlation=places.distance_correlation,
+    )
+    table = rows.select(columns)
+    table = table.append_column(X, pa.array(places.xy_N2[:, 0]))
+    table = table.append_column(Y, pa.array(places.xy_N2[:, 1]))
+    for name in ("cluster_id", "confidence", "cluster_id_2", "confidence_2", "distance"):
+        table = table.append_column(name, pa.array(found[name]))
+    if x_NF.size <= _KEPT_VALUES:
+        table = table.append_column(FEATURES, vectors)
+    metadata = {_ABOUT: json.dumps(asdict(about)).encode()}
+    return bytes(parquet_bytes(table.replace_schema_metadata(metadata)))
+
+
+def about(table: pa.Table) -> About | None:
+    """What the map says of itself; None where it says nothing that this version reads."""
+    try:
+        return About(**json.loads((table.schema.metadata or {})[_ABOUT]))
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _drawn(lake: Store, sample: Sample, columns: list[str], seed: int) -> pa.Table | None:
+    """Rows of the sample, at most ``ROWS``, in the order in which they lie there."""
+    random = np.random.default_rng([seed, sample.rows])
+    parts = list(sample.parts)
+    some_parts = len(parts) > PARTS
+    if some_parts:
+        parts = [parts[n] for n in np.sort(random.choice(len(parts), PARTS, replace=False))]
+    kept: list[pa.Table] = []
+    for part in parts:
+        table = lake.read_table(part.path, columns)
+        share = 1 / PARTS if some_parts else len(table) / max(1, sample.rows)
+        kept.append(table.take(_some(len(table), math.ceil(ROWS * share), random)))
+    if not kept:
+        return None
+    rows = pa.concat_tables(kept)
+    return rows.take(_some(len(rows), ROWS, random)).combine_chunks()
+
+
+def _some(rows: int, most: int, random: np.random.Generator) -> NDArray[np.int64]:
+    if rows <= most:
+        return np.arange(rows)
+    return np.sort(random.choice(rows, most, replace=False))

@@ -1,0 +1,1 @@
+"""Labelling: slices of the input to part files of assignments."""

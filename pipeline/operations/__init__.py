@@ -1,0 +1,1 @@
+"""Operations on a lake: compare, locate, forget, collect garbage."""

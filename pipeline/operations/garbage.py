@@ -1,0 +1,449 @@
+"""``dec gc``: old snapshots, old tunings, runs that died, and what only they name, are removed.
+
+What stays is decided by names, not by folders: every file, model and run that a kept snapshot, a
+kept run or the registry names, the latter for its newest champions. The rest goes if it is old
+enough, as seen by the clock of the store, and if nobody has the lease of its ds; that lease is ours
+while it goes. So a run that is resumed meanwhile either is there completely, or starts anew.
+
+With an Iceberg or Delta table in front, nothing is removed while the table is behind the log. In
+step, the files that it names are those of the newest snapshot, which always stay; its own history
+reaches back no further than the snapshots kept here. A table that the config does not name any more
+is not looked after.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.artifacts import StoredFile
+from pipeline.config import Retention
+from pipeline.errors import ConfigError, InputError, LeaseHeld, TransientError
+from pipeline.insight.profiles import COPIES, profile_path
+from pipeline.insight.profiles import FOLDER as PROFILES
+from pipeline.lake.lease import Lease, is_free, is_held, store_time, take
+from pipeline.lake.parts import DELTA_FOLDER
+from pipeline.lake.receipts import read_receipts, withdrawn_parts
+from pipeline.lake.snapshots import (
+    FOLDER,
+    SnapshotFile,
+    latest_snapshot,
+    read_file_list,
+    read_snapshot,
+    snapshot_files,
+)
+from pipeline.registry.entries import FOLDER as REGISTRY
+from pipeline.registry.entries import entry_numbers, read_entry
+from pipeline.schema import NAME_PATTERN
+from pipeline.storage import FoundFile, Store, why
+
+_DAY_S = 86_400.0
+_TUNINGS = "tuning"  # of pipeline.tuning.trials; each has the lease that is called as it is
+# Nothing younger goes, whatever the settings say: longer than an upload or a reader's query lasts,
+# and than the clocks of machines that share a folder differ.
+_SAFETY_S = _DAY_S
+_LEASE_S = 60.0
+_DELETED_AT_A_TIME = 1000
+# What is known of a published run stays when its rows go: it is small, and the table's history. Its
+# report goes with them: it shows keys, and what dec forget would look them up in goes, too.
+_HISTORY = re.compile(r"runs/[^/]+/((run|manifest|metrics)\.json|config\.yaml)")
+# Staged beside the file that it was to become, by a process that was killed.
+_LEFTOVER = re.compile(r"(.*/)?\.([0-9a-f]{32}\.tmp|write-check-[0-9a-f]{32})")
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Something that goes as a whole.
+
+    Attributes:
+        kind: "snapshots", "published run", "unpublished run", "unlisted files",
+            "tuning", "model", "unlisted tables", "leases" or "leftovers".
+        name: Which, below the output.
+        files: Paths below the output, in the order in which they go.
+        bytes: Size of them all.
+        ds: Whose lease is needed for it.
+        seen: The run's files and their versions when it was decided; they must be the same still.
+    """
+
+    kind: str
+    name: str
+    files: tuple[str, ...]
+    bytes: int
+    ds: str | None = None
+    seen: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass
+class Collection:
+    """What ``dec gc`` did, or with ``dry_run`` would do.
+
+    Attributes:
+        removals: What went.
+        skipped: What should have gone, and why it did not.
+        kept_snapshots: Their numbers.
+        kept_runs: Runs that stay whole.
+    """
+
+    removals: list[Removal] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    kept_snapshots: list[int] = field(default_factory=list)
+    kept_runs: list[str] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all that went."""
+        return sum(removal.bytes for removal in self.removals)
+
+
+def collect(
+    lake: Store,
+    retention: Retention,
+    *,
+    dry_run: bool,
+    tables: bool = False,
+    on_wait: Callable[[str], None] = lambda _: None,
+) -> Collection:
+    """Remove what retention does not keep.
+
+    Args:
+        lake: The output folder.
+        retention: What to keep.
+        dry_run: Remove nothing and write nothing, only say what would go.
+        tables: An Iceberg or Delta table follows the log, and may be late.
+        on_wait: Told when a lease has to be waited for.
+
+    Raises:
+        InputError: What a snapshot names cannot be read, the table still names what the log does
+            not, or ``dec forget`` was interrupted: then nothing is removed.
+    """
+    found = Collection()
+    latest = latest_snapshot(lake)
+    if latest is None and not (lake.walk("runs") or lake.walk(_TUNINGS)):
+        return found
+    _require_forgotten(lake)
+    if tables and latest is not None:
+        _require_tables_in_step(lake, latest)
+    # Ages are taken between two times of one clock, for ours may be wrong by days.
+    now = time.time() if dry_run else store_time(lake)
+    census = _Census(lake, retention, now)
+    found.kept_snapshots = census.kept_snapshots
+    found.skipped += [f"{name}: somebody works on it" for name in census.worked_on]
+    remove = _Remover(lake, dry_run, (census.newest, census.newest_entry), on_wait, found)
+    for removal in (*census.snapshots(), *census.runs(), *census.tunings, *census.leftovers()):
+        remove(removal)
+    # Models last, by the runs that are still there: one of them may have been resumed meanwhile.
+    gone = {r.name.removeprefix("runs/") for r in found.removals if r.kind.endswith(" run")}
+    for removal in census.models_and_tables(gone):
+        remove(removal)
+    found.kept_runs = sorted(census.run_files.keys() - gone)
+    return found
+
+
+def _require_forgotten(lake: Store) -> None:
+    """One that was killed wrote files that nothing names yet, and the table may name the old."""
+    for receipt in read_receipts(lake):
+        if not receipt.finished:
+            raise InputError(
+                f"{lake.locate(receipt.path)}: dec forget was interrupted; nothing was removed. "
+                "Run it again: it finishes that first"
+            )
+
+
+def _require_tables_in_step(lake: Store, latest: SnapshotFile) -> None:
+    """A run that was killed between its commit to the log and the table's left the table behind."""
+    for ds, partition in latest.partitions.items():
+        if not lake.exists(f"runs/{partition.run_id}/stages/publish/done.json"):
+            raise InputError(
+                f"ds {ds}: run {partition.run_id} is in the log, and the table may not have it yet "
+                "and name the files of the run before; nothing was removed. Run the same run id "
+                "again: it lets the table follow"
+            )
+
+
+class _Remover:
+    def __init__(
+        self,
+        lake: Store,
+        dry_run: bool,
+        newest: tuple[int, int],
+        on_wait: Callable[[str], None],
+        result: Collection,
+    ) -> None:
+        self._lake, self._dry_run, self._newest = lake, dry_run, newest
+        self._on_wait, self._result = on_wait, result
+
+    def __call__(self, removal: Removal) -> None:
+        """Remove it, or say why not."""
+        if self._dry_run:
+            self._result.removals.append(removal)
+            return
+        try:
+            with self._leased(removal.ds) as lease:
+                if reason := self._changed(removal):
+                    self._result.skipped.append(f"{removal.name}: {reason}")
+                    return
+                for start in range(0, len(removal.files), _DELETED_AT_A_TIME):
+                    if lease:
+                        lease.confirm()  # a run that took it over may have gone on with these
+                    self._lake.delete(removal.files[start : start + _DELETED_AT_A_TIME])
+                if "/" in removal.name:
+                    for folder in {"/".join(path.split("/")[:2]) for path in removal.files}:
+                        self._lake.prune(folder)
+                self._result.removals.append(removal)
+        except LeaseHeld as held:
+            self._result.skipped.append(f"{removal.name}: {held}")
+        except PermissionError as error:
+            raise ConfigError(
+                f"{self._lake.locate(removal.name)} cannot be removed: {why(error)}; "
+                "dec gc needs the right to delete below output"
+            ) from None
+        except OSError as error:
+            raise TransientError(
+                f"{self._lake.locate(removal.name)} cannot be removed: {why(error)}; "
+                "run it again, it goes on with what is left"
+            ) from error
+
+    def _changed(self, removal: Removal) -> str | None:
+        snapshot, entry = self._newest
+        if max(snapshot_files(self._lake), default=0) != snapshot:
+            return "somebody published meanwhile; run it again"
+        if max(entry_numbers(self._lake), default=0) != entry:
+            return "somebody changed the registry meanwhile; run it again"
+        if removal.seen and removal.seen != _versions(self._lake.walk(removal.name)):
+            return "somebody went on with it meanwhile"
+        return None
+
+    @contextmanager
+    def _leased(self, ds: str | None) -> Iterator[Lease | None]:
+        if ds is None:
+            yield None
+            return
+        lease = take(self._lake, ds, "dec gc", seconds=_LEASE_S, on_wait=self._on_wait)
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+
+class _Census:
+    """All that is there, and what of it has to stay."""
+
+    def __init__(self, lake: Store, retention: Retention, now: float) -> None:
+        self._lake, self._retention, self._now = lake, retention, now
+        self._snapshots = snapshot_files(lake)
+        self.newest = max(self._snapshots, default=0)
+        self.kept_snapshots = self._kept_snapshots()
+        self.run_files = _by_folder("runs", lake.walk("runs"))
+        for run, files in _by_folder(DELTA_FOLDER, lake.walk(DELTA_FOLDER)).items():
+            self.run_files.setdefault(run, {}).update(files)
+        self._withdrawn = withdrawn_parts(lake)
+        self._protected: set[str] = set()
+        self._models: set[str] = set()
+        self._published: set[str] = set()
+        self._read_kept_snapshots()
+        self.newest_entry = self._read_registry()
+        self.worked_on: list[str] = []
+        self.tunings = list(self._old_tunings())
+        self._candidates: set[str] = set()
+        for run in self.run_files:
+            if run in self._published or not self._is_old(run):
+                self._protect_listed(run)
+            elif (ds := self._ds(run)) and is_held(lake, ds):
+                self._protect_listed(run)
+                self.worked_on.append(f"run {run}")
+            else:
+                self._candidates.add(run)
+
+    def snapshots(self) -> Iterator[Removal]:
+        """Snapshots beyond retention, oldest first: what is left of the log has no holes."""
+        old = [file for n, file in self._snapshots.items() if n not in self.kept_snapshots]
+        if old:
+            paths = tuple(f"{FOLDER}/{file.name}" for file in old)
+            yield Removal("snapshots", FOLDER, paths, sum(file.bytes for file in old))
+
+    def runs(self) -> Iterator[Removal]:
+        """Runs that no kept snapshot names, and files of published runs that nothing lists."""
+        for run, files in self.run_files.items():
+            if run in self._candidates:
+                published = f"runs/{run}/metrics.json" in files
+                kind = "published run" if published else "unpublished run"
+                going = [p for p in files if not (published and _HISTORY.fullmatch(p))]
+            elif run in self._published:
+                kind = "unlisted files"
+                folders = (
+                    *(f"runs/{run}/assignments/", f"{DELTA_FOLDER}/{run}/"),
+                    f"runs/{run}/{PROFILES}/",
+                )
+                staged = (p for p in files if p.startswith(folders) and self._aged(files[p]))
+                going = [p for p in staged if not _LEFTOVER.fullmatch(p)]
+            else:
+                continue
+            if going := [path for path in going if path not in self._protected]:
+                # Markers first: without them, a run that is resumed does its work again. Its name
+                # last, as it says whose lease is needed.
+                going.sort(key=lambda p: (not p.endswith("/done.json"), p.endswith("/run.json")))
+                removal = _removal(kind, f"runs/{run}", going, files)
+                of_run = [file for path, file in files.items() if path.startswith("runs/")]
+                yield replace(removal, ds=self._ds(run), seen=_versions(of_run))
+
+    def models_and_tables(self, gone: set[str]) -> Iterator[Removal]:
+        """Models, and files of the registry, that nothing names: no run that is there either."""
+        models, tables = set(self._models), set(self._protected)
+        for run, files in self.run_files.items():
+            if run not in gone:
+                for path in files:
+                    if path.endswith("/done.json"):
+                        with suppress(FileNotFoundError):
+                            text = self._lake.read_bytes(path).decode("utf-8", "replace")
+                            models |= set(re.findall(rf"models/({NAME_PATTERN})/", text))
+                            tables |= set(re.findall(rf"{REGISTRY}/{NAME_PATTERN}", text))
+        for model, files in _by_folder("models", self._lake.walk("models")).items():
+            if model not in models and all(map(self._aged, files.values())):
+                yield _removal("model", f"models/{model}", list(files), files)
+        files = {f"{REGISTRY}/{file.name}": file for file in self._lake.list(REGISTRY)}
+        written = (path for path in files if path.endswith(".parquet"))  # entries stay, all of them
+        if left := [path for path in written if path not in tables and self._aged(files[path])]:
+            yield _removal("unlisted tables", REGISTRY, left, files)
+
+    def leftovers(self) -> Iterator[Removal]:
+        """What processes that were killed left of their own."""
+        claims = _by_folder("leases", self._lake.walk("leases"))
+        files = {path: file for of_ds in claims.values() for path, file in of_ds.items()}
+        ended = [ds for ds, old in claims.items() if all(map(self._aged, old.values()))]
+        if old := [path for ds in ended if is_free(self._lake, ds) for path in claims[ds]]:
+            yield _removal("leases", "leases", old, files)
+        files |= {file.name: file for file in self._lake.list()}
+        for folder in (FOLDER, REGISTRY, "footers"):
+            files |= {f"{folder}/{file.name}": file for file in self._lake.list(folder)}
+        for folder in COPIES:
+            files |= {f"{folder}/{file.name}": file for file in self._lake.walk(folder)}
+        for run in self.run_files.keys() - self._candidates:
+            files |= self.run_files[run]
+        if left := [p for p, f in files.items() if _LEFTOVER.fullmatch(p) and self._aged(f)]:
+            yield _removal("leftovers", "", left, files)
+
+    def _old_tunings(self) -> Iterator[Removal]:
+        """Trials of tunings that nobody went on with: the sample is in a run, and goes as one."""
+        wanted = max(self._retention.tuning_days * _DAY_S, _SAFETY_S)
+        for tuning, files in _by_folder(_TUNINGS, self._lake.walk(_TUNINGS)).items():
+            if self._now - max(file.modified for file in files.values()) <= wanted:
+                continue
+            if is_held(self._lake, tuning):
+                self.worked_on.append(f"tuning {tuning}")
+                continue
+            # What the trials belong to goes last: without it they would count for another table.
+            order = sorted(files, key=lambda path: path.endswith("/tuning.json"))
+            removal = _removal("tuning", f"{_TUNINGS}/{tuning}", order, files)
+            yield replace(removal, ds=tuning, seen=_versions(files.values()))
+
+    def _aged(self, file: FoundFile) -> bool:
+        return self._now - file.modified > _SAFETY_S
+
+    def _kept_snapshots(self) -> list[int]:
+        numbers = list(self._snapshots)
+        times = [self._snapshots[number].modified for number in numbers]
+        wanted = max(self._retention.days * _DAY_S, _SAFETY_S)
+        for place in range(len(numbers)):
+            beyond = len(numbers) - place > self._retention.snapshots
+            # It was the newest until the next one came.
+            if not beyond or self._now - times[place + 1] <= wanted:
+                return numbers[place:]
+        return []
+
+    def _read_kept_snapshots(self) -> None:
+        lists: dict[str, int] = {}
+        for number in self.kept_snapshots:
+            for partition in read_snapshot(self._lake, number).partitions.values():
+                lists.setdefault(partition.files, number)
+                self._models.add(partition.model_id)
+                self._published.add(partition.run_id)
+        for path, number in lists.items():
+            try:
+                listed = read_file_list(self._lake, path)
+            except FileNotFoundError:
+                raise InputError(
+                    f"snapshot {number} names {self._lake.locate(path)}, which does not exist; "
+                    "nothing was removed. Restore it, or remove that snapshot"
+                ) from None
+            self._protected |= {path, *_with_profiles(file.path for file in listed.files)}
+
+    def _read_registry(self) -> int:
+        """Keep what entries with the newest champions name; returns the newest entry's number."""
+        numbers = entry_numbers(self._lake)
+        champions: set[tuple[str, str]] = set()
+        for number in reversed(numbers):
+            entry = read_entry(self._lake, number)
+            # Other entries of one champion: a cluster was renamed, or keys were forgotten.
+            champions.add((entry.champion.run_id, entry.champion.model.model_id))
+            if len(champions) > self._retention.champions:
+                break
+            self._protected |= set(_stored_files(entry.model_dump(mode="json")))
+            self._models.add(entry.champion.model.model_id)
+        return max(numbers, default=0)
+
+    def _is_old(self, run: str) -> bool:
+        files = self.run_files[run]
+        # One that was published is named by no snapshot that is kept.
+        published = f"runs/{run}/metrics.json" in files
+        wanted = (
+            _SAFETY_S if published else max(self._retention.unpublished_days * _DAY_S, _SAFETY_S)
+        )
+        return self._now - max(file.modified for file in files.values()) > wanted
+
+    def _protect_listed(self, run: str) -> None:
+        """What a run that stays is about to publish may lie in other runs' folders."""
+        for path in self.run_files[run]:
+            if re.fullmatch(r"runs/[^/]+/stages/assign/files[^/]*\.json", path):
+                with suppress(FileNotFoundError, InputError):
+                    listed = read_file_list(self._lake, path)
+                    # What was forgotten is kept by the snapshots that name it, and by no run.
+                    files = {file.path for file in listed.files} - self._withdrawn
+                    self._protected |= {path, *_with_profiles(files)}
+
+    def _ds(self, run: str) -> str | None:
+        try:
+            ds = self._lake.read_json(f"runs/{run}/run.json")["ds"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        return ds if isinstance(ds, str) and re.fullmatch(NAME_PATTERN, ds) else None
+
+
+def _with_profiles(parts: Iterable[str]) -> Iterator[str]:
+    """Part files, and what is known of the clusters in each."""
+    for path in parts:
+        yield path
+        yield profile_path(path)
+
+
+def _by_folder(root: str, files: Iterable[FoundFile]) -> dict[str, dict[str, FoundFile]]:
+    """Files by the folder below the root that they lie in, then by their path below the output."""
+    folders: dict[str, dict[str, FoundFile]] = defaultdict(dict)
+    for file in files:
+        name, separator, _ = file.name.partition("/")
+        if separator and re.fullmatch(NAME_PATTERN, name):
+            folders[name][f"{root}/{file.name}"] = file
+    return dict(sorted(folders.items()))
+
+
+def _stored_files(content: Any) -> Iterator[str]:
+    """Paths of all files that an artifact names, however deep."""
+    if isinstance(content, dict):
+        if content.keys() == StoredFile.model_fields.keys():
+            yield content["path"]
+        content = list(content.values())
+    if isinstance(content, list):
+        for part in content:
+            yield from _stored_files(part)
+
+
+def _removal(kind: str, name: str, paths: list[str], files: dict[str, FoundFile]) -> Removal:
+    return Removal(kind, name, tuple(paths), sum(files[path].bytes for path in paths))
+
+
+def _versions(files: Iterable[FoundFile]) -> frozenset[tuple[str, str]]:
+    return frozenset((file.url, file.version) for file in files)

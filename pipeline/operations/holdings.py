@@ -1,0 +1,338 @@
+"""Where rows with some keys are: parts, samples, exemplar lists; and those files without them.
+
+Only footers and key columns are read to find them. A file is written again under a new name, for
+readers may have the old one open.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.artifacts import PartFile, fingerprint_of
+from pipeline.errors import InputError, TransientError
+from pipeline.input.samples import FEATURES
+from pipeline.insight.profiles import profile_path, read_profile, write_profile
+from pipeline.lake.parts import (
+    DELTA_FOLDER,
+    part_path,
+    statistics_in,
+    statistics_of,
+    write_part,
+)
+from pipeline.lake.receipts import Kind, Rewritten
+from pipeline.lake.snapshots import read_file_list, read_snapshot, snapshot_files
+from pipeline.operations.difference import key_columns
+from pipeline.operations.forgotten_keys import KeySet, key_table
+from pipeline.registry import entries as registry
+from pipeline.schema import exemplar_key
+from pipeline.storage import Store, open_input, parquet_bytes, sha256, why
+
+# Requests that are under way at a time; nearly all of a scan is waiting for them.
+_AT_A_TIME = 16
+# Parts in memory at a time, each a slice.
+_REWRITTEN_AT_A_TIME = 4
+_EXEMPLARS = "exemplars"
+_PART = re.compile(rf"(runs/([^/]+)/assignments|{DELTA_FOLDER}/([^/]+))/.*\.parquet")
+_OF_STAGE = re.compile(r"(runs/([^/]+)/stages|registry)/.*\.parquet")
+# Exemplars: of a part, or of some while they are put together; of a run; of the newest of a ds.
+_OF_PARTS = re.compile(r"runs/[^/]+/(profiles|stages/explain/merged)/.*\.parquet")
+_OF_RUN = re.compile(r"runs/[^/]+/stages/explain/exemplars[^/]*\.parquet")
+# What a page shows keys of: its map; and the page, of which only they tell what is on it.
+_MAP = re.compile(r"runs/[^/]+/stages/report/map[^/]*\.parquet")
+PAGE = re.compile(r"runs/([^/]+)/report/index\.html")
+COPY = re.compile(r"cluster_exemplars/ds=([^/]+)/exemplars\.parquet")
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A file that has some of the rows.
+
+    Attributes:
+        path: Which.
+        kind: What it is.
+        rows: How many it has.
+        ds: Partitions that name it, or the ds of its run.
+        snapshots: That name it.
+        named: The newest snapshot or the registry names it; or a run that is complete, whose model
+            may be promoted.
+        run: Whose folder it lies in.
+    """
+
+    path: str
+    kind: Kind
+    rows: int = 0
+    ds: tuple[str, ...] = ()
+    snapshots: tuple[int, ...] = ()
+    named: bool = False
+    run: str = ""
+
+    @property
+    def only_old(self) -> bool:
+        """Only snapshots that are the newest no longer name it: it waits for ``dec gc``."""
+        return bool(self.snapshots) and not self.named
+
+
+class Census:
+    """Every file that may hold rows, and who names it.
+
+    Attributes:
+        newest: Number of the newest snapshot.
+    """
+
+    def __init__(self, lake: Store, keys: KeySet) -> None:
+        self._lake, self._keys = lake, keys
+        self._cast: dict[str, KeySet] = {}
+        self.newest = 0
+        self._files: dict[str, Holding] = {}
+        self._add_published()
+        self._add_others()
+
+    def holdings(self) -> list[Holding]:
+        """The files that do hold some."""
+        with ThreadPoolExecutor(_AT_A_TIME) as readers:
+            looked_at = readers.map(self._looked_at, self._files.values())
+            found = [holding for holding in looked_at if holding is not None]
+        return [*found, *self._pages(found)]
+
+    def rewrite(self, holdings: Sequence[Holding]) -> tuple[Rewritten, ...]:
+        """Write those that are named again, without the rows; nothing names the new ones yet."""
+        with ThreadPoolExecutor(_REWRITTEN_AT_A_TIME) as writers:
+            return tuple(writers.map(self._rewritten, holdings))
+
+    def _pages(self, found: Sequence[Holding]) -> Iterator[Holding]:
+        """Reports of runs whose exemplars or map have some: they go, to be made again."""
+        shown: dict[str, list[Holding]] = defaultdict(list)
+        for holding in found:
+            if _MAP.fullmatch(holding.path) or _OF_RUN.fullmatch(holding.path):
+                shown[holding.run].append(holding)
+        for run, tables in sorted(shown.items()):
+            path = f"runs/{run}/report/index.html"
+            if self._lake.exists(path):
+                rows = sum(table.rows for table in tables)
+                yield Holding(path, "report", rows=rows, ds=tables[0].ds, named=True, run=run)
+
+    def _add_published(self) -> None:
+        """What snapshots name; a list is read once, however many name it."""
+        lists: dict[str, tuple[PartFile, ...]] = {}
+        snapshots: dict[str, set[int]] = defaultdict(set)
+        partitions: dict[str, set[str]] = defaultdict(set)
+        for number in sorted(snapshot_files(self._lake)):
+            self.newest = number
+            partitions.clear()  # the newest decides
+            for ds, partition in read_snapshot(self._lake, number).partitions.items():
+                if partition.files not in lists:
+                    try:
+                        lists[partition.files] = read_file_list(self._lake, partition.files).files
+                    except FileNotFoundError:
+                        raise InputError(
+                            f"snapshot {number} names {self._lake.locate(partition.files)}, which "
+                            "does not exist; nothing was removed. Restore it, or remove that "
+                            "snapshot"
+                        ) from None
+                for file in lists[partition.files]:
+                    snapshots[file.path].add(number)
+                    partitions[file.path].add(ds)
+        for path, numbers in snapshots.items():
+            self._files[path] = Holding(
+                path,
+                "assignments",
+                ds=tuple(sorted(partitions.get(path, ()))),
+                snapshots=tuple(sorted(numbers)),
+                named=path in partitions,
+            )
+
+    def _add_others(self) -> None:
+        """What runs have staged, and what the registry names."""
+        named = set()
+        for number in registry.entry_numbers(self._lake):
+            entry = registry.read_entry(self._lake, number)
+            parts = entry.champion.reference.sample.parts
+            named |= {entry.clusters.path, *(part.path for part in parts)}
+        of_run: dict[str, tuple[str, ...]] = {}
+        complete: dict[str, bool] = {}
+        for folder in ("runs", DELTA_FOLDER, registry.FOLDER, "cluster_exemplars"):
+            for file in self._lake.walk(folder):
+                path = f"{folder}/{file.name}"
+                part, of_stage = _PART.fullmatch(path), _OF_STAGE.fullmatch(path)
+                if path in self._files or path.rpartition("/")[2].startswith("."):
+                    continue
+                if part:
+                    run = part[2] or part[3]
+                elif copy := COPY.fullmatch(path):
+                    self._files[path] = Holding(path, "exemplars", ds=(copy[1],))
+                    continue
+                elif _OF_PARTS.fullmatch(path):
+                    run = path.split("/")[1]
+                elif of_stage:
+                    run = of_stage[2] or ""
+                else:
+                    continue
+                if run not in of_run:
+                    of_run[run] = ds_of_run(self._lake, run)
+                    complete[run] = bool(run) and self._lake.exists(f"runs/{run}/metrics.json")
+                kind: Kind = "assignments" if part else "reference sample"
+                # Beside the registry's log lie tables of challengers, too.
+                kept = path in named or (not part and (complete[run] or not run))
+                if (of_parts := bool(_OF_PARTS.fullmatch(path))) or _OF_RUN.fullmatch(path):
+                    # A part that is written again gets a profile of its own.
+                    kind, kept = "exemplars", kept and not of_parts
+                elif _MAP.fullmatch(path):
+                    kind = "report"
+                self._files[path] = Holding(path, kind, ds=of_run[run], named=kept, run=run)
+
+    def _looked_at(self, file: Holding) -> Holding | None:
+        """The file with what it holds; None where it holds none."""
+        try:
+            with open_input(self._lake.locate(file.path)) as source:
+                parquet = pq.ParquetFile(source)
+                schema = parquet.schema_arrow
+                if file.kind == "exemplars":
+                    return self._with_exemplars(file, parquet)
+                if _EXEMPLARS in schema.names and file.kind != "assignments":
+                    rows = int(self._listed(parquet.read([_EXEMPLARS])).sum())
+                    return replace(file, kind="exemplars", rows=rows) if rows else None
+                if not self._has_rows(file, schema):
+                    return None
+                keys = self._keys_for(schema)
+                rows = 0
+                for group in range(parquet.num_row_groups):
+                    if keys.may_be_in(parquet.metadata.row_group(group)):
+                        table = parquet.read_row_group(group, columns=keys.names)
+                        rows += int(keys.found_in(table).sum())
+        except (FileNotFoundError, pa.ArrowInvalid):
+            if file.snapshots and file.named:
+                raise InputError(
+                    f"{self._lake.locate(file.path)} is gone or damaged, and whether it holds any "
+                    "of the rows is not known; nothing was removed. Publish its ds again first"
+                ) from None
+            return None  # not even a run that goes on with it could read it
+        except OSError as error:
+            raise TransientError(
+                f"{self._lake.locate(file.path)}: {why(error)}; whether it holds any of the rows "
+                "is not known, and nothing was removed. Run it again"
+            ) from error
+        return replace(file, rows=rows) if rows else None
+
+    def _with_exemplars(self, file: Holding, parquet: pq.ParquetFile) -> Holding | None:
+        names = [exemplar_key(name) for name in self._keys.names]
+        if not {*names} <= {*parquet.schema_arrow.names}:
+            return None  # of a table with other keys
+        # Before them, a profile has rows that are none.
+        first = parquet.num_row_groups - 1 if _OF_PARTS.fullmatch(file.path) else 0
+        groups = list(range(first, parquet.num_row_groups))
+        rows = int(self._among_exemplars(parquet.read_row_groups(groups, columns=names)).sum())
+        return replace(file, rows=rows) if rows else None
+
+    def _among_exemplars(self, table: pa.Table) -> NDArray[np.bool_]:
+        """Which rows have one of the keys."""
+        table = table.select([exemplar_key(name) for name in self._keys.names])
+        table = table.rename_columns(self._keys.names)
+        return self._keys_for(table.schema).found_in(table)
+
+    def _has_rows(self, file: Holding, schema: pa.Schema) -> bool:
+        if file.kind != "assignments":
+            ours = FEATURES in schema.names or file.kind == "report"
+            return ours and {*self._keys.names} <= {*schema.names}
+        if {*key_columns(schema)} == {*self._keys.names}:
+            return True
+        if file.named:
+            raise InputError(
+                f"rows of ds {', '.join(file.ds)} are known by {key_columns(schema)}, not by "
+                f"source.keys={self._keys.names}; nothing was removed. Use the config that it was "
+                "published with"
+            )
+        return False
+
+    def _keys_for(self, schema: pa.Schema) -> KeySet:
+        types = str([schema.field(name).type for name in self._keys.names])
+        if types not in self._cast:
+            self._cast[types] = self._keys.cast(schema)
+        return self._cast[types]
+
+    def _listed(self, table: pa.Table) -> NDArray[np.bool_]:
+        """Which exemplars of all lists, one after the other, have one of the keys."""
+        texts = table[_EXEMPLARS].combine_chunks().flatten().dictionary_encode()
+        if not len(texts):
+            return np.zeros(0, bool)
+        keys = next(iter(self._cast.values()), self._keys)
+        known = key_table(texts.dictionary.to_pylist(), keys.schema)
+        found: NDArray[np.bool_] = keys.found_in(known)[texts.indices.to_numpy()]
+        return found
+
+    def _rewritten(self, holding: Holding) -> Rewritten:
+        gone = {"kind": holding.kind, "old": holding.path, "removed": holding.rows}
+        if not holding.named or PAGE.fullmatch(holding.path):
+            return Rewritten(**gone, new=None)
+        with open_input(self._lake.locate(holding.path)) as source:
+            parquet = pq.ParquetFile(source)
+            table = parquet.read()
+            statistics = statistics_in(parquet.metadata)
+        if _OF_RUN.fullmatch(holding.path):
+            table = table.filter(pa.array(~self._among_exemplars(table)))
+        elif holding.kind == "exemplars":
+            table = _without(table, self._listed(table))
+        else:
+            keys = self._keys_for(table.schema)
+            gone_B = keys.found_in(table.select(keys.names))
+            table = table.filter(pa.array(~gone_B))
+        if holding.kind != "assignments":
+            content = parquet_bytes(table)
+            digest = sha256(content)
+            path = f"{holding.path.removesuffix('.parquet')}-{digest[:12]}.parquet"
+            self._lake.write_bytes(path, content)
+            return Rewritten(**gone, new=path, sha256=digest, bytes=len(content), rows=len(table))
+        if statistics is None:
+            raise InputError(
+                f"{self._lake.locate(holding.path)} is not a part file that this version reads; "
+                "nothing was removed"
+            )
+        # Not the slice's part any more: no later night may carry it over, nor this run resume it.
+        identity = fingerprint_of([statistics.identity, sha256(np.packbits(gone_B).tobytes())])
+        # Classes of the label are not in the file: without the source nobody can count them again.
+        now = statistics_of(identity, statistics.rows_in - holding.rows, table, None)
+        names = ("identity", "rows_in", "rows", "cluster_rows", "confidence_sum", "contingency")
+        now = replace(statistics, **{name: getattr(now, name) for name in names})
+        path = part_path(holding.path.rpartition("/")[0], identity)
+        self._write_profile(holding.path, path, identity)
+        size = write_part(self._lake, path, table, now)
+        return Rewritten(**gone, new=path, bytes=size, rows=len(table))
+
+    def _write_profile(self, old: str, new: str, identity: str) -> None:
+        """What a part is known by, without the rows; what was summed up of them stays."""
+        try:
+            profile = read_profile(self._lake, profile_path(old))
+        except (FileNotFoundError, pa.ArrowException, KeyError, ValueError):
+            return  # of an older version, or damaged: there are no keys in it that anybody reads
+        kept_B = pa.array(~self._among_exemplars(profile.exemplars))
+        profile = replace(profile, exemplars=profile.exemplars.filter(kept_B))
+        write_profile(self._lake, profile_path(new), profile, identity)
+
+
+def ds_of_run(lake: Store, run: str) -> tuple[str, ...]:
+    """The ds that a run works on; none where it does not say, or there is no run."""
+    try:
+        return (lake.read_json(f"runs/{run}/run.json")["ds"],) if run else ()
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def _without(table: pa.Table, gone_B: NDArray[np.bool_]) -> pa.Table:
+    """The clusters table without some of the exemplars of its lists."""
+    lists = table[_EXEMPLARS].combine_chunks()
+    parents = pc.list_parent_indices(lists).to_numpy()[~gone_B]
+    counts = np.bincount(parents, minlength=len(lists))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    kept = lists.flatten().filter(pa.array(~gone_B))
+    place = table.schema.get_field_index(_EXEMPLARS)
+    column = pa.ListArray.from_arrays(offsets, kept).cast(lists.type)
+    return table.set_column(place, table.schema.field(place), column)

@@ -1,0 +1,443 @@
+"""One row of a run: where it went, what speaks for it, and which exemplars are like it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from pipeline.artifacts import Assignments, Manifest, PartFile
+from pipeline.errors import InputError, PipelineError
+from pipeline.input.hive import hive_column, hive_values
+from pipeline.input.reading import Reader, pieces_of
+from pipeline.insight.explanations import (
+    Explained,
+    key_names,
+    pooled,
+    read_exemplars,
+    stage_artifact,
+)
+from pipeline.lake.snapshots import latest_snapshot, read_file_list
+from pipeline.model.devices import embeddings
+from pipeline.operations.difference import key_columns
+from pipeline.operations.forgotten_keys import KeySet, key_table
+from pipeline.registry.clusters import keys_as_json
+from pipeline.registry.models import (
+    LoadedModel,
+    feature_names,
+    load_model,
+    load_vocabulary,
+    settings_of,
+)
+from pipeline.schema import SHARD_KEY_COLUMNS
+from pipeline.storage import Store, open_input, version_of, why
+
+# Files that are looked at together: nearly all of that is waiting for a store.
+_AT_A_TIME = 16
+MOST_ROWS = 20  # that one key stands for; more are counted, and not shown
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the published assignments that have a key.
+
+    Attributes:
+        table: All of their columns; of at most ``MOST_ROWS`` of them.
+        more: Whether there are more.
+    """
+
+    table: pa.Table
+    more: bool
+
+
+def parts_of_run(lake: Store, run_id: str) -> tuple[PartFile, ...]:
+    """The part files that a run's ds consists of: what is published of it, or what it wrote.
+
+    Raises:
+        InputError: There is no such run, or it has not assigned yet.
+    """
+    assignments = stage_artifact(lake, run_id, "assign", Assignments)
+    latest = latest_snapshot(lake)
+    path = assignments.files.path
+    for partition in latest.partitions.values() if latest else ():
+        if partition.run_id == run_id:
+            path = partition.files  # without what was forgotten
+    try:
+        return read_file_list(lake, path).files
+    except FileNotFoundError:
+        raise InputError(f"{lake.locate(path)} is gone, by dec gc or by hand") from None
+
+
+def key_schema(lake: Store, files: Sequence[PartFile]) -> pa.Schema:
+    """Names and types of a run's key columns."""
+    try:
+        with open_input(lake.locate(files[0].path)) as source:
+            schema = pq.read_schema(source)
+    except (FileNotFoundError, IndexError):
+        where = lake.locate(files[0].path) if files else lake.url
+        raise InputError(f"{where} is gone, by dec gc or by hand") from None
+    return pa.schema([schema.field(name) for name in key_columns(schema)])
+
+
+def asked_key(words: Sequence[str], schema: pa.Schema) -> KeySet:
+    """The key that ``--key column=value`` asks for; of one key column its value alone will do.
+
+    Raises:
+        InputError: That is no key column, or no value of its type.
+    """
+    values: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or (name not in schema.names and len(schema) == 1):
+            if len(schema) != 1:
+                raise InputError(
+                    f"--key {word} must be column=value; the key columns are "
+                    f"{', '.join(schema.names)}"
+                )
+            name, value = schema.names[0], word
+        if name not in schema.names:
+            raise InputError(
+                f"--key {word}: {name} is no key column; they are {', '.join(schema.names)}"
+            )
+        if values.setdefault(name, value) != value:
+            raise InputError(f"--key {name} is given twice, with different values")
+    wanted = pa.schema([field for field in schema if field.name in values])
+    try:
+        return KeySet(key_table([json.dumps(values)], wanted), "--key")
+    except InputError:
+        kinds = ", ".join(f"{field.name} is {field.type}" for field in wanted)
+        raise InputError(f"--key {' '.join(words)} is no value of its column: {kinds}") from None
+
+
+def find_rows(lake: Store, files: Sequence[PartFile], key: KeySet) -> Rows:
+    """Rows of the assignments with a key, in the order of the files.
+
+    Of each file the footer is read, and the key columns of those row groups that may hold it; all
+    other columns only where it is. A row group a thread is all that is in memory.
+
+    Raises:
+        InputError: A file is gone.
+    """
+    found: list[pa.Table] = []
+    rows = 0
+    with ThreadPoolExecutor(_AT_A_TIME) as readers:
+        for start in range(0, len(files), _AT_A_TIME):
+            some = files[start : start + _AT_A_TIME]
+            for table in readers.map(lambda file: _rows_in(lake, file, key), some):
+                if len(table):
+                    found.append(table.slice(0, MOST_ROWS + 1))
+                    rows += len(found[-1])
+            if rows > MOST_ROWS:
+                break
+    if not found:
+        return Rows(pa.table({}), more=False)
+    return Rows(pa.concat_tables(found).slice(0, MOST_ROWS), more=rows > MOST_ROWS)
+
+
+def _rows_in(lake: Store, file: PartFile, key: KeySet) -> pa.Table:
+    try:
+        with open_input(lake.locate(file.path)) as source:
+            parquet = pq.ParquetFile(source)
+            found = [parquet.schema_arrow.empty_table()]
+            for group in range(parquet.num_row_groups):
+                if not key.may_be_in(parquet.metadata.row_group(group)):
+                    continue
+                held_B = key.found_in(parquet.read_row_group(group, columns=key.names))
+                if held_B.any():
+                    found.append(parquet.read_row_group(group).filter(pa.array(held_B)))
+    except FileNotFoundError:
+        raise InputError(f"{lake.locate(file.path)} is gone, by dec gc or by hand") from None
+    table = pa.concat_tables(found)
+    for index, field in enumerate(table.schema):  # each file has dictionaries of its own
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(
+                index, field.name, table[field.name].cast(field.type.value_type)
+            )
+    return table.replace_schema_metadata(None)
+
+
+# --------------------------------------------------------------------------- the row in the input
+
+
+def raw_rows(lake: Store, run_id: str, rows: pa.Table) -> list[NDArray[np.float64] | str]:
+    """Raw features of located rows, each of shape (features,); or why they cannot be told.
+
+    Only row groups that may hold the key are read, of the version that the run has pinned.
+    """
+    try:
+        manifest = stage_artifact(lake, run_id, "pin", Manifest)
+        reader = Reader(
+            features=manifest.features,
+            dtype=manifest.dtype,
+            nulls="mean",  # a missing value is one that is not told
+            carried=pa.schema([]),
+            shard_keys=False,
+        )
+        pieces = pieces_of(manifest, lake)
+        names = list(manifest.keys or SHARD_KEY_COLUMNS)
+        found = []
+        for row in range(len(rows)):
+            key = rows.slice(row, 1).select(names)
+            found.append(_raw_row(reader, manifest, pieces, key))
+        return found
+    except (PipelineError, OSError, pa.ArrowException) as error:
+        reason = why(error) if isinstance(error, OSError) else str(error)
+        return [reason.partition(";")[0]] * len(rows)
+
+
+def _raw_row(
+    reader: Reader, manifest: Manifest, pieces: pa.Table, key: pa.Table
+) -> NDArray[np.float64] | str:
+    gone: list[str] = []
+    places = _places(manifest, pieces, key, gone)
+    first = list(itertools.islice(places, 2))
+    if not first and gone:
+        return f"shard {gone[0]} is gone, or changed since the run read it"
+    if not first:
+        return "the input has no row of that key any more"
+    if len(first) > 1:
+        return "the input has several rows of that key, and which is which cannot be told"
+    piece, position = first[0]
+    one = pieces.slice(piece, 1)
+    for name, value in (("row_start", position), ("rows", 1)):
+        index = one.schema.get_field_index(name)
+        one = one.set_column(index, name, pa.array([value], pa.int64()))
+    (block,) = reader.blocks(one)
+    return np.asarray(block.x_BF[0], np.float64)
+
+
+def _places(
+    manifest: Manifest, pieces: pa.Table, key: pa.Table, gone: list[str]
+) -> Iterator[tuple[int, int]]:
+    """Piece and place in its row group of every row of the input with this key.
+
+    Shards that are not there as they were pinned are added to ``gone``, by name.
+    """
+    if not manifest.keys:
+        shard, number = (key[name][0].as_py() for name in SHARD_KEY_COLUMNS)
+        first, rows = pieces["first_row"].to_numpy(), pieces["rows"].to_numpy()
+        held = pc.equal(pieces["name"], shard).to_numpy(zero_copy_only=False)
+        for piece in np.flatnonzero(held & (first <= number) & (number < first + rows)):
+            yield int(piece), int(number - first[piece])
+        return
+    keys = KeySet(key, "--key")
+    edges = np.flatnonzero(np.diff(pieces["shard"].to_numpy(), prepend=-1, append=-1))
+    shards = list(itertools.pairwise(edges.tolist()))
+    with ThreadPoolExecutor(_AT_A_TIME) as readers:
+        for start in range(0, len(shards), _AT_A_TIME):
+            some = shards[start : start + _AT_A_TIME]
+            results = readers.map(lambda ends: _in_shard(pieces, ends, keys), some)
+            for (first, _), found in zip(some, results, strict=True):
+                if found is None:
+                    gone.append(pieces["name"][first].as_py())
+                else:
+                    yield from found
+
+
+def _in_shard(
+    pieces: pa.Table, ends: tuple[int, int], keys: KeySet
+) -> list[tuple[int, int]] | None:
+    """The same in one shard; None where that is not the one that was pinned."""
+    url = pieces["url"][ends[0]].as_py()
+    found = []
+    try:
+        if version_of(url) != pieces["version"][ends[0]].as_py():
+            return None
+    except FileNotFoundError:
+        return None
+    with open_input(url) as source:
+        parquet = pq.ParquetFile(source)
+        in_file = [name for name in keys.names if name in parquet.schema_arrow.names]
+        folder = hive_values(url)
+        for piece in range(*ends):
+            group = pieces["row_group"][piece].as_py()
+            if not keys.may_be_in(parquet.metadata.row_group(group)):
+                continue
+            table = parquet.read_row_group(group, columns=in_file)
+            columns = {}
+            for field in keys.schema:
+                if field.name in in_file:
+                    column = table[field.name]
+                    if pa.types.is_dictionary(column.type):
+                        column = column.cast(column.type.value_type)
+                    columns[field.name] = column.cast(field.type)
+                else:
+                    rows = parquet.metadata.row_group(group).num_rows
+                    columns[field.name] = hive_column(folder.get(field.name), rows, field.type)
+            held_B = keys.found_in(pa.table(columns))
+            found += [(piece, int(place)) for place in np.flatnonzero(held_B)]
+    return found
+
+
+# ------------------------------------------------------------------------------- what speaks for it
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How a feature of a row speaks for one cluster against another.
+
+    Attributes:
+        feature: The user's column, with its place where it is a component, or its category.
+        value: Of the row, in the user's units; of a category, 1 where the row has it.
+        mean: Of the cluster.
+        other_mean: Of the runner-up.
+        away: Of the value from the mean of the cluster, in pooled standard deviations of the two.
+        other_away: From that of the runner-up.
+    """
+
+    feature: str
+    value: float
+    mean: float
+    other_mean: float
+    away: float
+    other_away: float
+
+    @property
+    def weight(self) -> float:
+        """How much nearer the value is to the cluster than to the runner-up; negative: farther."""
+        return self.other_away - self.away
+
+
+def evidence(
+    found: Explained,
+    profile: Sequence[Mapping[str, Any]],
+    x_F: NDArray[np.float64],
+    one: int,
+    other: int,
+) -> list[Evidence]:
+    """What each feature says, the heaviest first; features without spread say nothing.
+
+    Args:
+        found: The run.
+        profile: Its rows about both clusters.
+        x_F: The raw row, shape (features,).
+        one: Its cluster.
+        other: The runner-up.
+    """
+    names = {name: place for place, name in enumerate(feature_names(found.description.features))}
+    words = _words(found)
+    values = {name: float(x_F[place]) for name, place in names.items() if name not in words}
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    vectors: dict[tuple[int, str], Sequence[float]] = {}
+    for row in profile:
+        if row["mean_vector"] is not None:
+            vectors[row["cluster_id"], row["feature"]] = row["mean_vector"]
+        label, at = row["feature"], row["component"]
+        if row["kind"] == "component":
+            label = f"{label}[{at}]"
+        elif row["kind"] == "category" and label in words and row["value"] is not None:
+            mine = words[label].get(float(x_F[names[label]]))
+            label = f"{label} = {row['value']}"
+            values[label] = float(mine == row["value"])
+        elif row["kind"] == "category" and row["value"] != "true":
+            continue  # of booleans, whose raw rows are 1 where they are true
+        rows.setdefault(label, {})[row["cluster_id"]] = dict(row)
+    told = []
+    for label, by_cluster in rows.items():
+        some = next(iter(by_cluster.values()))
+        means = [by_cluster[c]["mean"] if c in by_cluster else None for c in (one, other)]
+        if some["component"] is not None:
+            for place, cluster in enumerate((one, other)):
+                vector = vectors.get((cluster, some["feature"]))
+                if means[place] is None and vector is not None:
+                    means[place] = vector[some["component"]]
+        spread = pooled([r for c, r in by_cluster.items() if c in (one, other)])
+        value = values.get(label, np.nan)
+        mean, other_mean = means
+        if spread is None or mean is None or other_mean is None or not np.isfinite(value):
+            continue
+        away, other_away = abs(value - mean) / spread, abs(value - other_mean) / spread
+        told.append(Evidence(label, value, mean, other_mean, away, other_away))
+    return sorted(told, key=lambda e: -abs(e.weight))
+
+
+@dataclass(frozen=True)
+class Near:
+    """An exemplar, by its distance from a row.
+
+    Attributes:
+        cluster_id: Of the exemplar.
+        kind: central, typical or ambiguous.
+        keys: By column.
+        distance: In the model's embedding.
+    """
+
+    cluster_id: int
+    kind: str
+    keys: dict[str, Any]
+    distance: float
+
+
+def nearest_exemplars(
+    found: Explained, x_F: NDArray[np.float64], clusters: Sequence[int], most: int
+) -> list[Near]:
+    """The exemplars of some clusters that are nearest to a row; none where they have no features.
+
+    Raises:
+        InputError: The model is gone.
+    """
+    table = read_exemplars(found, clusters)
+    table = table.filter(pc.is_valid(table["features"]))
+    if not len(table):
+        return []
+    flat = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    x_EF = flat.reshape(len(table), -1).astype(np.float64)
+    model = _model(found)
+    with torch.inference_mode():
+        z_BD = embeddings(
+            model.clusters.encoder, model.scaler, torch.from_numpy(np.vstack([x_F, x_EF]))
+        )
+        away_E = torch.linalg.vector_norm(z_BD[1:] - z_BD[0], dim=1).numpy()
+    keys = [json.loads(text) for text in keys_as_json(table.select(key_names(table.schema)))]
+    near: dict[str, Near] = {}  # a row may be an exemplar of two kinds
+    for place in np.argsort(away_E, kind="stable").tolist():
+        row = {n: table[n][place].as_py() for n in ("cluster_id", "kind")}
+        near.setdefault(
+            json.dumps(keys[place]),
+            Near(row["cluster_id"], row["kind"], keys[place], float(away_E[place])),
+        )
+        if len(near) == most:
+            break
+    return list(near.values())
+
+
+def why_none_near(found: Explained, clusters: Sequence[int]) -> str:
+    """Why there are no nearest exemplars, in words."""
+    if not found.explanation.exemplars_kept:
+        return "the run kept none (explain.exemplars=0)"
+    if not len(read_exemplars(found, clusters)):
+        return "none of these clusters has any: their rows are none, or were forgotten"
+    return (
+        "the run kept their keys but not their features: rows are too wide, or clusters too many, "
+        "to keep both"
+    )
+
+
+def _words(found: Explained) -> dict[str, dict[float, str]]:
+    """Values of category columns by their code in raw rows; none where the model is gone."""
+    with suppress(FileNotFoundError):
+        return load_vocabulary(found.lake, found.description.model.scaler)
+    return {}
+
+
+def _model(found: Explained) -> LoadedModel:
+    description = found.description
+    width = sum(column.width for column in description.features)
+    try:
+        settings = settings_of(found.lake, description.model)
+        return load_model(found.lake, description.model, settings, width)
+    except FileNotFoundError:
+        raise InputError(
+            f"model {description.model.model_id} is gone, by dec gc or by hand"
+        ) from None

@@ -1,0 +1,1 @@
+"""Registry: models, champions and the permanent ids of clusters."""

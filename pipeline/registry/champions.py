@@ -1,0 +1,334 @@
+"""Who serves, decided by a person: a refused challenger takes over, or an earlier champion returns.
+
+Both append an entry to the registry and change nothing that is there. A night that was decided
+before and is about to promote finds that the registry has moved on, and decides anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.artifacts import (
+    Artifact,
+    Champion,
+    Identity,
+    Manifest,
+    NightDecision,
+    NightSummary,
+    StoredFile,
+    Verdict,
+    fingerprint_of,
+)
+from pipeline.engine import Marker
+from pipeline.errors import InputError
+from pipeline.lake.snapshots import latest_snapshot
+from pipeline.registry.clusters import store_table
+from pipeline.registry.entries import (
+    FOLDER,
+    Entry,
+    append,
+    entry_numbers,
+    latest_entry,
+    read_entry,
+    without_forgotten,
+)
+from pipeline.storage import Store
+
+A = TypeVar("A", bound=Artifact)
+# Of a challenger, as a night of this decision would match it.
+Rematch = Callable[[NightDecision, Manifest, Champion], Identity]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of a run's challenger.
+
+    Attributes:
+        run_id: The run.
+        verdict: Of the gate.
+        serves: The challenger is the champion now.
+    """
+
+    run_id: str
+    verdict: Verdict
+    serves: bool
+
+
+def judged(lake: Store, run_id: str) -> Judged:
+    """The gate's verdict on a run's challenger, whether it could be fitted or not.
+
+    Raises:
+        InputError: There is no such run, or the gate has not looked at it.
+    """
+    path = f"runs/{run_id}"
+    if not lake.exists(f"{path}/run.json"):
+        raise InputError(
+            f"run {run_id} is not there; give one from {lake.locate('runs')}, for example the "
+            "run id that `dec nightly` shows"
+        )
+    verdict = None
+    try:
+        if lake.exists(f"{path}/gate.json"):
+            verdict = Verdict.model_validate(lake.read_json(f"{path}/gate.json"))
+        elif lake.exists(f"{path}/metrics.json"):
+            # A challenger that could not be fitted never came to the gate.
+            content = lake.read_json(f"{path}/metrics.json")
+            verdict = NightSummary.model_validate(content).verdict if "action" in content else None
+    except ValueError:  # of JSON and of pydantic
+        raise InputError(
+            f"run {run_id} in {lake.url} is of a version that this one cannot read"
+        ) from None
+    if verdict is None:
+        raise InputError(
+            f"run {run_id} has no verdict of the gate: it fitted no new model, or has not come "
+            "that far; only nights that refit or refresh have one"
+        )
+    latest = latest_entry(lake)
+    return Judged(run_id, verdict, latest is not None and latest.champion.run_id == run_id)
+
+
+def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch: Rematch) -> Entry:
+    """Make a run's challenger the champion, whatever the gate said.
+
+    Its ids are those that it had when it served; else those of its night, if they mean the same
+    today; else its clusters are matched anew. Doing it twice changes nothing.
+
+    Args:
+        lake: The output folder.
+        run_id: The run that fitted it.
+        who: Wants it.
+        why: For the log.
+        rematch: Matches its clusters to those of the champion of today.
+
+    Returns:
+        The entry by which it serves.
+
+    Raises:
+        InputError: There is no such challenger, or its files are gone.
+        CommitConflict: Somebody else changed the registry at the same time.
+        CommitStateUnknown: Whether the entry landed cannot be told.
+    """
+    judged(lake, run_id)
+    identity = _artifact(lake, run_id, "identify", Identity)
+    challenger, clusters = without_forgotten(lake, identity.challenger, identity.clusters)
+    identity = identity.model_copy(update={"challenger": challenger, "clusters": clusters})
+    decision = _artifact(lake, run_id, "decide", NightDecision)
+    entries = [read_entry(lake, number) for number in entry_numbers(lake)]
+    latest = entries[-1] if entries else None
+    its_own = [e for e in entries if _is_of(e.champion, identity.challenger)]
+    if latest is not None and latest in its_own:
+        return latest
+    champion = its_own[-1].champion if its_own else identity.challenger
+    _check_whole(lake, champion, its_own[-1].clusters if its_own else identity.clusters)
+    clusters, transitions = identity.clusters, identity.transitions
+    if latest is None or latest.number == decision.entry:
+        pass  # nothing has happened since
+    elif its_own:
+        clusters = store_table(lake, "clusters", _restored(lake, its_own[-1], latest))
+    elif (table := _overtaken(lake, identity, decision, entries)) is not None:
+        clusters = store_table(lake, "clusters", table)
+    else:
+        same = latest.champion.reference.features == champion.reference.features
+        today = {"entry": latest.number, "champion": latest.champion, "usable": same}
+        manifest = _artifact(lake, run_id, "pin", Manifest)
+        matched = rematch(decision.model_copy(update=today), manifest, champion)
+        champion = champion.model_copy(update={"ids": matched.challenger.ids})
+        clusters, transitions = matched.clusters, matched.transitions
+    return append(
+        lake,
+        latest.number if latest else 0,
+        action="promote",
+        commit_id=_commit_id("promote", run_id, latest),
+        who=who,
+        reason=why,
+        champion=champion,
+        clusters=clusters,
+        transitions=_with(latest, transitions),
+    )
+
+
+def roll_back(lake: Store, *, who: str, why: str, again: bool = False) -> Entry:
+    """Let the champion before the present one serve again.
+
+    Ids that were born since end; those that ended since live again, as they were. A name that was
+    given since stays. Champions are a stack: promoting puts one on top, rolling back takes it off,
+    so that going back again reaches the one before. That must be asked for: a rollback whose answer
+    was lost may be repeated without going further than meant.
+
+    Args:
+        lake: The output folder.
+        who: Wants it.
+        why: For the log.
+        again: Also where the last change was a rollback.
+
+    Returns:
+        The entry by which the earlier champion serves.
+
+    Raises:
+        InputError: There is no earlier champion, its files are gone, or the last change was a
+            rollback already.
+        CommitConflict: Somebody else changed the registry at the same time.
+        CommitStateUnknown: Whether the entry landed cannot be told.
+    """
+    entries = [read_entry(lake, number) for number in entry_numbers(lake)]
+    changes = [entry for entry in entries if entry.action in ("promote", "rollback")]
+    if changes and changes[-1].action == "rollback" and not again:
+        last = changes[-1]
+        raise InputError(
+            f"{last.who} rolled back to {last.champion.model.model_id} at {last.at} ({last.why}), "
+            "and nothing was promoted since; --again goes back to the champion before that one"
+        )
+    served = _stack(entries)
+    if len(served) < 2:
+        raise InputError(
+            f"{lake.locate(FOLDER)} has no champion before "
+            f"{served[-1].champion.model.model_id if served else 'the first'}; nothing to go back "
+            "to"
+        )
+    back, latest = served[-2], entries[-1]
+    _check_whole(lake, back.champion, back.clusters)
+    return append(
+        lake,
+        latest.number,
+        action="rollback",
+        commit_id=_commit_id("rollback", back.champion.run_id, latest),
+        who=who,
+        reason=why,
+        champion=back.champion,
+        clusters=store_table(lake, "clusters", _restored(lake, back, latest)),
+        transitions=latest.transitions,
+    )
+
+
+def restored(then: pa.Table, now: pa.Table, ended: str) -> pa.Table:
+    """The clusters of an earlier time, and those that came later, which end.
+
+    Args:
+        then: The table as it was when the champion that comes back served.
+        now: As it is: a superset of its ids.
+        ended: ds that ids end with which were born since and live.
+    """
+    later = now.filter(pa.array(~np.isin(_ids(now), _ids(then))))
+    died = pc.fill_null(later["died"], ended)
+    later = later.set_column(later.schema.get_field_index("died"), later.schema.field("died"), died)
+    return _sorted(_named_as_in(then, now), later)
+
+
+def overtaken(table: pa.Table, now: pa.Table) -> pa.Table:
+    """A challenger's clusters, with names and ends as they were given since it was matched."""
+    others = now.filter(pa.array(~np.isin(_ids(now), _ids(table))))
+    return _sorted(_named_as_in(table, now), others)
+
+
+def clusters_since(
+    lake: Store, identity: Identity, decision: NightDecision, latest: Entry
+) -> StoredFile | None:
+    """The clusters table of a challenger after others changed the registry, as by a new name.
+
+    None where its clusters have to be matched anew.
+    """
+    entries = [read_entry(lake, n) for n in entry_numbers(lake) if n <= latest.number]
+    table = _overtaken(lake, identity, decision, entries)
+    return None if table is None else store_table(lake, "clusters", table)
+
+
+def _restored(lake: Store, back: Entry, latest: Entry) -> pa.Table:
+    then, now = (lake.read_table(entry.clusters.path) for entry in (back, latest))
+    snapshot = latest_snapshot(lake)
+    return restored(then, now, max(snapshot.partitions) if snapshot else latest.champion.ds)
+
+
+def _overtaken(
+    lake: Store, identity: Identity, decision: NightDecision, entries: list[Entry]
+) -> pa.Table | None:
+    """The clusters table with a challenger that was matched some entries ago.
+
+    None where its ids would mean something else by now: another champion serves than it was
+    matched to, or others have been given its new ids meanwhile.
+    """
+    latest = entries[-1]
+    if latest.champion != decision.champion:
+        return None
+    table, now = (lake.read_table(file.path) for file in (identity.clusters, latest.clusters))
+    before = [lake.read_table(e.clusters.path) for e in entries if e.number == decision.entry]
+    known = _ids(before[0]) if before else np.empty(0, np.int32)
+    taken = np.isin(np.setdiff1d(_ids(table), known), _ids(now)).any()
+    return None if taken else overtaken(table, now)
+
+
+def _stack(entries: list[Entry]) -> list[Entry]:
+    """Champions that serve or may come back, the present one last; each by its newest entry."""
+    served: list[Entry] = []
+    for entry in entries:
+        # What is neither changes something about the champion that serves.
+        gone = {"promote": 0, "rollback": 2}.get(entry.action, 1)
+        served = [*served[: max(0, len(served) - gone)], entry]
+    return served
+
+
+def _commit_id(action: str, run_id: str, latest: Entry | None) -> str:
+    """The same when one change is tried twice: what is to happen to which state."""
+    return fingerprint_of([action, run_id, latest.commit_id if latest else None])[:32]
+
+
+def _with(latest: Entry | None, transitions: StoredFile) -> tuple[StoredFile, ...]:
+    before = latest.transitions if latest else ()
+    return before if transitions in before else (*before, transitions)
+
+
+def _is_of(champion: Champion, challenger: Champion) -> bool:
+    """Whether a champion is that challenger."""
+    return (champion.run_id, champion.model) == (challenger.run_id, challenger.model)
+
+
+def _check_whole(lake: Store, champion: Champion, clusters: StoredFile) -> None:
+    """Raises InputError where files that serving needs are gone."""
+    model, reference = champion.model, champion.reference
+    needed = (model.weights, model.centroids, model.scaler, champion.ids, reference.bins, clusters)
+    for file in (*needed, *reference.sample.parts):
+        if file is not None and not lake.exists(file.path):
+            raise InputError(
+                f"model {model.model_id} of run {champion.run_id} is not whole: "
+                f"{lake.locate(file.path)} is gone, by dec gc or by hand; it cannot serve"
+            )
+
+
+def _artifact(lake: Store, run_id: str, stage: str, kind: type[A]) -> A:
+    path = f"runs/{run_id}/stages/{stage}/done.json"
+    try:
+        return kind.model_validate(Marker.model_validate(lake.read_json(path)).artifact)
+    except FileNotFoundError:
+        raise InputError(
+            f"run {run_id} has no challenger: {lake.locate(path)} is not there. A model that could "
+            "not be fitted cannot serve; see dec gate"
+        ) from None
+    except ValueError:  # of JSON and of pydantic
+        raise InputError(
+            f"run {run_id}: {lake.locate(path)} is of a version that this one cannot read"
+        ) from None
+
+
+def _ids(table: pa.Table) -> NDArray[np.int32]:
+    ids: NDArray[np.int32] = table["cluster_id"].to_numpy()
+    return ids
+
+
+def _named_as_in(table: pa.Table, now: pa.Table) -> pa.Table:
+    """The table with the names that its ids have by now."""
+    positions = pc.index_in(table["cluster_id"], value_set=now["cluster_id"].combine_chunks())
+    # An id that is not there has the name that the table gives it; those that are, that of today.
+    names = pc.if_else(
+        pc.is_null(positions), table["name"], now["name"].combine_chunks().take(positions)
+    )
+    return table.set_column(table.schema.get_field_index("name"), table.schema.field("name"), names)
+
+
+def _sorted(*tables: pa.Table) -> pa.Table:
+    return pa.concat_tables(tables).combine_chunks().sort_by("cluster_id")

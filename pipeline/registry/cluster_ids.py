@@ -1,0 +1,73 @@
+"""Permanent ids: what a champion's clusters are called in the published table."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.artifacts import StoredFile
+from pipeline.lake.snapshots import latest_snapshot
+from pipeline.storage import Store
+
+OUTLIER = -1  # the cluster_id of rows that belong to none
+
+
+def positions_published(lake: Store) -> int:
+    """How many ids, from 0 on, readers have seen of runs whose ids are positions.
+
+    Before the first night a table may consist of those. What they mean changes from run to run, so
+    that none of them may be given to a cluster that lasts.
+    """
+    latest = latest_snapshot(lake)
+    models = {partition.model_id for partition in latest.partitions.values()} if latest else set()
+    clusters = [0]
+    for model_id in sorted(models):
+        with suppress(FileNotFoundError):
+            table = lake.read_table(f"models/{model_id}/centroids.parquet", ["cluster_id"])
+            clusters.append(len(table))
+    return max(clusters)
+
+
+@dataclass(frozen=True)
+class ClusterIds:
+    """See ``pipeline.artifacts.Champion.ids``.
+
+    Attributes:
+        cluster_id_K: int32, by position in the model's file of centroids, shape (n_clusters,).
+        most_distance_K: float32, in the embedding, the same shape; rows that are farther from
+            their centroid are outliers (rule "distance"); infinite: none is.
+    """
+
+    cluster_id_K: NDArray[np.int32]
+    most_distance_K: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, lake: Store, file: StoredFile) -> ClusterIds:
+        """Those in a file."""
+        table = lake.read_table(file.path).sort_by("position")
+        return cls(
+            table["cluster_id"].to_numpy().astype(np.int32),
+            table["most_distance"].to_numpy().astype(np.float32),
+        )
+
+    def rename(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Assignments by position as assignments by permanent id.
+
+        Args:
+            found: From ``pipeline.registry.labels.assignments_of``.
+
+        Returns:
+            The same; cluster_id is -1 and is_outlier, bool, is true for outliers, whose other
+            values stay those of the nearest clusters.
+        """
+        far_B = found["distance"] > self.most_distance_K[found["cluster_id"]]
+        id_B = self.cluster_id_K[found["cluster_id"]]
+        return found | {
+            "cluster_id": np.where(far_B, np.int32(OUTLIER), id_B),
+            "cluster_id_2": self.cluster_id_K[found["cluster_id_2"]],
+            "is_outlier": far_B,
+        }

@@ -1,0 +1,319 @@
+"""The ``clusters`` and ``cluster_transitions`` tables: what the registry says of each id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.artifacts import StoredFile, fingerprint_of
+from pipeline.clustering.matching import KINDS, NONE, Matched, Transitions
+from pipeline.errors import ConfigError, InputError
+from pipeline.naming import MOST_NAME
+from pipeline.registry.entries import (
+    CLUSTER_SCHEMA,
+    FOLDER,
+    TRANSITION_SCHEMA,
+    Entry,
+    append,
+    latest_entry,
+)
+from pipeline.storage import Store, parquet_bytes, sha256
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model's clusters look like on the sample that it was fitted on, by position.
+
+    Attributes:
+        model_id: Of the model.
+        size_K: Rows of the sample in each cluster, shape (n_clusters,), int64.
+        centroids_KD: In the model's embedding, float32.
+        exemplars: List array of strings, one list a cluster: keys as JSON, nearest first.
+    """
+
+    model_id: str
+    size_K: NDArray[np.int64]
+    centroids_KD: NDArray[np.float32]
+    exemplars: pa.ListArray
+
+
+def no_clusters() -> pa.Table:
+    """The table before the first night."""
+    return CLUSTER_SCHEMA.empty_table()
+
+
+def next_id(clusters: pa.Table) -> int:
+    """The first id that was never given: the table keeps those that died."""
+    return int(pc.max(clusters["cluster_id"]).as_py()) + 1 if len(clusters) else 0
+
+
+def living(clusters: pa.Table) -> pa.Table:
+    """Those that did not die."""
+    return clusters.filter(clusters["died"].is_null())
+
+
+def clusters_table(before: pa.Table, seen: Seen, matched: Matched, ds: str) -> pa.Table:
+    """All clusters that ever were, as they are once a new model is promoted.
+
+    Args:
+        before: The table as it was.
+        seen: The new model's clusters.
+        matched: Their ids.
+        ds: Clusters are born and die on.
+    """
+    width = seen.centroids_KD.shape[1]
+    flat = pa.array(np.ascontiguousarray(seen.centroids_KD, np.float32).ravel())
+    centroids = pa.FixedSizeListArray.from_arrays(flat, width).cast(pa.list_(pa.float32()))
+    now = pa.table(
+        {
+            "cluster_id": matched.ids_K,
+            "size": seen.size_K.astype(np.int64),
+            "model_id": pa.repeat(pa.scalar(seen.model_id), len(matched.ids_K)),
+            "centroid": centroids,
+            "exemplars": seen.exemplars,
+        }
+    )
+    kept = now.filter(pa.array(~matched.born_K))
+    known = before.take(_places(kept["cluster_id"], before))
+    for name in ("name", "born", "died", "parents"):
+        kept = kept.append_column(before.schema.field(name), known[name])
+    born = now.filter(pa.array(matched.born_K)).sort_by("cluster_id")
+    nothing = pa.nulls(len(born), pa.string())
+    born = born.append_column("name", nothing).append_column("died", nothing)
+    born = born.append_column("born", pa.repeat(pa.scalar(ds), len(born)))
+    born = born.append_column("parents", _lists(matched.parents, born["cluster_id"].to_numpy()))
+    gone = before.filter(pa.array(~np.isin(before["cluster_id"].to_numpy(), matched.ids_K)))
+    died = pc.fill_null(gone["died"], ds)
+    gone = gone.set_column(gone.schema.get_field_index("died"), "died", died)
+    tables = [t.select(CLUSTER_SCHEMA.names).cast(CLUSTER_SCHEMA) for t in (kept, born, gone)]
+    return pa.concat_tables(tables).combine_chunks().sort_by("cluster_id")
+
+
+def transitions_table(transitions: Transitions, ds: str, run_id: str) -> pa.Table:
+    """Transitions as rows of ``TRANSITION_SCHEMA``."""
+    number = len(transitions.kind)
+    kinds = pa.DictionaryArray.from_arrays(pa.array(transitions.kind), pa.array(KINDS))
+    columns = {
+        "ds": pa.repeat(pa.scalar(ds), number),
+        "run_id": pa.repeat(pa.scalar(run_id), number),
+        "kind": kinds.cast(pa.string()),
+        **{
+            name: pa.array(ids, mask=ids == NONE)
+            for name, ids in (("from_id", transitions.from_id), ("to_id", transitions.to_id))
+        },
+    }
+    columns |= {
+        name: pa.array(getattr(transitions, name))
+        for name in TRANSITION_SCHEMA.names
+        if name not in columns
+    }
+    return pa.table([columns[n] for n in TRANSITION_SCHEMA.names], schema=TRANSITION_SCHEMA)
+
+
+def rename(lake: Store, cluster_id: int, name: str, who: str) -> Entry:
+    """Give a cluster another name, by an entry in the registry; doing it twice changes nothing.
+
+    Args:
+        lake: The output folder.
+        cluster_id: Permanent id.
+        name: Without blanks around it.
+        who: Wants it.
+
+    Returns:
+        The entry since which it has that name.
+
+    Raises:
+        ConfigError: That is no name.
+        InputError: There is no such cluster, it died, or another one that lives has that name.
+        CommitConflict: Somebody else changed the registry at the same time.
+        CommitStateUnknown: Whether the entry landed cannot be told.
+    """
+    name = name.strip()
+    if not name or not name.isprintable() or len(name) > MOST_NAME:
+        raise ConfigError(
+            f"{name!r} is no name for a cluster; give 1 to {MOST_NAME} printable characters"
+        )
+    entry = latest_entry(lake)
+    if entry is None:
+        raise InputError(
+            f"{lake.locate(FOLDER)} has no clusters with permanent ids; `dec nightly` makes them"
+        )
+    before = lake.read_table(entry.clusters.path)
+    after = renamed(before, cluster_id, name)
+    if after.equals(before):
+        return entry
+    return append(
+        lake,
+        entry.number,
+        action="rename",
+        commit_id=fingerprint_of(["rename", cluster_id, name, entry.commit_id])[:32],
+        who=who,
+        reason=f"cluster {cluster_id} is called {name}",
+        champion=entry.champion,
+        clusters=store_table(lake, "clusters", after),
+        transitions=entry.transitions,
+    )
+
+
+def renamed(clusters: pa.Table, cluster_id: int, name: str) -> pa.Table:
+    """The table with another name for one cluster.
+
+    Raises:
+        InputError: There is no such cluster, it died, or another one that lives has that name.
+    """
+    ids = clusters["cluster_id"].to_numpy()
+    found = np.flatnonzero(ids == cluster_id)
+    if not len(found):
+        raise InputError(f"there is no cluster {cluster_id}; `dec clusters` lists those that live")
+    place = int(found[0])
+    if (died := clusters["died"][place].as_py()) is not None:
+        raise InputError(
+            f"cluster {cluster_id} died on {died}; only a cluster that lives gets a name"
+        )
+    alive = living(clusters)
+    same = alive.filter(
+        pc.and_(pc.equal(alive["name"], name), pc.not_equal(alive["cluster_id"], cluster_id))
+    )
+    if len(same):
+        raise InputError(
+            f"cluster {same['cluster_id'][0]} is called {name!r} already; a name stands for one "
+            "cluster that lives. Give another, or rename that one first"
+        )
+    names = pc.if_else(pa.array(ids == cluster_id), name, clusters["name"])
+    index = clusters.schema.get_field_index("name")
+    return clusters.set_column(index, clusters.schema.field("name"), names)
+
+
+def name_clusters(
+    lake: Store,
+    names: Mapping[int, str],
+    who: str,
+    *,
+    model_id: str,
+    hold: Callable[[], None] = lambda: None,
+) -> tuple[Entry | None, dict[int, str]]:
+    """Name living clusters that have no name, all by one entry of the registry.
+
+    A name that somebody gave is never touched, and one that a living cluster has is given to no
+    other. Doing it twice changes nothing.
+
+    Args:
+        lake: The output folder.
+        names: By permanent id.
+        who: Names them.
+        model_id: That the names describe the clusters of; where another one serves by now, none is
+            given.
+        hold: Called right before; raises if it must not happen.
+
+    Returns:
+        The newest entry, None without a registry; and the names of all living clusters in it.
+
+    Raises:
+        CommitConflict: Somebody else changed the registry at the same time.
+        CommitStateUnknown: Whether the entry landed cannot be told.
+    """
+    entry = latest_entry(lake)
+    if entry is None:
+        return None, {}
+    table = lake.read_table(entry.clusters.path)
+    alive = living(table)
+    known = dict(zip(alive["cluster_id"].to_pylist(), alive["name"].to_pylist(), strict=True))
+    taken = {name for name in known.values() if name is not None}
+    given: dict[int, str] = {}
+    for cluster_id, name in sorted(names.items()):
+        if cluster_id in known and known[cluster_id] is None and name not in taken:
+            given[cluster_id] = name
+            taken.add(name)
+    if given and entry.champion.model.model_id == model_id:
+        ids = pa.array(list(given), pa.int32())
+        place = pc.index_in(table["cluster_id"], value_set=ids)
+        new = pa.array(list(given.values()), pa.string()).take(place.combine_chunks())
+        index = table.schema.get_field_index("name")
+        column = pc.if_else(pc.is_null(new), table["name"].combine_chunks(), new)
+        entry = append(
+            lake,
+            entry.number,
+            action="rename",
+            commit_id=fingerprint_of(["name", sorted(given.items()), entry.commit_id])[:32],
+            who=who,
+            reason=f"{len(given)} clusters without a name got one",
+            champion=entry.champion,
+            clusters=store_table(
+                lake, "clusters", table.set_column(index, table.schema.field("name"), column)
+            ),
+            transitions=entry.transitions,
+            hold=hold,
+        )
+        known |= given
+    return entry, {cluster: name for cluster, name in known.items() if name is not None}
+
+
+def store_table(lake: Store, kind: str, table: pa.Table) -> StoredFile:
+    """Write a table beside the registry's log, under a name made of its content.
+
+    One that nothing names yet can therefore not be in the way of another.
+    """
+    return store_content(lake, kind, parquet_bytes(table))
+
+
+def store_content(lake: Store, kind: str, content: bytes) -> StoredFile:
+    """The same for a Parquet file that is made already."""
+    digest = sha256(content)
+    path = f"{FOLDER}/{kind}-{digest[:16]}.parquet"
+    lake.write_bytes(path, content)
+    return StoredFile(path=path, sha256=digest, bytes=len(content))
+
+
+def keys_as_json(keys: pa.Table) -> list[str]:
+    """Each row as a JSON object: numbers, booleans and text as they are, bytes as hex digits.
+
+    All else as its text, which ``pipeline.operations.forgotten_keys.key_table`` reads back.
+
+    Args:
+        keys: The key columns of a few rows.
+    """
+    columns = [_json_values(column) for column in keys.columns]
+    return [
+        json.dumps(dict(zip(keys.column_names, row, strict=True)), ensure_ascii=False)
+        for row in zip(*columns, strict=True)
+    ]
+
+
+def _json_values(column: pa.ChunkedArray) -> list[object]:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return list(column.to_pylist())
+    if is_bytes(kind):
+        return [value if value is None else value.hex() for value in column.to_pylist()]
+    return list(column.cast(pa.string()).to_pylist())
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether values of a type are bytes, which JSON has as hex digits."""
+    found = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(is_kind(kind) for is_kind in found)
+
+
+def _places(ids: pa.ChunkedArray, clusters: pa.Table) -> pa.Array:
+    """Where these ids are in a table that has them all."""
+    return pc.index_in(ids, value_set=clusters["cluster_id"].combine_chunks()).combine_chunks()
+
+
+def _lists(pairs: NDArray[np.int32], ids: NDArray[np.int32]) -> pa.ListArray:
+    """For each id, ascending, the second of the pairs that begin with it."""
+    offsets = np.searchsorted(pairs[:, 0], np.append(ids, np.iinfo(np.int32).max))
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(pairs[:, 1]))
+
+
+def lists_of(values: Sequence[str], rows_K: NDArray[np.int64]) -> pa.ListArray:
+    """Values as one list a cluster: the first so many, the next, and so on."""
+    offsets = np.concatenate([[0], np.cumsum(rows_K)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.string()))

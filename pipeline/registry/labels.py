@@ -1,0 +1,46 @@
+"""Label rows in memory with a model: nearest cluster, runner-up and confidences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import NumericalError
+from pipeline.model.dec import nearest_two
+from pipeline.model.devices import embeddings
+from pipeline.registry.models import LoadedModel
+
+
+@torch.inference_mode()
+def assignments_of(model: LoadedModel, x_BF: Tensor) -> dict[str, Any]:
+    """The nearest cluster and the runner-up of each row.
+
+    Args:
+        model: Scaler, encoder and centroids.
+        x_BF: Raw rows, shape (rows, features).
+
+    Returns:
+        cluster_id and cluster_id_2, int32; confidence and confidence_2, their q (Xie et al. 2016,
+        eq. 1), float32; distance to the nearest centroid, float32; shape (rows,) each.
+
+    Raises:
+        NumericalError: An embedding is not finite.
+    """
+    clusters = model.clusters
+    z_BD = embeddings(clusters.encoder, model.scaler, x_BF)
+    found = nearest_two(z_BD, clusters.centroids_KD, clusters.alpha)
+    if not torch.isfinite(found.distance_B).all():
+        raise NumericalError(
+            "assign: embeddings are not finite; look for extreme values in the features"
+        )
+    ids_2B = found.clusters_B2.T.to(torch.int32).contiguous().cpu()
+    q_2B = found.q_B2.T.contiguous().cpu()
+    return {
+        "cluster_id": ids_2B[0].numpy(),
+        "confidence": q_2B[0].numpy(),
+        "cluster_id_2": ids_2B[1].numpy(),
+        "confidence_2": q_2B[1].numpy(),
+        "distance": found.distance_B.cpu().numpy(),
+    }

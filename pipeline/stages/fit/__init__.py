@@ -1,0 +1,1 @@
+"""Stages that fit, judge and promote a model."""

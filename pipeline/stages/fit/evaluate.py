@@ -1,0 +1,260 @@
+"""evaluate: DEC and two baselines, by the same label-free measures on the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.artifacts import (
+    Candidate,
+    Comparison,
+    InitialCentroids,
+    Manifest,
+    ModelKind,
+    PretrainedAutoencoder,
+    RefinedModel,
+    Sample,
+    Scores,
+    SpaceQuality,
+)
+from pipeline.clustering.agreement import agreement
+from pipeline.clustering.kmeans import kmeans, nearest_centroid
+from pipeline.clustering.quality import (
+    balance,
+    contingency_of,
+    macro_silhouette,
+    modularity,
+    nearest_neighbours,
+    objective_ratio,
+    stability,
+    stratified_rows,
+)
+from pipeline.config import MIN_SAMPLE_ROWS_PER_CLUSTER, Config
+from pipeline.distributed.tasks import run_task
+from pipeline.engine import Context, stage
+from pipeline.errors import NumericalError
+from pipeline.input.samples import sampled_classes, sampled_embeddings, sampled_held_out
+from pipeline.model.generalisation import generalisation
+from pipeline.registry.models import centroids_bytes, load_autoencoder, load_centroids, load_scaler
+from pipeline.storage import Store
+
+# Of each row that is asked; few, for it is the near ones that tell where a cluster ends.
+_NEIGHBOURS = 10
+# Rows that are asked: with 100,000 edges the noise of their choice is below 0.002.
+_ASKED_ROWS = 10_000
+# What is equal in modularity to these decimals goes to the simpler method.
+_DECIMALS = 3
+# Rows of the sample that k-means is fitted to here, and that neighbours are looked for among, or 39
+# a cluster where that is more; the rest is measured on all rows of the sample. For centroids it
+# makes no visible difference, and scaled features can be a hundred times as wide as the embeddings
+# that init_centroids clusters.
+_FIT_ROWS = 20_000
+# Fits of the stability measure, which looks at differences between fits and not at the best one.
+_STABILITY_RESTARTS = 5
+# Multiplications that the restarts may take: about half a minute on two cores for each of the six
+# fits of the stability measure, and as long as in init_centroids for the baseline.
+_STABILITY_WORK = 10**12
+# A label column with more classes than this is a key.
+_MOST_CLASSES = 10_000
+
+
+def _settings(config: Config) -> Any:
+    return {
+        "clusters": config.clusters_as_json,
+        "centroids": config.centroids.model_dump(mode="json"),
+        "alpha": config.refine.alpha,
+        "seed": config.seed,
+    }
+
+
+@stage("evaluate", version=2, settings=_settings, distributed=True)
+def evaluate(
+    config: Config,
+    context: Context,
+    manifest: Manifest,
+    sample: Sample,
+    autoencoder: PretrainedAutoencoder,
+    centroids: InitialCentroids,
+    model: RefinedModel,
+) -> Comparison:
+    """One task holds the sample in all three spaces and measures; rows stay off the driver."""
+    inputs = (manifest, sample, autoencoder, centroids, model)
+    found = run_task(config.execution, _measure, config, context.lake, *inputs)
+    # The sort keeps the order of equals, and the simplest method comes first.
+    candidates = sorted(
+        found.candidates, key=lambda c: (c.empty_clusters, -round(c.modularity, _DECIMALS))
+    )
+    path = context.stage_path("evaluate", "kmeans_centroids.parquet")
+    return Comparison(
+        candidates=tuple(candidates),
+        winner=candidates[0].kind,
+        margin=candidates[0].modularity - candidates[1].modularity,
+        rows=sample.rows,
+        held_out_rows=found.held_out_rows,
+        generalisation=found.generalisation,
+        centroids=context.store(path, centroids_bytes(found.centroids_KF)),
+        restarts=found.restarts,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the task reports: figures and centroids, never rows."""
+
+    candidates: tuple[Candidate, ...]
+    centroids_KF: NDArray[np.float32]
+    restarts: int
+    held_out_rows: int
+    generalisation: float | None
+
+
+def _measure(
+    config: Config,
+    lake: Store,
+    manifest: Manifest,
+    sample: Sample,
+    autoencoder: PretrainedAutoencoder,
+    centroids: InitialCentroids,
+    model: RefinedModel,
+) -> _Found:
+    spaces = _spaces(config, lake, manifest, sample, autoencoder, model)
+    features = spaces["features"]
+    first_KD = load_centroids(lake, centroids.centroids).numpy()
+    clusters = len(first_KD)
+    fit_rows = _fit_rows(config, len(features), clusters)
+    baseline = kmeans(
+        features[fit_rows],
+        clusters,
+        restarts=config.centroids.restarts,
+        iterations=config.centroids.iterations,
+        seed=config.seed,
+    )
+    # Each in its own space.
+    partitions: dict[ModelKind, tuple[str, NDArray[np.float32]]] = {
+        "kmeans": ("features", baseline.centroids_KD),
+        "autoencoder": ("pretrained", first_KD),
+        "dec": ("refined", load_centroids(lake, model.centroids).numpy()),
+    }
+    near = nearest_neighbours(features[fit_rows], _ASKED_ROWS, _NEIGHBOURS)
+    held_out = sampled_held_out(lake, sample.parts)
+    classes = sampled_classes(lake, sample.parts, manifest.label) if manifest.label else None
+    return _Found(
+        candidates=tuple(
+            _candidate(
+                *(config, kind, clusters, nearest_centroid(spaces[own], its)),
+                *(spaces, own, classes, near),
+            )
+            for kind, (own, its) in partitions.items()
+        ),
+        centroids_KF=baseline.centroids_KD,
+        restarts=len(baseline.objectives),
+        held_out_rows=int(held_out.sum()),
+        generalisation=generalisation(
+            torch.from_numpy(spaces["refined"]),
+            load_centroids(lake, model.centroids),
+            torch.from_numpy(held_out),
+            config.refine.alpha,
+        ),
+    )
+
+
+def _spaces(
+    config: Config,
+    lake: Store,
+    manifest: Manifest,
+    sample: Sample,
+    autoencoder: PretrainedAutoencoder,
+    model: RefinedModel,
+) -> dict[str, NDArray[np.float32]]:
+    """The sample in every space, shape (rows, dimensions) each."""
+    before, after = (
+        load_autoencoder(lake, weights, config, manifest.width).encoder
+        for weights in (autoencoder.weights, model.weights)
+    )
+    encoders = {"features": nn.Sequential(), "pretrained": before, "refined": after}
+    scaler = load_scaler(lake, sample.scaler)
+    spaces = sampled_embeddings(lake, sample, scaler, encoders)
+    for name, setting in (("pretrained", "pretrain"), ("refined", "refine")):
+        if not np.isfinite(spaces[name]).all():
+            raise NumericalError(
+                f"evaluate: {name} embeddings are not finite; lower {setting}.learning_rate"
+            )
+    return spaces
+
+
+def _fit_rows(config: Config, rows: int, clusters: int) -> NDArray[np.int64]:
+    """Rows that k-means is fitted to here, drawn by seed, in random order."""
+    most = max(_FIT_ROWS, MIN_SAMPLE_ROWS_PER_CLUSTER * clusters)
+    return np.random.default_rng(config.seed).permutation(rows)[:most]
+
+
+def _candidate(
+    config: Config,
+    kind: ModelKind,
+    clusters: int,
+    labels: NDArray[np.int64],
+    spaces: dict[str, NDArray[np.float32]],
+    own: str,
+    classes: NDArray[np.int64] | None,
+    near: NDArray[np.int64],
+) -> Candidate:
+    cluster_rows = np.bincount(labels, minlength=clusters)
+    drawn = stratified_rows(labels, clusters, config.seed)
+    measured = tuple(
+        SpaceQuality(
+            space=name,
+            silhouette=macro_silhouette(points[drawn], labels[drawn]),
+            objective_ratio=objective_ratio(points, labels, clusters),
+        )
+        for name, points in spaces.items()
+    )
+    return Candidate(
+        kind=kind,
+        modularity=modularity(near, labels[_fit_rows(config, len(labels), clusters)], clusters),
+        spaces=measured,
+        balance=balance(cluster_rows),
+        empty_clusters=int((cluster_rows == 0).sum()),
+        stability=_stability(config, spaces[own], clusters),
+        scores=_scores(labels, classes),
+    )
+
+
+def _stability(config: Config, points: NDArray[np.float32], clusters: int) -> float | None:
+    """ARI, on all rows of the sample, of k-means fitted to two disjoint random halves.
+
+    The halves are the same for every candidate, and so are the restarts. For "kmeans" that is the
+    whole method. For "autoencoder" and "dec" the encoder stays as it is and only the centroids are
+    fitted again, for DEC by k-means on its refined embeddings: it tells how clearly that embedding
+    separates clusters, not what another training would give.
+    """
+    rows = _fit_rows(config, len(points), clusters)
+    half = len(rows) // 2
+    if half < clusters:
+        return None
+    first, second = (
+        nearest_centroid(
+            points,
+            kmeans(
+                points[half_of_them],
+                clusters,
+                restarts=min(_STABILITY_RESTARTS, config.centroids.restarts),
+                iterations=config.centroids.iterations,
+                seed=config.seed,
+                work=_STABILITY_WORK,
+            ).centroids_KD,
+        )
+        for half_of_them in (rows[:half], rows[half : 2 * half])
+    )
+    return stability(first, second)
+
+
+def _scores(labels: NDArray[np.int64], classes: NDArray[np.int64] | None) -> Scores | None:
+    if classes is None or classes.max(initial=0) >= _MOST_CLASSES:
+        return None
+    found = agreement(contingency_of(labels, classes))
+    return Scores(acc=found.acc, nmi=found.nmi, ari=found.ari, rows=found.rows)

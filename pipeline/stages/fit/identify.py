@@ -1,0 +1,297 @@
+"""identify: the permanent ids of a new model's clusters, matched to those that we know."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pipeline.artifacts import (
+    Champion,
+    ClusteringModel,
+    Identity,
+    Manifest,
+    NightDecision,
+    Reference,
+    Sample,
+    StoredFile,
+    fingerprint_of,
+)
+from pipeline.clustering.drift import bin_counts, bin_edges
+from pipeline.clustering.matching import (
+    MERGE,
+    SPLIT,
+    SURVIVAL,
+    Labels,
+    Matched,
+    match,
+    unchanged,
+    unmatched,
+)
+from pipeline.config import Config
+from pipeline.distributed.tasks import run_task
+from pipeline.engine import Context, stage
+from pipeline.input.samples import feature_parts, sampled_features
+from pipeline.registry.cluster_ids import positions_published
+from pipeline.registry.clusters import (
+    Seen,
+    clusters_table,
+    keys_as_json,
+    lists_of,
+    living,
+    next_id,
+    no_clusters,
+    store_content,
+    store_table,
+    transitions_table,
+)
+from pipeline.registry.entries import read_entry
+from pipeline.registry.labels import assignments_of
+from pipeline.registry.models import LoadedModel, load_model, settings_of
+from pipeline.registry.reference import bins_bytes
+from pipeline.schema import SHARD_KEY_COLUMNS
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+# Rows that stand for a cluster: enough to see what it is about, few enough to show in a table.
+_EXEMPLARS = 5
+_ROWS_AT_A_TIME = 2048
+
+
+def _settings(config: Config) -> Any:
+    outliers = config.assign.outliers
+    return {
+        "matching": config.matching.model_dump(mode="json"),
+        "outliers": outliers and outliers.model_dump(mode="json"),
+        "fit": config.fit_settings(),
+    }
+
+
+@stage("identify", version=1, settings=_settings, distributed=True)
+def identify(
+    config: Config,
+    context: Context,
+    decision: NightDecision,
+    manifest: Manifest,
+    sample: Sample,
+    model: ClusteringModel,
+) -> Identity:
+    """Label two samples with both models, match clusters by membership; see decision 0023.
+
+    Files lie beside the registry's log, named by their content; nothing names them before the
+    challenger is promoted.
+    """
+    found = run_task(
+        config.execution,
+        _identify,
+        *(config, context.lake, decision, manifest, sample, model),
+        ds=context.ds,
+        run_id=context.run_id,
+    )
+    before = decision.champion if decision.action == "refresh" else None
+    challenger = Champion(
+        model=ClusteringModel(**{n: getattr(model, n) for n in ClusteringModel.model_fields}),
+        run_id=context.run_id,
+        ds=context.ds,
+        refit_ds=before.refit_ds if before else context.ds,
+        ids=found.ids,
+        reference=Reference(sample=sample, features=manifest.features, bins=found.bins),
+        # A refresh has settings of its own; what counts is what the refit before it had.
+        settings=before.settings if before else fingerprint_of(config.fit_settings()),
+    )
+    log.info(
+        "clusters: %d survive, %d split, %d are merged, %d are born, %d die; churn %s",
+        *(found.survived, found.split, found.merged, found.born, found.died),
+        "unknown" if found.churn is None else f"{found.churn:.4f}",
+    )
+    return Identity(challenger=challenger, **{n: getattr(found, n) for n in _Found.REPORTED})
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the task reports: files and figures, never rows; see ``Identity``."""
+
+    ids: StoredFile
+    bins: StoredFile
+    clusters: StoredFile
+    transitions: StoredFile
+    survived: int
+    split: int
+    merged: int
+    born: int
+    died: int
+    churn: float | None
+
+    REPORTED = (
+        *("clusters", "transitions"),
+        *("survived", "split", "merged", "born", "died", "churn"),
+    )
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """The cluster of each row of a sample, by position, and its distance in the embedding."""
+
+    labels_N: NDArray[np.int64]
+    distance_N: NDArray[np.float32]
+
+
+def _identify(
+    config: Config,
+    lake: Store,
+    decision: NightDecision,
+    manifest: Manifest,
+    sample: Sample,
+    model: ClusteringModel,
+    *,
+    ds: str,
+    run_id: str,
+) -> _Found:
+    before = read_entry(lake, decision.entry).clusters if decision.entry else None
+    clusters = lake.read_table(before.path) if before else no_clusters()
+    first_free = next_id(clusters) if before else positions_published(lake)
+    new = load_model(lake, model, config, manifest.width)
+    tonight = _nearest(lake, new, sample)
+    centroids_KD = new.clusters.centroids_KD.detach().numpy()
+    size_K = np.bincount(tonight.labels_N, minlength=len(centroids_KD))
+    champion = decision.champion if decision.usable else None
+    if champion is None:
+        alive = living(clusters)
+        old = alive["cluster_id"].to_numpy(), alive["size"].to_numpy()
+        matched = unmatched(*old, size_K, first_free)
+    else:
+        matched = _matched(config, lake, champion, model, new, sample, tonight, first_free)
+    seen = Seen(
+        model.model_id, size_K, centroids_KD, _exemplars(lake, manifest, sample, tonight, size_K)
+    )
+    survived, split, merged = (matched.transitions.of(k) for k in (SURVIVAL, SPLIT, MERGE))
+    alive_before = living(clusters)["cluster_id"].to_numpy()
+    return _Found(
+        ids=store_table(lake, "ids", _ids_table(config, matched, tonight)),
+        bins=store_content(lake, "bins", _bins(lake, manifest, sample)),
+        clusters=store_table(lake, "clusters", clusters_table(clusters, seen, matched, ds)),
+        transitions=store_table(
+            lake, "transitions", transitions_table(matched.transitions, ds, run_id)
+        ),
+        survived=int(survived.sum()),
+        split=len(np.unique(matched.transitions.from_id[split])),
+        merged=int(merged.sum()),
+        born=int(matched.born_K.sum()),
+        died=int((~np.isin(alive_before, matched.ids_K)).sum()),
+        churn=matched.churn if champion else None,
+    )
+
+
+def _matched(
+    config: Config,
+    lake: Store,
+    champion: Champion,
+    model: ClusteringModel,
+    new: LoadedModel,
+    sample: Sample,
+    tonight: _Nearest,
+    first_free: int,
+) -> Matched:
+    """Match the clusters of a new model to those of the champion, on both samples."""
+    features = sum(column.width for column in champion.reference.features)
+    old = load_model(lake, champion.model, settings_of(lake, champion.model), features)
+    ids_J = lake.read_table(champion.ids.path).sort_by("position")["cluster_id"].to_numpy()
+    now = Labels(_nearest(lake, old, sample).labels_N, tonight.labels_N)
+    try:
+        frozen = champion.reference.sample
+        reference = Labels(*(_nearest(lake, m, frozen).labels_N for m in (old, new)))
+    except FileNotFoundError as error:
+        # Better ids by the rows that there are than a night without any.
+        log.warning(
+            "the reference sample of champion %s is gone (%s): its clusters are matched on "
+            "tonight's sample alone",
+            *(champion.model.model_id, error),
+        )
+        reference = now
+    if champion.model.model_id == model.model_id:
+        return unchanged(reference, now, ids_J)
+    clusters = len(new.clusters.centroids_KD)
+    return match(reference, now, ids_J, clusters, first_free, config.matching)
+
+
+def _nearest(lake: Store, model: LoadedModel, sample: Sample) -> _Nearest:
+    """The cluster of each row of a sample, as ``assign`` would find it."""
+    labels, distances = [], []
+    for x_BF in _batches(lake, sample):
+        found = assignments_of(model, torch.from_numpy(x_BF))
+        labels.append(found["cluster_id"].astype(np.int64))
+        distances.append(found["distance"])
+    return _Nearest(np.concatenate(labels), np.concatenate(distances))
+
+
+def _batches(lake: Store, sample: Sample) -> Iterator[NDArray[Any]]:
+    for part in feature_parts(lake, sample.parts):
+        for start in range(0, len(part), _ROWS_AT_A_TIME):
+            # A copy: Arrow's memory is read-only, and torch warns of that.
+            yield np.array(part[start : start + _ROWS_AT_A_TIME])
+
+
+def _ids_table(config: Config, matched: Matched, tonight: _Nearest) -> pa.Table:
+    """See ``Champion.ids``."""
+    ids_K = matched.ids_K
+    most_K = np.full(len(ids_K), np.inf, np.float32)
+    if config.assign.outliers is not None:
+        most_K = _quantiles(tonight, len(ids_K), config.assign.outliers.quantile)
+    return pa.table(
+        {
+            "position": np.arange(len(ids_K), dtype=np.int32),
+            "cluster_id": ids_K,
+            "most_distance": most_K,
+        }
+    )
+
+
+def _quantiles(sample: _Nearest, clusters: int, quantile: float) -> NDArray[np.float32]:
+    """A quantile of the distances in each cluster, shape (n_clusters,); infinite in empty ones.
+
+    The next distance that occurs, and not a value between two: of a cluster of fewer than
+    1 / (1 - quantile) rows it is the largest, so that none of them is an outlier.
+    """
+    order = np.lexsort((sample.distance_N, sample.labels_N))
+    rows_K = np.bincount(sample.labels_N, minlength=clusters)
+    first_K = np.cumsum(rows_K) - rows_K
+    place_K = first_K + np.ceil(quantile * np.maximum(rows_K - 1, 0)).astype(np.int64)
+    most_K = np.full(clusters, np.inf, np.float32)
+    used_K = rows_K > 0
+    most_K[used_K] = sample.distance_N[order[place_K[used_K]]]
+    return most_K
+
+
+def _exemplars(
+    lake: Store,
+    manifest: Manifest,
+    sample: Sample,
+    tonight: _Nearest,
+    size_K: NDArray[np.int64],
+) -> pa.ListArray:
+    """Keys of the rows next to each centroid, nearest first."""
+    order = np.lexsort((tonight.distance_N, tonight.labels_N))
+    first_K = np.cumsum(size_K) - size_K
+    near = order[np.arange(len(order)) - np.repeat(first_K, size_K) < _EXEMPLARS]
+    names = list(manifest.keys or SHARD_KEY_COLUMNS)
+    parts = [lake.read_table(part.path, names) for part in sample.parts]
+    return lists_of(
+        keys_as_json(pa.concat_tables(parts).take(near)), np.minimum(size_K, _EXEMPLARS)
+    )
+
+
+def _bins(lake: Store, manifest: Manifest, sample: Sample) -> bytes:
+    """See ``Reference.bins``. A timestamp has one bin: that it follows the date is no drift."""
+    edges_FB = bin_edges(sampled_features(lake, sample.parts))
+    types_F = [column.type for column in manifest.features for _ in range(column.width)]
+    edges_FB[np.array([kind == "timestamp" for kind in types_F])] = np.inf
+    counts = [bin_counts(x_BF, edges_FB) for x_BF in feature_parts(lake, sample.parts)]
+    rows_FB = np.sum(counts, axis=0)
+    return bins_bytes(edges_FB, rows_FB)

@@ -1,0 +1,102 @@
+"""init_centroids: k-means on the embeddings of the reference sample, and how many clusters."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.artifacts import (
+    ClusterChoice,
+    InitialCentroids,
+    Manifest,
+    MergeStep,
+    PretrainedAutoencoder,
+    Sample,
+)
+from pipeline.clustering.kmeans import KMeansResult, kmeans
+from pipeline.clustering.merging import Found, find_clusters
+from pipeline.config import AutoClusters, Config
+from pipeline.distributed.tasks import run_task
+from pipeline.engine import Context, stage
+from pipeline.input.samples import sampled_embeddings
+from pipeline.registry.models import centroids_bytes, load_autoencoder, load_scaler
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+
+def _settings(config: Config) -> Any:
+    return {
+        "clusters": config.clusters_as_json,
+        "centroids": config.centroids.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+
+
+@stage("init_centroids", version=1, settings=_settings, distributed=True)
+def init_centroids(
+    config: Config,
+    context: Context,
+    manifest: Manifest,
+    sample: Sample,
+    autoencoder: PretrainedAutoencoder,
+) -> InitialCentroids:
+    """One task encodes the sample and runs every restart; rows stay off the driver.
+
+    Where ``clusters`` is auto, the same task decides the number before, from the embeddings that
+    it then clusters: all later stages take it from the centroids.
+    """
+    arguments = (config, context.lake, manifest, sample, autoencoder)
+    clustered = run_task(config.execution, _embed_and_cluster, *arguments)
+    result, choice = clustered.result, _choice(clustered.found)
+    if choice is not None:
+        log.info("clusters: auto is %d, %s", choice.clusters, choice.why)
+    path = context.stage_path("init_centroids", "centroids.parquet")
+    return InitialCentroids(
+        centroids=context.store(path, centroids_bytes(result.centroids_KD)),
+        objectives=result.objectives,
+        objective=result.objective,
+        sample_rows=sum(result.cluster_rows),
+        cluster_rows=result.cluster_rows,
+        choice=choice,
+    )
+
+
+@dataclass(frozen=True)
+class _Clustered:
+    """What the task reports: centroids and figures, never rows."""
+
+    result: KMeansResult
+    found: Found | None
+
+
+def _choice(found: Found | None) -> ClusterChoice | None:
+    if found is None:
+        return None
+    path = tuple(MergeStep(**vars(step)) for step in found.path)
+    return ClusterChoice(**{**vars(found), "path": path})
+
+
+def _embed_and_cluster(
+    config: Config,
+    lake: Store,
+    manifest: Manifest,
+    sample: Sample,
+    autoencoder: PretrainedAutoencoder,
+) -> _Clustered:
+    encoder = load_autoencoder(lake, autoencoder.weights, config, manifest.width).encoder
+    scaler = load_scaler(lake, sample.scaler)
+    points_ND = sampled_embeddings(lake, sample, scaler, {"pretrained": encoder})["pretrained"]
+    clusters, found = config.most_clusters, None
+    if isinstance(config.clusters, AutoClusters):
+        found = find_clusters(points_ND, config.clusters.most, config.seed)
+        clusters = found.clusters
+    result = kmeans(
+        points_ND,
+        clusters,
+        restarts=config.centroids.restarts,
+        iterations=config.centroids.iterations,
+        seed=config.seed,
+    )
+    return _Clustered(result, found)

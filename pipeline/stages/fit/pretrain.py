@@ -1,0 +1,84 @@
+"""pretrain: the autoencoder learns to reconstruct the rows."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline.artifacts import Manifest, PretrainedAutoencoder, Sample, StoredFile
+from pipeline.config import Config
+from pipeline.distributed.training import train
+from pipeline.engine import Context, stage
+from pipeline.input.quarantine import without_bad_shards
+from pipeline.input.reading import Reader, pieces_of
+from pipeline.model.augmentation import augmentation_of
+from pipeline.model.autoencoder import Autoencoder
+from pipeline.model.pretraining import Pretraining
+from pipeline.registry.models import load_scaler, weights_bytes
+from pipeline.storage import Store
+
+
+def _settings(config: Config) -> Any:
+    return {
+        "model": config.model.model_dump(mode="json"),
+        "augment": config.augment.model_dump(mode="json"),
+        "image_shape": config.source.image_shape,
+        "pretrain": config.pretrain.model_dump(mode="json"),
+        "fit_rows": config.source.fit_rows,
+        "held_out": config.source.held_out,
+        "seed": config.seed,
+    }
+
+
+def _build(
+    config: Config,
+    lake: Store,
+    scaler_file: StoredFile,
+    device: torch.device | None = None,
+) -> Pretraining:
+    model, scaler = config.model, load_scaler(lake, scaler_file)
+    autoencoder = Autoencoder(
+        scaler.width,
+        model.hidden,
+        model.embedding,
+        config.seed,
+        precision=model.precision,
+        categories=scaler.categories,
+    )
+    return Pretraining(
+        autoencoder.to(device),
+        scaler,
+        config.pretrain,
+        config.seed,
+        augmentation=augmentation_of(config.augment, config.source.image_shape),
+    )
+
+
+@stage("pretrain", version=3, settings=_settings, distributed=True)
+@without_bad_shards
+def pretrain(
+    config: Config, context: Context, manifest: Manifest, sample: Sample
+) -> PretrainedAutoencoder:
+    """Train on many workers, from the rows as the scaler of the sample sees them."""
+    trained = train(
+        config,
+        context,
+        stage="pretrain",
+        job_id=pretrain.fingerprint(config, (manifest, sample)),
+        build=partial(_build, config, context.lake, sample.scaler),
+        reader=Reader.of(config, manifest, carry=False),
+        pieces=pieces_of(manifest, context.lake),
+        planned_rows=lambda rows: rows * config.pretrain.passes,
+    )
+    training = _build(config, context.lake, sample.scaler)
+    training.restore(trained.state)
+    path = context.stage_path("pretrain", "autoencoder.safetensors")
+    return PretrainedAutoencoder(
+        weights=context.store(path, weights_bytes(training.autoencoder)),
+        losses=tuple(record["loss"] for record in trained.history),
+        rows=trained.history[-1]["rows"],
+        products=trained.history[-1].get("products", "float32"),
+        workers=tuple(record["workers"] for record in trained.history),
+    )

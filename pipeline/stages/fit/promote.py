@@ -1,0 +1,69 @@
+"""promote: a challenger that passed the gate serves from now on."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pipeline.artifacts import Identity, NightDecision, Serving, Verdict
+from pipeline.config import Config
+from pipeline.engine import Context, stage
+from pipeline.errors import CommitConflict
+from pipeline.registry import entries as registry
+from pipeline.registry.champions import clusters_since
+
+log = logging.getLogger(__name__)
+
+
+def _settings(_: Config) -> Any:
+    return {}
+
+
+@stage("promote", version=1, settings=_settings, distributed=False)
+def promote(
+    config: Config,
+    context: Context,
+    decision: NightDecision,
+    identity: Identity,
+    verdict: Verdict,
+) -> Serving:
+    """Before any row is labelled: an id that a reader may see is in the registry already.
+
+    Raises:
+        CommitConflict: Somebody changed the registry since the night was decided; the same run id
+            decides anew.
+    """
+    if not verdict.passed and decision.champion is not None and decision.usable:
+        log.warning("the gate refused %s", identity.challenger.model.model_id)
+        return Serving(champion=decision.champion, entry=decision.entry, refused=True)
+    lake, commit_id = context.lake, f"{context.run_id}-{identity.fingerprint[:16]}"
+    latest = registry.latest_entry(lake)
+    if latest is not None and latest.commit_id == commit_id:  # killed before it could say so
+        return Serving(champion=latest.champion, entry=latest.number, refused=not verdict.passed)
+    after, clusters = decision.entry, identity.clusters
+    if latest is not None and latest.number != decision.entry:
+        # A name that was given meanwhile is taken over. With another champion, matching was vain.
+        since = clusters_since(lake, identity, decision, latest)
+        if since is not None:
+            after, clusters = latest.number, since
+    reason = f"{decision.action}: {decision.why}"
+    if not verdict.passed:
+        reason += "; refused by the gate, but nothing else can label these rows"
+    try:
+        entry = registry.append(
+            lake,
+            after,
+            action="promote",
+            commit_id=commit_id,
+            who=f"run {context.run_id}",
+            reason=reason,
+            champion=identity.challenger,
+            clusters=clusters,
+            transitions=(*(latest.transitions if latest else ()), identity.transitions),
+            hold=context.hold,
+        )
+    except CommitConflict:
+        # Ids were matched to clusters that are the newest no longer.
+        lake.write_bytes(context.stage_path("decide", "done.json"), b"")
+        raise
+    return Serving(champion=entry.champion, entry=entry.number, refused=not verdict.passed)

@@ -1,0 +1,148 @@
+"""refine: DEC trains encoder and centroids together, and the result becomes a model."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline.artifacts import (
+    InitialCentroids,
+    Manifest,
+    PretrainedAutoencoder,
+    RefinedModel,
+    RefineRecord,
+    Sample,
+)
+from pipeline.config import Config
+from pipeline.distributed.training import train
+from pipeline.engine import Context, stage
+from pipeline.input.quarantine import without_bad_shards
+from pipeline.input.reading import Reader, pieces_of
+from pipeline.input.samples import sampled_features
+from pipeline.model.augmentation import augmentation_of
+from pipeline.model.refinement import ClusterModel, Refinement, embedding_factor
+from pipeline.registry.models import (
+    centroids_bytes,
+    load_autoencoder,
+    load_centroids,
+    load_scaler,
+    store_model,
+    store_model_card,
+    weights_bytes,
+)
+from pipeline.storage import Store
+
+
+def _settings(config: Config) -> Any:
+    return {
+        # What is shipped is decided later.
+        "refine": config.refine.model_dump(mode="json", exclude={"select"}),
+        "augment": config.augment.model_dump(mode="json"),
+        "image_shape": config.source.image_shape,
+        "fit_rows": config.source.fit_rows,
+        "held_out": config.source.held_out,
+        "seed": config.seed,
+    }
+
+
+def _build(
+    config: Config,
+    lake: Store,
+    width: int,
+    sample: Sample,
+    autoencoder: PretrainedAutoencoder,
+    centroids: InitialCentroids,
+    device: torch.device | None = None,
+) -> Refinement:
+    loaded = load_autoencoder(lake, autoencoder.weights, config, width).to(device)
+    factor = _embedding_factor(config, centroids)
+    loaded.rescale_embedding(factor)
+    centroids_KD = load_centroids(lake, centroids.centroids) * factor
+    model = ClusterModel(loaded.encoder, centroids_KD, config.refine.alpha).to(device)
+    return Refinement(
+        model,
+        load_scaler(lake, sample.scaler),
+        config.refine,
+        decoder=loaded.decoder,
+        augmentation=augmentation_of(config.augment, config.source.image_shape),
+        reference=lambda: torch.from_numpy(sampled_features(lake, sample.parts)),
+        seed=config.seed,
+    )
+
+
+def _embedding_factor(config: Config, centroids: InitialCentroids) -> float:
+    mean_square = centroids.objective / centroids.sample_rows
+    return embedding_factor(config.refine.start_spread, mean_square, config.model.embedding)
+
+
+@stage("refine", version=3, settings=_settings, distributed=True)
+@without_bad_shards
+def refine(
+    config: Config,
+    context: Context,
+    manifest: Manifest,
+    sample: Sample,
+    pretrained: PretrainedAutoencoder,
+    centroids: InitialCentroids,
+) -> RefinedModel:
+    """Refine on many workers, then write the model's files under an id of their content."""
+    lake = context.lake
+    build = partial(_build, config, lake, manifest.width, sample, pretrained, centroids)
+    trained = train(
+        config,
+        context,
+        stage="refine",
+        job_id=refine.fingerprint(config, (manifest, sample, pretrained, centroids)),
+        build=build,
+        reader=Reader.of(config, manifest, carry=False),
+        pieces=pieces_of(manifest, lake),
+        planned_rows=lambda rows: rows * config.refine.passes,
+    )
+    refinement = build()
+    refinement.restore(trained.state)
+    autoencoder = load_autoencoder(lake, pretrained.weights, config, manifest.width)
+    autoencoder.rescale_embedding(_embedding_factor(config, centroids))
+    autoencoder.encoder = refinement.model.encoder
+    if "decoder" in refinement.live:
+        autoencoder.decoder = refinement.live["decoder"]
+    files = store_model(
+        config,
+        context,
+        "dec",
+        weights=weights_bytes(autoencoder),
+        centroids=centroids_bytes(refinement.model.centroids_KD.detach().float().numpy()),
+        scaler=lake.read_bytes(sample.scaler.path),
+    )
+    updates = tuple(
+        RefineRecord(**{name: record[name] for name in RefineRecord.model_fields})
+        for record in trained.history
+    )
+    model = RefinedModel(
+        **vars(files),
+        scaling=sample.scaling,
+        updates=updates,
+        stopped_by=trained.history[-1]["finished"],
+        rows=sum(updates[-1].cluster_rows),
+        workers=tuple(record["workers"] for record in trained.history),
+    )
+    store_model_card(config, context, manifest, files, _facts(pretrained, model))
+    return model
+
+
+def _facts(pretrained: PretrainedAutoencoder, model: RefinedModel) -> str:
+    last = model.updates[-1]
+    change = "none measured" if last.label_change is None else f"{last.label_change:.3%}"
+    events = "".join(f"- Update {u.number}: {u.event}.\n" for u in model.updates if u.event)
+    start = "It goes on from the model that served before."
+    if pretrained.losses:
+        start = (
+            f"Reconstruction loss after {len(pretrained.losses)} passes:\n"
+            f"  {pretrained.losses[-1]:.5f} per scaled feature."
+        )
+    return f"""
+- Learnt from {model.rows:,} rows. {start}
+- Refined for {last.number} updates, stopped by {model.stopped_by}; last label change: {change}.
+{events}- Smallest cluster {min(last.cluster_rows):,} rows, largest {max(last.cluster_rows):,}.
+"""

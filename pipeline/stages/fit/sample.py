@@ -1,0 +1,92 @@
+"""sample: statistics for the scaler, and the reference sample, from a seeded choice of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.artifacts import Manifest, Sample, StoredFile
+from pipeline.config import Config, Feature
+from pipeline.distributed.resources import READER
+from pipeline.distributed.retries import with_retries
+from pipeline.distributed.tasks import map_slices
+from pipeline.engine import Context, stage
+from pipeline.errors import InputError
+from pipeline.input.quarantine import without_bad_shards
+from pipeline.input.reading import Reader, pieces_of
+from pipeline.input.samples import MergedParts, SamplePart, part_name, write_sample_part
+from pipeline.input.slices import by_slice, held_out_share, sample_share
+from pipeline.input.statistics import fit_scaler
+from pipeline.registry.models import scaler_bytes
+
+
+def _settings(config: Config) -> Any:
+    return {
+        "sample_rows": config.centroids.sample_rows,
+        "scaling": config.source.scaling,
+        "held_out": config.source.held_out,
+        "seed": config.seed,
+    } | _weights(config)
+
+
+def _weights(config: Config) -> dict[str, Any]:
+    """What the manifest does not say of typed columns; nothing where there is none."""
+    typed = [entry for entry in config.source.features if isinstance(entry, Feature)]
+    return {"features": [entry.model_dump(mode="json") for entry in typed]} if typed else {}
+
+
+@stage("sample", version=3, settings=_settings, distributed=True)
+@without_bad_shards
+def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
+    """Read the chosen row groups on many workers; each writes its part of the sample itself."""
+    pieces = pieces_of(manifest, context.lake)
+    chosen = sample_share(pieces, config.centroids.sample_rows, config.seed)
+    reader = Reader.of(config, manifest, carry=True)
+    folder = context.lake.child(context.stage_path("sample", "reference"))
+    rows = int(pieces["rows"].to_numpy().sum())
+    seed, unseen = config.seed, held_out_share(config.source.held_out, rows)
+
+    def read(pieces: pa.Table) -> pa.Table:
+        return write_sample_part(reader, pieces, folder, seed, unseen)
+
+    total = int(chosen["rows"].to_numpy().sum())
+
+    def draw() -> MergedParts:
+        slices = by_slice(chosen)
+        drawn = MergedParts(part_name(pieces["slice"][0].as_py()) for pieces in slices)
+        for result in map_slices(config.execution, slices, read, claim=READER):
+            for row in result.to_pylist():
+                drawn.add(SamplePart(**row))
+            done = sum(part.scanned for part in drawn.parts)
+            context.progress.stage_advanced(done, total, "rows")
+        return drawn
+
+    memory = "lower centroids.sample_rows or give nodes more memory"
+    drawn = with_retries(config.execution, "sample", draw, memory=memory)
+    parts, statistics = sorted(drawn.parts, key=lambda part: part.name), drawn.merged()
+    count_F = statistics.moments.count_F[: manifest.width]
+    if not count_F.all():
+        raise InputError(
+            f"{int((count_F == 0).sum())} of {len(count_F)} features hold no finite value in the "
+            "sample; take them out of source.features"
+        )
+    scaler = fit_scaler(config, manifest.features, statistics)
+    missing_F = statistics.moments.missing_F[: manifest.width]
+    return Sample(
+        parts=tuple(
+            StoredFile(
+                path=context.stage_path("sample", f"reference/{part.name}"),
+                sha256=part.sha256,
+                bytes=part.bytes,
+            )
+            for part in parts
+        ),
+        rows=sum(part.rows for part in parts),
+        scanned_rows=sum(part.scanned for part in parts),
+        missing_values=int(missing_F.sum()),
+        scaler=context.store(
+            context.stage_path("sample", "scaler.parquet"), scaler_bytes(scaler, manifest.features)
+        ),
+        scaling=config.source.scaling,
+    )

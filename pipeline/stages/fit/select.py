@@ -1,0 +1,65 @@
+"""select: which of the compared clusterings is shipped, and its model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.artifacts import (
+    ClusteringModel,
+    Comparison,
+    InitialCentroids,
+    Manifest,
+    PretrainedAutoencoder,
+    RefinedModel,
+    Sample,
+)
+from pipeline.config import Config
+from pipeline.engine import Context, stage
+from pipeline.registry.models import store_model, store_model_card
+
+
+def _settings(config: Config) -> Any:
+    return {"select": config.refine.select, "alpha": config.refine.alpha}
+
+
+@stage("select", version=3, settings=_settings, distributed=False)
+def select(
+    config: Config,
+    context: Context,
+    manifest: Manifest,
+    sample: Sample,
+    autoencoder: PretrainedAutoencoder,
+    centroids: InitialCentroids,
+    model: RefinedModel,
+    comparison: Comparison,
+) -> ClusteringModel:
+    """DEC's model, or under ``refine.select: auto`` that of the winner."""
+    kind = comparison.winner if config.refine.select == "auto" else "dec"
+    if kind == "dec":
+        return ClusteringModel(**{n: getattr(model, n) for n in ClusteringModel.model_fields})
+    pretrained = kind == "autoencoder"
+    lake, centers = context.lake, centroids.centroids if pretrained else comparison.centroids
+    files = store_model(
+        config,
+        context,
+        kind,
+        weights=lake.read_bytes(autoencoder.weights.path) if pretrained else None,
+        centroids=lake.read_bytes(centers.path),
+        scaler=lake.read_bytes(sample.scaler.path),
+    )
+    store_model_card(config, context, manifest, files, _facts(comparison))
+    return ClusteringModel(**vars(files), scaling=sample.scaling)
+
+
+def _facts(comparison: Comparison) -> str:
+    rows = "".join(
+        f"| {c.kind} | {c.modularity:.4f} | {c.balance:.4f} | {c.empty_clusters} |\n"
+        for c in comparison.candidates
+    )
+    return f"""
+- Shipped instead of Deep Embedded Clustering because `refine.select` is auto and it won the
+  comparison on {comparison.rows:,} sampled rows:
+
+| clustering | modularity, neighbours in scaled features | balance | empty clusters |
+|---|---|---|---|
+{rows}"""
