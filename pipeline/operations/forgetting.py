@@ -2,9 +2,9 @@
 
 First everything that holds them is found, and the files that do are written again without them
 (``pipeline.operations.holdings``). Then the receipt says what takes the place of what, and from
-there on nothing is undecided: the registry gets an entry, the log a snapshot, both by put-if-absent, and
-staged files go. Killed before the receipt, nothing has happened; killed after it, whoever runs it
-again finishes it first.
+there on nothing is undecided: the registry gets an entry, the log a snapshot, both by put-if-
+absent, and staged files go. Killed before the receipt, nothing has happened; killed after it,
+whoever runs it again finishes it first.
 
 What a model has learnt of a row, and sums over many rows (the scaler, bins of the reference
 sample), stay. Files that older snapshots name stay until ``dec gc`` removes those.
