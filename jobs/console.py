@@ -24,13 +24,10 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.commands.bill import planned_of
-from pipeline.artifacts import (
-    Comparison,
-    NightSummary,
-    QuarantinedShard,
-    Summary,
-    Verdict,
-)
+from pipeline.artifacts.inputs import QuarantinedShard
+from pipeline.artifacts.models import Comparison
+from pipeline.artifacts.nights import Verdict
+from pipeline.artifacts.summaries import NightSummary, Summary
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import datetime
 from pydantic import ValidationError
 
 import pipeline
-from pipeline.artifacts import Record
+from pipeline.artifacts.records import Record
 from pipeline.engine import Context
 from pipeline.errors import PipelineError
 from pipeline.storage import Store

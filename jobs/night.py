@@ -31,7 +31,8 @@ from jobs.session import (
 )
 from jobs.tracking import Trackers
 from pipeline import logs
-from pipeline.artifacts import Artifact, NightSummary, Summary, fingerprint_of
+from pipeline.artifacts.records import Artifact, fingerprint_of
+from pipeline.artifacts.summaries import NightSummary, Summary
 from pipeline.config import Config
 from pipeline.engine import Context, Execution, StageReached, Stop
 from pipeline.errors import ConfigError, GateRefused, Interrupted, LeaseHeld, PipelineError

@@ -18,7 +18,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from pydantic import ValidationError
 
 from pipeline import logs
-from pipeline.artifacts import Artifact, Record, StageTime, StoredFile, fingerprint_of
+from pipeline.artifacts.records import Artifact, Record, StoredFile, fingerprint_of
+from pipeline.artifacts.summaries import StageTime
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.progress import Progress, Watchers, figures

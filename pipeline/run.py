@@ -6,23 +6,17 @@ import logging
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from pipeline.artifacts import (
-    Action,
-    Artifact,
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import (
     ClusteringModel,
     Comparison,
-    Identity,
     InitialCentroids,
-    Manifest,
-    NightDecision,
-    NightSummary,
     PretrainedAutoencoder,
     RefinedModel,
-    Sample,
-    Serving,
-    Summary,
-    Verdict,
 )
+from pipeline.artifacts.nights import Action, Identity, NightDecision, Serving, Verdict
+from pipeline.artifacts.records import Artifact
+from pipeline.artifacts.summaries import NightSummary, Summary
 from pipeline.engine import Execution, Stage, StageReached
 from pipeline.errors import InputError, Interrupted, LeaseHeld, NumericalError, TransientError
 from pipeline.stages.assign import assign

@@ -10,21 +10,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import (
-    Artifact,
-    Candidate,
-    Champion,
-    ClusteringModel,
-    Comparison,
-    FeatureColumn,
-    Identity,
-    Manifest,
-    NightDecision,
-    Reference,
-    Sample,
-    StoredFile,
-    encode_schema,
-)
+from pipeline.artifacts.inputs import FeatureColumn, Manifest, Sample, encode_schema
+from pipeline.artifacts.models import Candidate, ClusteringModel, Comparison
+from pipeline.artifacts.nights import Champion, Identity, NightDecision, Reference
+from pipeline.artifacts.records import Artifact, StoredFile
 from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config
 from pipeline.engine import Context, Marker

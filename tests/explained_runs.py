@@ -13,19 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.artifacts import (
-    Artifact,
-    Assignments,
-    Champion,
-    ClusteringModel,
-    Description,
-    Explanation,
-    Manifest,
-    PartFile,
-    Reference,
-    Sample,
-    StoredFile,
-)
+from pipeline.artifacts.assignments import Assignments, PartFile
+from pipeline.artifacts.explanations import Description, Explanation
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion, Reference
+from pipeline.artifacts.records import Artifact, StoredFile
 from pipeline.config import Config
 from pipeline.engine import Context, Marker, Stage
 from pipeline.input.reading import Reader, pieces_of

@@ -8,15 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.artifacts import (
-    Champion,
-    ClusteringModel,
-    PartFile,
-    Reference,
-    Sample,
-    StoredFile,
-    fingerprint_of,
-)
+from pipeline.artifacts.assignments import PartFile
+from pipeline.artifacts.inputs import Sample
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion, Reference
+from pipeline.artifacts.records import StoredFile, fingerprint_of
 from pipeline.input.samples import FEATURES, HELD_OUT
 from pipeline.lake.parts import statistics_of, write_part
 from pipeline.lake.snapshots import FileList, Partition, SnapshotFile, publish

@@ -14,7 +14,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from pipeline.artifacts import Assignments, ClusteringModel, Snapshot, StoredFile
+from pipeline.artifacts.assignments import Assignments, Snapshot
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.records import StoredFile
 from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.lake import snapshots

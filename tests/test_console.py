@@ -9,7 +9,8 @@ import pytest
 
 from jobs import console
 from jobs.console import StageLines, verdict
-from pipeline.artifacts import Candidate, Comparison, ModelKind, StoredFile
+from pipeline.artifacts.models import Candidate, Comparison, ModelKind
+from pipeline.artifacts.records import StoredFile
 
 
 def compared(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Artifact, fingerprint_of
+from pipeline.artifacts.records import Artifact, fingerprint_of
 from pipeline.config import Config
 from pipeline.engine import Context, Execution, Stage, StageReached
 from pipeline.errors import InputError

@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-from pipeline.artifacts import Estimate, StageEstimate, StageTime
+from pipeline.artifacts.estimates import Estimate, StageEstimate
+from pipeline.artifacts.summaries import StageTime
 from pipeline.progress import duration
 
 if TYPE_CHECKING:  # they import Ray, which must not come before keep_to_this_machine()

@@ -20,7 +20,8 @@ from jobs.session import (
     stop_ray,
     wanted_format,
 )
-from pipeline.artifacts import Champion, GateRule, Identity, Manifest, NightDecision
+from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.nights import Champion, GateRule, Identity, NightDecision
 from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.errors import ConfigError

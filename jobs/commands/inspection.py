@@ -18,7 +18,9 @@ from rich.table import Table
 from jobs.commands.bill import notes_on, notes_on_measuring, print_comparison, print_estimate
 from jobs.night import checked_ds, of_ds
 from jobs.session import configured
-from pipeline.artifacts import Action, Estimate, QuarantinedShard
+from pipeline.artifacts.estimates import Estimate
+from pipeline.artifacts.inputs import QuarantinedShard
+from pipeline.artifacts.nights import Action
 from pipeline.bill.comparison import compare, last_calibration, planned
 from pipeline.bill.estimate import Tonight, estimate, most_passes
 from pipeline.bill.measuring import Measured

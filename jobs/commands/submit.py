@@ -22,7 +22,7 @@ import pipeline
 from jobs.commands import staging
 from jobs.job_server import JobServer, first_line
 from jobs.night import checked_ds, checked_run_id
-from pipeline.artifacts import fingerprint_of
+from pipeline.artifacts.records import fingerprint_of
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, Interrupted, TransientError
 from pipeline.schema import NAME_PATTERN

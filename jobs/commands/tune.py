@@ -24,7 +24,8 @@ from jobs.session import (
     wanted_format,
 )
 from pipeline import logs
-from pipeline.artifacts import Manifest, Sample, fingerprint_of
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.records import fingerprint_of
 from pipeline.config import Config
 from pipeline.engine import Context, Execution
 from pipeline.errors import ConfigError, Interrupted, NumericalError, TransientError

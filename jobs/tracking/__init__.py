@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from pipeline.artifacts import Artifact, NightSummary, Summary
+from pipeline.artifacts.records import Artifact
+from pipeline.artifacts.summaries import NightSummary, Summary
 from pipeline.config import Config
 from pipeline.errors import ConfigError, Interrupted, PipelineError
 from pipeline.storage import Store, why

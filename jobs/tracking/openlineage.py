@@ -13,7 +13,8 @@ from typing import Any
 
 import pipeline
 from jobs.tracking import Attempt, Ending
-from pipeline.artifacts import Assignments, Manifest
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.inputs import Manifest
 from pipeline.engine import Marker
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.lake.snapshots import read_file_list

@@ -9,14 +9,9 @@ from dataclasses import dataclass
 
 import yaml
 
-from pipeline.artifacts import (
-    Estimate,
-    Manifest,
-    NightSummary,
-    StageFactor,
-    StageTime,
-    Summary,
-)
+from pipeline.artifacts.estimates import Estimate, StageFactor
+from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.summaries import NightSummary, StageTime, Summary
 from pipeline.bill.estimate import Tonight, estimate, most_passes
 from pipeline.bill.measuring import Measured
 from pipeline.bill.rates import Cluster, InputFacts

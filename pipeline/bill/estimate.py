@@ -12,7 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.artifacts import Action, Estimate, Money, StageEstimate, StageFactor
+from pipeline.artifacts.estimates import Estimate, Money, StageEstimate, StageFactor
+from pipeline.artifacts.nights import Action
 from pipeline.bill.rates import Cluster, InputFacts, Rates
 from pipeline.clustering.kmeans import WORK, affordable
 from pipeline.clustering.merging import ITERATIONS, NEIGHBOURS, TREES, rows_and_cells

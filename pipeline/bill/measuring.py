@@ -19,7 +19,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import ClusteringModel, Manifest, StageFactor, StoredFile
+from pipeline.artifacts.estimates import StageFactor
+from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.records import StoredFile
 from pipeline.bill.estimate import estimate, kmeans_core_seconds
 from pipeline.bill.rates import Cluster, InputFacts, Rates
 from pipeline.clustering.kmeans import kmeans

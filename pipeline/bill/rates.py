@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.artifacts import Manifest
+from pipeline.artifacts.inputs import Manifest
 from pipeline.config import Execution
 from pipeline.distributed.resources import (
     READER,

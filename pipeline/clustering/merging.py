@@ -48,7 +48,7 @@ _NOTHING = 0.1
 
 @dataclass(frozen=True)
 class Step:
-    """One number of clusters; see ``pipeline.artifacts.MergeStep``."""
+    """One number of clusters; see ``pipeline.artifacts.models.MergeStep``."""
 
     clusters: int
     agreement: float
@@ -57,7 +57,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Found:
-    """A number of clusters, and how it was come to; see ``pipeline.artifacts.ClusterChoice``."""
+    """A number of clusters, and how it was come to; see ``pipeline.artifacts.models.ClusterChoice``."""
 
     clusters: int
     cells: int

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.artifacts import Record
+from pipeline.artifacts.records import Record
 from pipeline.errors import PipelineError
 from pipeline.storage import Store, why
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.artifacts import QuarantinedShard
+from pipeline.artifacts.inputs import QuarantinedShard
 from pipeline.config import Config
 from pipeline.errors import BadShard, InputError, PipelineError, TransientError
 from pipeline.storage import S3_SCHEME, open_input, version_of, why

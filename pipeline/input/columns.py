@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.artifacts import ColumnType, FeatureColumn
+from pipeline.artifacts.inputs import ColumnType, FeatureColumn
 from pipeline.errors import InputError
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray

@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import (
+from pipeline.artifacts.inputs import (
     ColumnType,
     FeatureColumn,
     QuarantinedShard,
     decode_schema,
     encode_schema,
-    fingerprint_of,
 )
+from pipeline.artifacts.records import fingerprint_of
 from pipeline.config import MIN_SAMPLE_ROWS_PER_CLUSTER, AutoClusters, Config
 from pipeline.errors import BadShard, ConfigError, InputError, PipelineError
 from pipeline.input.bad_shards import ShardVersion, check_bound, diagnosed

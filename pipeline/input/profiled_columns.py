@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artifacts import Manifest, ProfiledColumn
+from pipeline.artifacts.explanations import ProfiledColumn
+from pipeline.artifacts.inputs import Manifest
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.input.bad_shards import ShardVersion, diagnosed

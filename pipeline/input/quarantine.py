@@ -14,7 +14,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.artifacts import Manifest, QuarantinedShard, Record
+from pipeline.artifacts.inputs import Manifest, QuarantinedShard
+from pipeline.artifacts.records import Record
 from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.errors import BadShard, InputError, TransientError

@@ -13,13 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artifacts import (
-    FeatureColumn,
-    Manifest,
-    ProfiledColumn,
-    StoredFile,
-    encode_schema,
-)
+from pipeline.artifacts.explanations import ProfiledColumn
+from pipeline.artifacts.inputs import FeatureColumn, Manifest, encode_schema
+from pipeline.artifacts.records import StoredFile
 from pipeline.config import Config
 from pipeline.counts import count
 from pipeline.errors import InputError, says_out_of_memory

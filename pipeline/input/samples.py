@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.artifacts import Sample, StoredFile
+from pipeline.artifacts.inputs import Sample
+from pipeline.artifacts.records import StoredFile
 from pipeline.input.reading import Reader
 from pipeline.input.slices import held_out
 from pipeline.input.statistics import VALUE_COUNTS, RowStatistics

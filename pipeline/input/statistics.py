@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.artifacts import FeatureColumn
+from pipeline.artifacts.inputs import FeatureColumn
 from pipeline.config import Config, Feature
 from pipeline.errors import InputError
 from pipeline.input.columns import category_codes_of_values, code_hashes

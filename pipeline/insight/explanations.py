@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from pipeline.artifacts import Artifact, Description, Explanation, StoredFile
+from pipeline.artifacts.explanations import Description, Explanation
+from pipeline.artifacts.records import Artifact, StoredFile
 from pipeline.clustering.surrogate import Asked, Surrogate, imitate
 from pipeline.engine import Marker
 from pipeline.errors import InputError

@@ -12,7 +12,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import ClusteringModel, FeatureColumn, Sample, StoredFile
+from pipeline.artifacts.inputs import FeatureColumn, Sample
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.records import StoredFile
 from pipeline.clustering.projection import project
 from pipeline.input.samples import FEATURES
 from pipeline.model.devices import embeddings

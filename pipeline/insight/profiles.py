@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artifacts import Explanation, FeatureColumn, ProfiledColumn
+from pipeline.artifacts.explanations import Explanation, ProfiledColumn
+from pipeline.artifacts.inputs import FeatureColumn
 from pipeline.clustering.profile import GroupMoments, Points, first_of_each
 from pipeline.errors import PipelineError, TransientError
 from pipeline.lake.parts import DELTA_FOLDER

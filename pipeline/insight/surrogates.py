@@ -11,7 +11,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import ClusteringModel, FeatureColumn, Sample, StoredFile
+from pipeline.artifacts.inputs import FeatureColumn, Sample
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.records import StoredFile
 from pipeline.clustering.surrogate import Asked, Kind, Rule, Surrogate
 from pipeline.input.samples import feature_parts
 from pipeline.registry.cluster_ids import OUTLIER, ClusterIds

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import Explanation, StoredFile
+from pipeline.artifacts.explanations import Explanation
+from pipeline.artifacts.records import StoredFile
 from pipeline.naming import Trait
 from pipeline.registry.cluster_ids import OUTLIER
 from pipeline.storage import Store, open_input

@@ -15,14 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.artifacts import (
-    Champion,
-    ClusteringModel,
-    Manifest,
-    PartFile,
-    ProfiledColumn,
-    fingerprint_of,
-)
+from pipeline.artifacts.assignments import PartFile
+from pipeline.artifacts.explanations import ProfiledColumn
+from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion
+from pipeline.artifacts.records import fingerprint_of
 from pipeline.clustering.drift import bin_counts
 from pipeline.config import Config
 from pipeline.distributed.workers import node_id

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.artifacts import PartFile
+from pipeline.artifacts.assignments import PartFile
 from pipeline.errors import InputError
 from pipeline.lake.snapshots import latest_snapshot, read_file_list
 from pipeline.storage import Store

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pipeline.artifacts import Record
+from pipeline.artifacts.records import Record
 from pipeline.errors import (
     CommitError,
     CommitStateUnknown,

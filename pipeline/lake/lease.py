@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.artifacts import Record
+from pipeline.artifacts.records import Record
 from pipeline.errors import ConfigError, LeaseHeld, PipelineError, TransientError
 from pipeline.storage import S3_SCHEME, Store, why
 

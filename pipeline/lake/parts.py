@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artifacts import PartFile, fingerprint_of
+from pipeline.artifacts.assignments import PartFile
+from pipeline.artifacts.records import fingerprint_of
 from pipeline.errors import TransientError
 from pipeline.storage import Store, open_input, parquet_bytes
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from pipeline.artifacts import LakePath, Name, Record
+from pipeline.artifacts.records import LakePath, Name, Record
 from pipeline.errors import InputError
 from pipeline.storage import Store, why
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from pydantic import PositiveInt
 
-from pipeline.artifacts import LakePath, Name, PartFile, Record
+from pipeline.artifacts.assignments import PartFile
+from pipeline.artifacts.records import LakePath, Name, Record
 from pipeline.errors import CommitConflict, InputError, PipelineError
 from pipeline.lake.commit_log import CommitLog
 from pipeline.storage import FoundFile, Store, why

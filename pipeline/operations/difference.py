@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artifacts import PartFile, Record
+from pipeline.artifacts.assignments import PartFile
+from pipeline.artifacts.records import Record
 from pipeline.errors import InputError
 from pipeline.lake.parts import statistics_in
 from pipeline.lake.snapshots import Partition, latest_snapshot, read_file_list

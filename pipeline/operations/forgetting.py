@@ -23,7 +23,7 @@ from functools import partial
 
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import PartFile
+from pipeline.artifacts.assignments import PartFile
 from pipeline.errors import CommitConflict, ConfigError
 from pipeline.insight.profiles import as_it_is_now
 from pipeline.lake.lease import take

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.artifacts import StoredFile
+from pipeline.artifacts.records import StoredFile
 from pipeline.config import Retention
 from pipeline.errors import ConfigError, InputError, LeaseHeld, TransientError
 from pipeline.insight.profiles import COPIES, profile_path

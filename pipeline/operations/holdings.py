@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artifacts import PartFile, fingerprint_of
+from pipeline.artifacts.assignments import PartFile
+from pipeline.artifacts.records import fingerprint_of
 from pipeline.errors import InputError, TransientError
 from pipeline.input.samples import FEATURES
 from pipeline.insight.profiles import profile_path, read_profile, write_profile

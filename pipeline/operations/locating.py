@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import Assignments, Manifest, PartFile
+from pipeline.artifacts.assignments import Assignments, PartFile
+from pipeline.artifacts.inputs import Manifest
 from pipeline.errors import InputError, PipelineError
 from pipeline.input.hive import hive_column, hive_values
 from pipeline.input.reading import Reader, pieces_of

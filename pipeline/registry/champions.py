@@ -15,17 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.artifacts import (
-    Artifact,
-    Champion,
-    Identity,
-    Manifest,
-    NightDecision,
-    NightSummary,
-    StoredFile,
-    Verdict,
-    fingerprint_of,
-)
+from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.nights import Champion, Identity, NightDecision, Verdict
+from pipeline.artifacts.records import Artifact, StoredFile, fingerprint_of
+from pipeline.artifacts.summaries import NightSummary
 from pipeline.engine import Marker
 from pipeline.errors import InputError
 from pipeline.lake.snapshots import latest_snapshot

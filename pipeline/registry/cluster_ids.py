@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artifacts import StoredFile
+from pipeline.artifacts.records import StoredFile
 from pipeline.lake.snapshots import latest_snapshot
 from pipeline.storage import Store
 
@@ -34,7 +34,7 @@ def positions_published(lake: Store) -> int:
 
 @dataclass(frozen=True)
 class ClusterIds:
-    """See ``pipeline.artifacts.Champion.ids``.
+    """See ``pipeline.artifacts.nights.Champion.ids``.
 
     Attributes:
         cluster_id_K: int32, by position in the model's file of centroids, shape (n_clusters,).

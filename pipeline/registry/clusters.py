@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.artifacts import StoredFile, fingerprint_of
+from pipeline.artifacts.records import StoredFile, fingerprint_of
 from pipeline.clustering.matching import KINDS, NONE, Matched, Transitions
 from pipeline.errors import ConfigError, InputError
 from pipeline.naming import MOST_NAME

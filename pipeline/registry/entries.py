@@ -16,7 +16,9 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import PositiveInt
 
-from pipeline.artifacts import Champion, Record, Sample, StoredFile
+from pipeline.artifacts.inputs import Sample
+from pipeline.artifacts.nights import Champion
+from pipeline.artifacts.records import Record, StoredFile
 from pipeline.errors import CommitConflict
 from pipeline.lake.commit_log import CommitLog
 from pipeline.lake.receipts import Rewritten, read_receipts, replacements

@@ -15,14 +15,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pipeline.artifacts import (
-    ClusteringModel,
-    FeatureColumn,
-    Manifest,
-    ModelKind,
-    StoredFile,
-    fingerprint_of,
-)
+from pipeline.artifacts.inputs import FeatureColumn, Manifest
+from pipeline.artifacts.models import ClusteringModel, ModelKind
+from pipeline.artifacts.records import StoredFile, fingerprint_of
 from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.errors import InputError

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.artifacts import StoredFile
+from pipeline.artifacts.records import StoredFile
 from pipeline.storage import Store, parquet_bytes
 
 

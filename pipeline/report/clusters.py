@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import NightSummary, StoredFile
+from pipeline.artifacts.records import StoredFile
+from pipeline.artifacts.summaries import NightSummary
 from pipeline.clustering.surrogate import point_in_time
 from pipeline.registry.entries import latest_entry
 from pipeline.report.explained import Explained, explained

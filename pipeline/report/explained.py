@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.artifacts import Description, StoredFile
+from pipeline.artifacts.explanations import Description
+from pipeline.artifacts.records import StoredFile
 from pipeline.report.reading import RunFiles
 
 

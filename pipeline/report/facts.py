@@ -5,14 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifacts import (
-    Candidate,
-    Comparison,
-    GateRule,
-    NightSummary,
-    Summary,
-    Verdict,
-)
+from pipeline.artifacts.models import Candidate, Comparison
+from pipeline.artifacts.nights import GateRule, Verdict
+from pipeline.artifacts.summaries import NightSummary, Summary
 from pipeline.progress import duration
 from pipeline.report.reading import RunFiles
 

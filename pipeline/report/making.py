@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.artifacts import Report, StoredFile
+from pipeline.artifacts.explanations import Report
+from pipeline.artifacts.records import StoredFile
 from pipeline.insight.maps import map_bytes
 from pipeline.report.page import render
 from pipeline.report.reading import RunFiles

@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import pipeline
-from pipeline.artifacts import NightSummary, StoredFile
+from pipeline.artifacts.records import StoredFile
+from pipeline.artifacts.summaries import NightSummary
 from pipeline.progress import duration
 from pipeline.report import clusters as of_clusters
 from pipeline.report import facts, rows

@@ -11,29 +11,19 @@ import pyarrow as pa
 import yaml
 from pydantic import ValidationError
 
-from pipeline.artifacts import (
-    Artifact,
-    Assignments,
-    Champion,
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.explanations import Description, Explanation
+from pipeline.artifacts.inputs import FeatureColumn, Manifest, Sample
+from pipeline.artifacts.models import (
     ClusteringModel,
     Comparison,
-    Description,
-    Explanation,
-    FeatureColumn,
-    Identity,
     InitialCentroids,
-    LakePath,
-    Manifest,
-    NightDecision,
-    NightSummary,
     PretrainedAutoencoder,
     RefinedModel,
-    Sample,
-    Serving,
-    StoredFile,
-    Summary,
-    Verdict,
 )
+from pipeline.artifacts.nights import Champion, Identity, NightDecision, Serving, Verdict
+from pipeline.artifacts.records import Artifact, LakePath, StoredFile
+from pipeline.artifacts.summaries import NightSummary, Summary
 from pipeline.config import Config
 from pipeline.engine import Marker
 from pipeline.errors import InputError, PipelineError

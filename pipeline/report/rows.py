@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import NightSummary, StoredFile
+from pipeline.artifacts.records import StoredFile
+from pipeline.artifacts.summaries import NightSummary
 from pipeline.errors import PipelineError
 from pipeline.input.samples import FEATURES
 from pipeline.insight.maps import X, Y, about

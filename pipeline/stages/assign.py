@@ -9,14 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artifacts import (
-    Assignments,
-    Champion,
-    ClusteringModel,
-    Manifest,
-    PartFile,
-    Scores,
-)
+from pipeline.artifacts.assignments import Assignments, PartFile
+from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.models import ClusteringModel, Scores
+from pipeline.artifacts.nights import Champion
 from pipeline.clustering.agreement import agreement
 from pipeline.clustering.drift import psi
 from pipeline.config import Config

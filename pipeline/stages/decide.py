@@ -6,15 +6,10 @@ import datetime
 import logging
 from typing import Any
 
-from pipeline.artifacts import (
-    Action,
-    Assignments,
-    Champion,
-    FeatureColumn,
-    Manifest,
-    NightDecision,
-    fingerprint_of,
-)
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.inputs import FeatureColumn, Manifest
+from pipeline.artifacts.nights import Action, Champion, NightDecision
+from pipeline.artifacts.records import fingerprint_of
 from pipeline.config import Config
 from pipeline.engine import Context, Marker, stage
 from pipeline.errors import InputError, PipelineError

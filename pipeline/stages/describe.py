@@ -10,18 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import (
-    Assignments,
-    Champion,
-    ClusteringModel,
-    Description,
-    Explanation,
-    FeatureColumn,
-    Manifest,
-    Sample,
-    StoredFile,
-    fingerprint_of,
-)
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.explanations import Description, Explanation
+from pipeline.artifacts.inputs import FeatureColumn, Manifest, Sample
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion
+from pipeline.artifacts.records import StoredFile, fingerprint_of
 from pipeline.clustering.surrogate import imitate
 from pipeline.config import Config, Explain
 from pipeline.distributed.tasks import run_task

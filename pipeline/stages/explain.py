@@ -11,14 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import (
-    Assignments,
-    ClusteringModel,
-    Explanation,
-    Manifest,
-    ProfiledColumn,
-    StoredFile,
-)
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.explanations import Explanation, ProfiledColumn
+from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.records import StoredFile
 from pipeline.config import Config
 from pipeline.distributed.resources import READER
 from pipeline.distributed.retries import with_retries

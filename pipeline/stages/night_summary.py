@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.artifacts import (
-    Assignments,
+from pipeline.artifacts.assignments import Assignments, Snapshot
+from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.models import (
     Comparison,
-    Identity,
     InitialCentroids,
-    Manifest,
-    NightDecision,
-    NightSummary,
     PretrainedAutoencoder,
     RefinedModel,
-    Serving,
-    Snapshot,
-    Verdict,
 )
+from pipeline.artifacts.nights import Identity, NightDecision, Serving, Verdict
+from pipeline.artifacts.summaries import NightSummary
 from pipeline.bill.comparison import planned_before
 from pipeline.bill.estimate import Tonight
 from pipeline.config import Config

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import Manifest
+from pipeline.artifacts.inputs import Manifest
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.errors import PipelineError

@@ -7,7 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import Assignments, ClusteringModel, Serving, Snapshot
+from pipeline.artifacts.assignments import Assignments, Snapshot
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Serving
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.errors import TransientError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.artifacts import Description, Explanation, NightSummary, Report, Summary
+from pipeline.artifacts.explanations import Description, Explanation, Report
+from pipeline.artifacts.summaries import NightSummary, Summary
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.report.making import make

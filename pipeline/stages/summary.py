@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.artifacts import (
-    Assignments,
+from pipeline.artifacts.assignments import Assignments, Snapshot
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import (
     ClusteringModel,
     Comparison,
     InitialCentroids,
-    Manifest,
     PretrainedAutoencoder,
     RefinedModel,
-    Sample,
-    Snapshot,
-    Summary,
 )
+from pipeline.artifacts.summaries import Summary
 from pipeline.bill.comparison import planned_before
 from pipeline.config import Config
 from pipeline.engine import Context, stage

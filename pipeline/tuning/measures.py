@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import Record
+from pipeline.artifacts.records import Record
 from pipeline.clustering.agreement import agreement
 from pipeline.clustering.kmeans import nearest_centroid
 from pipeline.clustering.quality import (

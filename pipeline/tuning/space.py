@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artifacts import Record, fingerprint_of
+from pipeline.artifacts.records import Record, fingerprint_of
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.artifacts import Manifest, Sample
+from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.clustering.kmeans import use_threads
 from pipeline.config import Config
 from pipeline.errors import NumericalError

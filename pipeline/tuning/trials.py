@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pydantic import ValidationError
 
-from pipeline.artifacts import Record
+from pipeline.artifacts.records import Record
 from pipeline.storage import Store, parquet_bytes
 from pipeline.tuning.measures import Measures
 from pipeline.tuning.space import TrialSettings

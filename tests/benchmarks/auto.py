@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import fingerprint_of
+from pipeline.artifacts.records import fingerprint_of
 from pipeline.clustering.agreement import agreement
 from pipeline.clustering.kmeans import kmeans, nearest_centroid
 from pipeline.clustering.merging import TREES, find_clusters

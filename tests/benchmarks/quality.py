@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from pipeline.artifacts import fingerprint_of
+from pipeline.artifacts.records import fingerprint_of
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 

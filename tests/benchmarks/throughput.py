@@ -38,7 +38,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from pipeline.artifacts import ClusteringModel
+from pipeline.artifacts.models import ClusteringModel
 from pipeline.clustering.agreement import agreement
 from pipeline.clustering.kmeans import kmeans
 from pipeline.clustering.quality import contingency_of

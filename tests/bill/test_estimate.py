@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Estimate, StageEstimate, StageFactor
+from pipeline.artifacts.estimates import Estimate, StageEstimate, StageFactor
 from pipeline.bill import estimate as paper
 from pipeline.bill.comparison import calibrated, passes_made
 from pipeline.bill.estimate import Tonight, estimate, kmeans_core_seconds

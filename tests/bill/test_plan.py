@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from jobs.cli import app
 from jobs.commands.bill import notes_on_measuring
-from pipeline.artifacts import fingerprint_of
+from pipeline.artifacts.records import fingerprint_of
 from pipeline.bill.measuring import Measured
 from pipeline.config import Config
 from pipeline.engine import Context, Execution

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import SMALL, blobs, config_of, published, write_shards
 
-from pipeline.artifacts import InitialCentroids
+from pipeline.artifacts.models import InitialCentroids
 from pipeline.engine import Context, Execution, StageReached
 from pipeline.registry.models import cluster_count
 from pipeline.run import run

@@ -16,7 +16,7 @@ from conftest import Dec, blobs, config_of
 from object_store import BUCKET
 
 from pipeline import storage
-from pipeline.artifacts import FeatureColumn
+from pipeline.artifacts.inputs import FeatureColumn
 from pipeline.config import Retention
 from pipeline.errors import CommitConflict, InputError, LeaseHeld
 from pipeline.input.pinning import list_shards, pin

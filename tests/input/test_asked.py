@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.artifacts import ClusteringModel, FeatureColumn, StoredFile
+from pipeline.artifacts.inputs import FeatureColumn
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.records import StoredFile
 from pipeline.clustering.surrogate import Asked, imitate
 from pipeline.insight.surrogates import as_asked, rules_table
 from pipeline.model.channels import Channel, TypedScaler

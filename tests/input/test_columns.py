@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from ray.data.extensions import ArrowTensorArray
 
-from pipeline.artifacts import FeatureColumn
+from pipeline.artifacts.inputs import FeatureColumn
 from pipeline.input.columns import (
     RaggedVectors,
     feature_matrix,

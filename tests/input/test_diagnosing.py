@@ -20,7 +20,7 @@ import pytest
 import s3fs
 
 from pipeline import storage
-from pipeline.artifacts import FeatureColumn
+from pipeline.artifacts.inputs import FeatureColumn
 from pipeline.errors import BadShard, PipelineError, TransientError
 from pipeline.input.pinning import SHARD_SCHEMA
 from pipeline.input.reading import Reader, pieces_of_shards

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.artifacts import StoredFile
+from pipeline.artifacts.records import StoredFile
 from pipeline.input.samples import FEATURES, feature_parts, sampled_classes, sampled_features
 from pipeline.storage import Store, parquet_bytes
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import FeatureColumn
+from pipeline.artifacts.inputs import FeatureColumn
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.input.columns import category_codes, column_type, feature_matrix, memory_dtype

@@ -18,15 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import (
-    Assignments,
-    Champion,
-    ClusteringModel,
-    Explanation,
-    FeatureColumn,
-    Reference,
-    Sample,
-)
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.explanations import Explanation
+from pipeline.artifacts.inputs import FeatureColumn, Sample
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion, Reference
 from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config, Retention
 from pipeline.distributed.resources import Claim, Resources

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.artifacts import RefinedModel, RefineRecord
+from pipeline.artifacts.models import RefinedModel, RefineRecord
 from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.errors import NumericalError, PipelineError

@@ -22,14 +22,10 @@ import pytest
 import torch
 
 from pipeline import counts
-from pipeline.artifacts import (
-    Assignments,
-    Champion,
-    ClusteringModel,
-    Manifest,
-    Reference,
-    Sample,
-)
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion, Reference
 from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config
 from pipeline.distributed.resources import Claim, Resources

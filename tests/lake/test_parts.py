@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import PartFile
+from pipeline.artifacts.assignments import PartFile
 from pipeline.errors import TransientError
 from pipeline.lake.parts import (
     part_identity,

@@ -31,7 +31,7 @@ from nights_by_hand import (
 from object_store import BUCKET
 from published_tables import FORMATS, READERS, Night, config_of
 
-from pipeline.artifacts import Identity, NightDecision, Verdict
+from pipeline.artifacts.nights import Identity, NightDecision, Verdict
 from pipeline.config import Retention
 from pipeline.errors import CommitStateUnknown, InputError, LeaseHeld, TransientError
 from pipeline.lake.lease import take

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from conftest import Dec
 
-from pipeline.artifacts import Champion, ClusteringModel, Reference, Sample, StoredFile
+from pipeline.artifacts.inputs import Sample
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion, Reference
+from pipeline.artifacts.records import StoredFile
 from pipeline.config import Retention
 from pipeline.errors import ConfigError, InputError, TransientError
 from pipeline.lake.lease import take

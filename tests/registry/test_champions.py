@@ -12,7 +12,8 @@ import pytest
 from challengers import CENTERS, Lake, decided
 from conftest import Dec, config_of
 
-from pipeline.artifacts import Champion, GateRule, Identity, Manifest, NightDecision, Verdict
+from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.nights import Champion, GateRule, Identity, NightDecision, Verdict
 from pipeline.engine import Context
 from pipeline.errors import CommitConflict, InputError
 from pipeline.registry import champions

@@ -12,7 +12,10 @@ import pytest
 import yaml
 from conftest import Dec, config_of
 
-from pipeline.artifacts import Champion, ClusteringModel, Reference, Sample, StoredFile
+from pipeline.artifacts.inputs import Sample
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion, Reference
+from pipeline.artifacts.records import StoredFile
 from pipeline.clustering.matching import KINDS, NONE, Matched, Transitions
 from pipeline.errors import (
     CommitConflict,

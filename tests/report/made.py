@@ -11,41 +11,38 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.artifacts import (
-    Artifact,
-    Assignments,
-    Candidate,
-    Champion,
-    ClusteringModel,
-    Comparison,
-    Description,
-    Estimate,
-    Explanation,
+from pipeline.artifacts.assignments import Assignments, PartFile, Snapshot
+from pipeline.artifacts.estimates import Estimate, StageEstimate
+from pipeline.artifacts.explanations import Description, Explanation
+from pipeline.artifacts.inputs import (
     FeatureColumn,
-    GateRule,
-    Identity,
-    InitialCentroids,
     Manifest,
-    NightDecision,
-    NightSummary,
-    PartFile,
-    PretrainedAutoencoder,
     QuarantinedShard,
-    Reference,
-    RefinedModel,
-    RefineRecord,
     Sample,
-    Scores,
-    Serving,
-    Snapshot,
-    SpaceQuality,
-    StageEstimate,
-    StageTime,
-    StoredFile,
-    Summary,
-    Verdict,
     encode_schema,
 )
+from pipeline.artifacts.models import (
+    Candidate,
+    ClusteringModel,
+    Comparison,
+    InitialCentroids,
+    PretrainedAutoencoder,
+    RefinedModel,
+    RefineRecord,
+    Scores,
+    SpaceQuality,
+)
+from pipeline.artifacts.nights import (
+    Champion,
+    GateRule,
+    Identity,
+    NightDecision,
+    Reference,
+    Serving,
+    Verdict,
+)
+from pipeline.artifacts.records import Artifact, StoredFile
+from pipeline.artifacts.summaries import NightSummary, StageTime, Summary
 from pipeline.config import Config
 from pipeline.engine import Context, Marker
 from pipeline.input.samples import FEATURES, HELD_OUT

@@ -10,15 +10,10 @@ import pytest
 from challengers import CENTERS, WIDTH, Lake, compared, decided, rows
 from conftest import config_of
 
-from pipeline.artifacts import (
-    Assignments,
-    Champion,
-    FeatureColumn,
-    NightDecision,
-    StoredFile,
-    Verdict,
-    fingerprint_of,
-)
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.inputs import FeatureColumn
+from pipeline.artifacts.nights import Champion, NightDecision, Verdict
+from pipeline.artifacts.records import StoredFile, fingerprint_of
 from pipeline.engine import Context, Execution, StageReached
 from pipeline.errors import CommitConflict, InputError
 from pipeline.lake.snapshots import Partition, publish

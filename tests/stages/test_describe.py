@@ -15,7 +15,7 @@ from chat_endpoint import Server, saying
 from explained_runs import KnownRun, known_run
 from nights_by_hand import cluster, register
 
-from pipeline.artifacts import Champion
+from pipeline.artifacts.nights import Champion
 from pipeline.config import Config
 from pipeline.errors import CommitConflict, LeaseHeld, NodesLost, OutOfMemory
 from pipeline.insight.surrogates import labelled_sample

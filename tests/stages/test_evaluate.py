@@ -12,7 +12,8 @@ import pytest
 from conftest import config_of, published, write_shards
 from sklearn.metrics import adjusted_rand_score
 
-from pipeline.artifacts import Candidate, Comparison, Summary
+from pipeline.artifacts.models import Candidate, Comparison
+from pipeline.artifacts.summaries import Summary
 from pipeline.engine import Context, Execution
 from pipeline.run import run
 

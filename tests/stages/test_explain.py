@@ -11,7 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import config_of, published
 
-from pipeline.artifacts import Assignments, Explanation, Manifest, RefinedModel
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.explanations import Explanation
+from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.models import RefinedModel
 from pipeline.engine import Context, Execution, StageReached
 from pipeline.errors import PipelineError
 from pipeline.insight.profiles import read_exemplars

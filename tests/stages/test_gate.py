@@ -10,16 +10,10 @@ import pytest
 from challengers import CENTERS, WIDTH, Lake, compared, decided, rows
 from conftest import Dec, config_of
 
-from pipeline.artifacts import (
-    Assignments,
-    Champion,
-    GateRule,
-    Identity,
-    NightDecision,
-    QuarantinedShard,
-    StoredFile,
-    Verdict,
-)
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.inputs import QuarantinedShard
+from pipeline.artifacts.nights import Champion, GateRule, Identity, NightDecision, Verdict
+from pipeline.artifacts.records import StoredFile
 from pipeline.engine import Context, Execution
 from pipeline.lake.snapshots import Partition, publish
 from pipeline.stages.fit.gate import gate

@@ -10,14 +10,9 @@ import pytest
 import torch
 from conftest import blobs, config_of
 
-from pipeline.artifacts import (
-    Champion,
-    ClusteringModel,
-    Manifest,
-    NightDecision,
-    Reference,
-    Sample,
-)
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion, NightDecision, Reference
 from pipeline.clustering.drift import bin_counts
 from pipeline.config import Config
 from pipeline.engine import Context

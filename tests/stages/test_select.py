@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import config_of
 
-from pipeline.artifacts import (
+from pipeline.artifacts.inputs import Sample
+from pipeline.artifacts.models import (
     Candidate,
     ClusteringModel,
     Comparison,
@@ -17,7 +18,6 @@ from pipeline.artifacts import (
     ModelKind,
     PretrainedAutoencoder,
     RefinedModel,
-    Sample,
 )
 from pipeline.engine import Context
 from pipeline.model.autoencoder import Autoencoder

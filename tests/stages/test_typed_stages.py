@@ -14,7 +14,9 @@ from benchmarks.mixed import by_prototypes, classes_of, light, penguins, scores_
 from conftest import SMALL, config_of, published, write_shards
 
 from jobs.commands.inspection import make_plan
-from pipeline.artifacts import ClusteringModel, Explanation, Sample
+from pipeline.artifacts.explanations import Explanation
+from pipeline.artifacts.inputs import Sample
+from pipeline.artifacts.models import ClusteringModel
 from pipeline.config import Config
 from pipeline.engine import Context, Execution, Marker
 from pipeline.input.columns import category_codes

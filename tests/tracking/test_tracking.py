@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from jobs.tracking import final_figures, final_tags
 from jobs.tracking.openlineage import dataset_name
-from pipeline.artifacts import NightSummary, StageTime
+from pipeline.artifacts.summaries import NightSummary, StageTime
 from pipeline.errors import ConfigError, NumericalError
 
 DS = "2026-01-31"

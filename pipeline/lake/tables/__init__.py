@@ -17,7 +17,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pipeline.artifacts import PartFile
+from pipeline.artifacts.assignments import PartFile
 from pipeline.config import Config
 from pipeline.errors import (
     CommitConflict,

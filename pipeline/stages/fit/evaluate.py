@@ -10,15 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.artifacts import (
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import (
     Candidate,
     Comparison,
     InitialCentroids,
-    Manifest,
     ModelKind,
     PretrainedAutoencoder,
     RefinedModel,
-    Sample,
     Scores,
     SpaceQuality,
 )

@@ -10,18 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artifacts import (
-    Assignments,
-    Champion,
-    ClusteringModel,
-    Comparison,
-    GateRule,
-    Identity,
-    Manifest,
-    NightDecision,
-    Sample,
-    Verdict,
-)
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import ClusteringModel, Comparison
+from pipeline.artifacts.nights import Champion, GateRule, Identity, NightDecision, Verdict
 from pipeline.clustering.drift import bin_counts, psi
 from pipeline.clustering.kmeans import nearest_centroid
 from pipeline.clustering.quality import macro_silhouette, stratified_rows

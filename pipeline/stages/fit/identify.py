@@ -12,17 +12,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import (
-    Champion,
-    ClusteringModel,
-    Identity,
-    Manifest,
-    NightDecision,
-    Reference,
-    Sample,
-    StoredFile,
-    fingerprint_of,
-)
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion, Identity, NightDecision, Reference
+from pipeline.artifacts.records import StoredFile, fingerprint_of
 from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.clustering.matching import (
     MERGE,

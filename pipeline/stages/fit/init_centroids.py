@@ -6,13 +6,12 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifacts import (
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import (
     ClusterChoice,
     InitialCentroids,
-    Manifest,
     MergeStep,
     PretrainedAutoencoder,
-    Sample,
 )
 from pipeline.clustering.kmeans import KMeansResult, kmeans
 from pipeline.clustering.merging import Found, find_clusters

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from pipeline.artifacts import Manifest, PretrainedAutoencoder, Sample, StoredFile
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import PretrainedAutoencoder
+from pipeline.artifacts.records import StoredFile
 from pipeline.config import Config
 from pipeline.distributed.training import train
 from pipeline.engine import Context, stage

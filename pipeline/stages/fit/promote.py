@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipeline.artifacts import Identity, NightDecision, Serving, Verdict
+from pipeline.artifacts.nights import Identity, NightDecision, Serving, Verdict
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.errors import CommitConflict

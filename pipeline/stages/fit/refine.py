@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from pipeline.artifacts import (
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import (
     InitialCentroids,
-    Manifest,
     PretrainedAutoencoder,
     RefinedModel,
     RefineRecord,
-    Sample,
 )
 from pipeline.config import Config
 from pipeline.distributed.training import train

@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import Manifest, Sample, StoredFile
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.records import StoredFile
 from pipeline.config import Config, Feature
 from pipeline.distributed.resources import READER
 from pipeline.distributed.retries import with_retries

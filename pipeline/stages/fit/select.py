@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.artifacts import (
+from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.models import (
     ClusteringModel,
     Comparison,
     InitialCentroids,
-    Manifest,
     PretrainedAutoencoder,
     RefinedModel,
-    Sample,
 )
 from pipeline.config import Config
 from pipeline.engine import Context, stage

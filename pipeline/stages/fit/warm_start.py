@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.artifacts import (
-    InitialCentroids,
-    NightDecision,
-    PretrainedAutoencoder,
-    Sample,
-    WarmStart,
-)
+from pipeline.artifacts.inputs import Sample
+from pipeline.artifacts.models import InitialCentroids, PretrainedAutoencoder
+from pipeline.artifacts.nights import NightDecision, WarmStart
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 

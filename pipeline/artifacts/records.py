@@ -1,0 +1,53 @@
+"""The base of all artifacts: frozen records, stored files, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+from pipeline.schema import NAME_PATTERN
+
+
+def _inside(path: str) -> str:
+    if not path.isprintable() or {"", ".", ".."} & set(path.replace("\\", "/").split("/")):
+        raise ValueError("must be a path below the output, without '.' or '..'")
+    return path
+
+
+# A name or a path that is read back is checked: what it names is opened, published or removed.
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME_PATTERN}$")]
+
+
+LakePath = Annotated[str, AfterValidator(_inside)]
+
+
+class Record(BaseModel):
+    """A frozen part of an artifact; reading one back refuses fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoredFile(Record):
+    """A file of the run: its path below the output, and its content's digest."""
+
+    path: LakePath
+    sha256: str
+    bytes: int
+
+
+class Artifact(Record):
+    """What one stage leaves."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the content: equal fingerprints mean equal artifacts."""
+        return fingerprint_of(self.model_dump(mode="json"))
+
+
+def fingerprint_of(content: Any) -> str:
+    """Digest of a JSON value, whatever the order of its keys."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
