@@ -57,7 +57,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Found:
-    """A number of clusters, and how it was come to; see ``pipeline.artifacts.models.ClusterChoice``."""
+    """A number of clusters, and how it was come to; see `ClusterChoice`."""
 
     clusters: int
     cells: int
