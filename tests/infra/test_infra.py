@@ -70,7 +70,7 @@ def test_without_a_real_object_store_ci_says_so_and_goes_on(tmp_path: Path) -> N
 
 
 def test_every_exit_code_is_explained() -> None:
-    text = (ROOT / "infra" / "README.md").read_text()
+    text = (ROOT / "infra" / "guides" / "failures.md").read_text()
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (yes|no) \| \S", text, flags=re.MULTILINE)
     kinds = {
         (str(kind.exit_code), name, "yes" if kind.retryable else "no")

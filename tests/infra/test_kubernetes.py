@@ -29,7 +29,7 @@ from pipeline.distributed.resources import share_out
 
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT.parent / "shared" / "kuberay-crds"
-README = ROOT / "infra" / "README.md"
+GUIDE = ROOT / "infra" / "guides" / "kubernetes.md"
 DS = "2026-01-31"
 MOUNT = "/etc/dec-pipeline"
 KUBERNETES = "1.31"  # the oldest with all of it: podFailurePolicy
@@ -462,10 +462,10 @@ def test_cluster_holds_the_workers(
     assert share_out(night.execution).workers == night.execution.workers
 
 
-def test_requests_add_up_to_what_the_readme_says(build: Build) -> None:
+def test_requests_add_up_to_what_the_guide_says(build: Build) -> None:
     rows = re.findall(
         r"^\| `([\w-]+)` \| (\d+) \| ([\d.]+) \| ([\d.]+) GiB \| (\d+) \|$",
-        README.read_text(),
+        GUIDE.read_text(),
         flags=re.MULTILINE,
     )
     said = {name: tuple(map(float, numbers)) for name, *numbers in rows}

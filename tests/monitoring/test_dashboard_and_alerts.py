@@ -58,15 +58,15 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 
 def test_each_alert_says_what_to_do() -> None:
-    runbook = (INFRA / "README.md").read_text("utf-8").partition("### Alerts")[2]
+    runbook = guide().partition("## Alerts")[2]
     for name, alert in alerts().items():
         assert {"summary", "description", "runbook_url"} == set(alert["annotations"])
-        assert alert["annotations"]["runbook_url"] == "infra/README.md#alerts"
-        assert f"| `{name}` |" in runbook.partition("###")[0]
+        assert alert["annotations"]["runbook_url"] == "infra/guides/monitoring.md#alerts"
+        assert f"| `{name}` |" in runbook.partition("## ")[0]
 
 
-def test_the_readme_lists_every_metric() -> None:
-    lines = re.findall(r"^\| `(ray_dec_\w+)` \| (\w+) \| (.*?) \| (.*) \|$", readme(), re.M)
+def test_the_guide_lists_every_metric() -> None:
+    lines = re.findall(r"^\| `(ray_dec_\w+)` \| (\w+) \| (.*?) \| (.*) \|$", guide(), re.M)
     assert len(lines) == len(METRICS)
     for name, kind, labels, meaning in lines:
         metric = EXPORTED[name]
@@ -74,8 +74,8 @@ def test_the_readme_lists_every_metric() -> None:
         assert tuple(re.findall(r"`(\w+)`", labels)) == metric.labels
 
 
-def readme() -> str:
-    return (INFRA / "README.md").read_text("utf-8")
+def guide() -> str:
+    return (INFRA / "guides" / "monitoring.md").read_text("utf-8")
 
 
 def queries() -> Iterator[tuple[str, str]]:
