@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow.timetables.interval import CronDataIntervalTimetable
 
 CONFIG = Path(__file__).with_name("nightly.yaml")
-# Temporary failures, and another start that is still at work (exit codes in infra/guides/failures.md).
+# Temporary failures, and a start still in progress (exit codes: infra/guides/failures.md).
 WORTH_A_RETRY = (6, 9)
 # Done; or done by the champion, because the gate refused tonight's new model. Readers may go on.
 PUBLISHED = (0, 5)

@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster
 
 CONFIG = Path(__file__).with_name("nightly.yaml")
-# Temporary failures, and another start that is still at work (exit codes in infra/guides/failures.md).
+# Temporary failures, and a start still in progress (exit codes: infra/guides/failures.md).
 WORTH_A_RETRY = (6, 9)
 # Done; or done by the champion, because the gate refused tonight's new model. Readers may go on.
 PUBLISHED = (0, 5)
