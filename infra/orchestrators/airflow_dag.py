@@ -1,4 +1,4 @@
-"""The nightly run, from Airflow 3: submits it to a Ray cluster and ends as it ends.
+"""Airflow 3 DAG that submits the nightly run to a Ray cluster and ends with its outcome.
 
 The workers need `dec` on their PATH, the config beside this file, and RAY_API_SERVER_ADDRESS with
 the URL of the cluster's dashboard.
@@ -18,11 +18,11 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 CONFIG = Path(__file__).with_name("nightly.yaml")
 # Temporary failures, and a start still in progress (exit codes: infra/guides/failures.md).
 WORTH_A_RETRY = (6, 9)
-# Done; or done by the champion, because the gate refused tonight's new model. Readers may go on.
+# Published: by tonight's model, or by the champion because the gate refused tonight's model.
 PUBLISHED = (0, 5)
 
 
-# At two for the day before: the date of the interval's start, whenever the task runs.
+# At two o'clock for the day before: ds is the start of the interval, whenever the task runs.
 @dag(
     schedule=CronDataIntervalTimetable("0 2 * * *", timezone="UTC"),
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
@@ -34,11 +34,11 @@ def dec_nightly() -> None:
 
     @task(retries=5, retry_delay=timedelta(minutes=10))
     def submit(ds: str | None = None) -> None:
-        # A retry continues the run; while the job of an earlier try is at work it ends with code 9.
+        # A retry continues the run; while the job of an earlier try runs, it ends with code 9.
         command = ["dec", "submit", CONFIG, "--nightly", "--ds", str(ds), "--follow"]
         ended = subprocess.run(command)
         if ended.returncode in WORTH_A_RETRY:
-            raise RuntimeError(f"dec submit ended with code {ended.returncode}: trying again")
+            raise RuntimeError(f"dec submit ended with code {ended.returncode}: retry later")
         if ended.returncode not in PUBLISHED:
             raise AirflowFailException(f"dec submit ended with code {ended.returncode}")
 

@@ -1,10 +1,10 @@
 """Create the RayJob of the night that a CronJob has scheduled, and wait for its end.
 
-Which night is what the CronJob's controller wrote into the Job, however late the Job starts; one
-made with `kubectl create job --from=cronjob/dec-nightly start-2026-01-31` has it in its name. The
-RayJob is named by it, so that the API server refuses a second one of the same night.
+The CronJob's controller writes the scheduled date into the Job, however late the Job starts; a Job
+made with `kubectl create job --from=cronjob/dec-nightly start-2026-01-31` has the date in its name.
+The RayJob's name contains the date, so that the API server refuses a second one for the same night.
 
-Exit codes: 0 the night is done · 1 try again · 2 wrong name · 3 the night failed.
+Exit codes: 0 the night is done · 1 retry · 2 wrong name · 3 the night failed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ log = logging.getLogger("start_night")
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 SCHEDULED = "batch.kubernetes.io/cronjob-scheduled-timestamp"
-# Of an ended RayJob (KubeRay's jobDeploymentStatus); whether it succeeded is in jobStatus.
+# KubeRay's jobDeploymentStatus of a RayJob that has ended; jobStatus says whether it succeeded.
 ENDED = ("Complete", "Failed", "ValidationFailed")
 
 
 class Api:
-    """The API server, as this pod's service account.
+    """Client of the API server, with this pod's service account.
 
     Args:
         server: URL of the API server.
@@ -50,11 +50,11 @@ class Api:
         """Get an object, or create the one in the body.
 
         Raises:
-            urllib.error.HTTPError: The server refuses; 409 where there is one of that name.
-            urllib.error.URLError: It does not answer.
+            urllib.error.HTTPError: The server refuses; 409 if the name exists.
+            urllib.error.URLError: The server does not answer.
         """
         path = f"apis/{group}/namespaces/{self._namespace}/{plural}/{name}".rstrip("/")
-        # Read each time: the kubelet renews it.
+        # Read for each call: the kubelet renews it.
         token = (self._account / "token").read_text()
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         content = None if body is None else json.dumps(body).encode()
@@ -88,20 +88,22 @@ def rayjob_of(template: dict[str, Any], ds: str) -> dict[str, Any]:
 
 
 def start(api: Api, job: str, template: str, days_back: int) -> str | None:
-    """Create the RayJob unless it is there.
+    """Create the RayJob unless it exists.
 
     Returns:
-        Its name; None where the Job's own does not say which night, or would be in the way.
+        Its name; None if the Job's name has no date, or is the name that the RayJob would need.
     """
     ds = night_of(api.call("batch/v1", "jobs", job), days_back)
     if ds is None:
-        log.error("job %s was not scheduled, and its name does not end in a date YYYY-MM-DD", job)
+        log.error(
+            "job %s has no scheduled date, and its name does not end in a date YYYY-MM-DD", job
+        )
         return None
     rayjob = rayjob_of(api.call("ray.io/v1", "raycronjobs", template), ds)
     name = rayjob["metadata"]["name"]
     if name == job:
         log.error(
-            "job %s has the name of the one with which KubeRay submits: try start-%s", job, ds
+            "job %s has the name that KubeRay needs for its submitter job: use start-%s", job, ds
         )
         return None
     try:
@@ -110,12 +112,12 @@ def start(api: Api, job: str, template: str, days_back: int) -> str | None:
     except urllib.error.HTTPError as error:
         if error.code != 409:
             raise
-        log.info("rayjob %s is there already; to run that night again, delete it first", name)
+        log.info("rayjob %s exists already; to run that night again, delete it first", name)
     return str(name)
 
 
 def wait(api: Api, rayjob: str, seconds: float = 30) -> bool:
-    """Wait for the end of a RayJob; whether it succeeded."""
+    """Wait for the end of a RayJob; return whether it succeeded."""
     seen = None
     while True:
         try:
@@ -135,7 +137,7 @@ def wait(api: Api, rayjob: str, seconds: float = 30) -> bool:
 
 
 def main() -> int:
-    """Start the night of this Job and see it through."""
+    """Start the night of this Job and wait for its end."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         api = Api("https://kubernetes.default.svc")
