@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -163,3 +164,14 @@ def exemplar_schema(carried: pa.Schema, keys: Sequence[str]) -> pa.Schema:
     key_fields = [carried.field(name) for name in keys] or SHARD_KEY_FIELDS
     renamed = [field.with_name(exemplar_key(field.name)) for field in key_fields]
     return pa.schema([*_EXEMPLAR_FIELDS[:6], *renamed, *_EXEMPLAR_FIELDS[6:]])
+
+
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """Type of a column's values, also where a dictionary holds them."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def decoded(column: Any) -> Any:
+    """Array, chunked or not, with its values in place of a dictionary's codes."""
+    kind = value_type(column.type)
+    return column if kind == column.type else column.cast(kind)

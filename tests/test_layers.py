@@ -79,6 +79,7 @@ LIBRARIES = {
         "pipeline.tuning.trials",
         "pipeline.stages",
     },
+    "duckdb": {"pipeline.operations.difference"},
     "jinja2": {"pipeline.report"},
     "sklearn": {"pipeline.clustering", "pipeline.input.example"},
     "s3fs": {"pipeline.storage"},

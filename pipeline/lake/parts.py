@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts.assignments import PartFile
 from pipeline.artifacts.records import fingerprint_of
 from pipeline.errors import TransientError
+from pipeline.schema import ASSIGNMENT_FIELDS
 from pipeline.storage import Store, open_input, parquet_bytes
 
 # The Delta table: its part files have to lie in it, and nothing else may (pipeline.lake.tables).
@@ -202,3 +203,9 @@ def statistics_in(footer: pq.FileMetaData) -> PartStatistics | None:
 
 def _json_value(value: Any) -> Any:
     return value if isinstance(value, (int, float, str, bool)) else str(value)
+
+
+def key_columns(schema: pa.Schema) -> list[str]:
+    """Names of the key columns of an assignments table: those before the first of ours."""
+    names: list[str] = schema.names
+    return names[: schema.get_field_index(ASSIGNMENT_FIELDS[0].name)]

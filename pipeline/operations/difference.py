@@ -1,60 +1,106 @@
-"""``dec diff``: what became of each key between two nights.
+"""``dec diff``: compare two published nights, key by key.
 
-The rows of both nights are grouped by key, not joined: one pass over the groups finds what both
-have, what only one has, keys that occur twice, and treats null as a key like any other. Memory
-stays bounded as in a Grace hash join (Kitsuregawa et al. 1983): rows are first spread by a hash of
-their key over files in a temporary folder, and one of those is looked at after the other. Files
-that both nights name by reference hold the same rows in the same clusters, and are not read.
+DuckDB groups the rows of both nights by key. A group shows whether both nights have the key, or
+only one, or whether it is repeated; null is a key like any other. DuckDB keeps to a memory limit
+and spills to a temporary folder; it reads through the Arrow readers of this package, never a store
+itself (infra/decisions/0034-duckdb-compares-nights.md). Part files that both nights name hold the
+same rows in the same clusters, and are not read.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import closing
+from typing import Any, TypeVar
 
-import numpy as np
+import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from pipeline.artifacts.assignments import PartFile
 from pipeline.artifacts.records import Record
-from pipeline.errors import InputError
-from pipeline.lake.parts import statistics_in
+from pipeline.errors import InputError, StorageFull
+from pipeline.lake.parts import key_columns, statistics_in
 from pipeline.lake.snapshots import Partition, latest_snapshot, read_file_list
-from pipeline.registry.entries import Entry, latest_entry
-from pipeline.schema import ASSIGNMENT_FIELDS
-from pipeline.storage import Store, open_input
+from pipeline.registry.entries import CLUSTER_SCHEMA, TRANSITION_SCHEMA, latest_entry
+from pipeline.schema import ASSIGNMENT_FIELDS, decoded, value_type
+from pipeline.storage import Store, open_input, why
 
-# Rows of both nights that are grouped at a time: some hundred MiB with keys of a few dozen bytes.
-_BUCKET_ROWS = 4_000_000
-# Files that are written at a time; a bucket that is still too large is spread again.
-_MOST_BUCKETS = 64
-# By then a bucket of 64³ rows of any table has become one: what is left together is one key.
-_MOST_SPREADS = 4
+# For DuckDB's groups; beyond it they spill to disk.
+_MEMORY_MIB = 1024
+# One reader feeds them all, so that more only need more memory: each has buffers of its own.
+_THREADS = 4
 _READ_ROWS = 131_072
 
-_FLOWS = pa.schema(
-    [
-        pa.field("from_id", pa.int32()),  # null: the key is new
-        pa.field("to_id", pa.int32()),  # null: the key is gone
-        pa.field("rows", pa.int64()),
-    ]
+R = TypeVar("R", bound=Record)
+
+# One row for each pair of clusters that keys went between; from_id is null where a key is new,
+# to_id where it is gone.
+_FLOWS = """
+CREATE TABLE flows AS
+WITH by_key AS (
+    SELECT min(before) AS from_id, min(after) AS to_id,
+           count(before) AS times_before, count(after) AS times_after
+    FROM part_rows GROUP BY {keys}
 )
+SELECT from_id, to_id, count(*) AS keys, sum(times_before + times_after) AS all_rows,
+       times_before > 1 OR times_after > 1 AS repeated
+FROM by_key GROUP BY ALL
+UNION ALL SELECT cluster_id, cluster_id, rows, 2 * rows, false FROM shared
+"""
+_TOTALS = """
+SELECT coalesce(sum(keys) FILTER (NOT repeated AND from_id + to_id IS NOT NULL), 0) AS in_both,
+       coalesce(sum(keys) FILTER (NOT repeated AND from_id <> to_id), 0) AS changed,
+       changed / nullif(in_both, 0) AS churn,
+       coalesce(sum(keys) FILTER (NOT repeated AND from_id IS NULL), 0) AS new,
+       coalesce(sum(keys) FILTER (NOT repeated AND to_id IS NULL), 0) AS gone,
+       coalesce(sum(keys) FILTER (repeated), 0) AS repeated_keys,
+       coalesce(sum(all_rows) FILTER (repeated), 0) AS repeated_rows,
+       count(DISTINCT (from_id, to_id)) FILTER (NOT repeated AND from_id <> to_id) AS flow_count
+FROM flows
+"""
+_CHANGES = """
+SELECT from_id, before.name AS from_name, to_id, after.name AS to_name, sum(keys) AS keys
+FROM flows
+LEFT JOIN names AS before ON before.cluster_id = from_id
+LEFT JOIN names AS after ON after.cluster_id = to_id
+WHERE NOT repeated AND from_id <> to_id
+GROUP BY ALL ORDER BY keys DESC, from_id, to_id LIMIT $most
+"""
+_MOVED = """
+WITH ends AS (
+    SELECT from_id AS cluster_id, to_id AS other_id, keys, true AS first
+    FROM flows WHERE NOT repeated AND from_id IS NOT NULL
+    UNION ALL SELECT to_id, from_id, keys, false
+    FROM flows WHERE NOT repeated AND to_id IS NOT NULL
+)
+SELECT cluster_id, any_value(name) AS name,
+       coalesce(sum(keys) FILTER (first), 0) AS before,
+       coalesce(sum(keys) FILTER (NOT first), 0) AS after,
+       coalesce(sum(keys) FILTER (first AND other_id <> cluster_id), 0) AS left,
+       coalesce(sum(keys) FILTER (NOT first AND other_id <> cluster_id), 0) AS arrived,
+       coalesce(sum(keys) FILTER (first AND other_id IS NULL), 0) AS gone,
+       coalesce(sum(keys) FILTER (NOT first AND other_id IS NULL), 0) AS new
+FROM ends LEFT JOIN names USING (cluster_id) GROUP BY cluster_id
+ORDER BY ("left" + arrived) / (before + after) DESC, "left" + arrived DESC, cluster_id LIMIT $most
+"""
+# Clusters that keep their id are left out.
+_TRANSITIONS = """
+SELECT {columns} FROM transitions
+WHERE ds > $before AND ds <= $after AND (kind <> 'survival' OR from_id IS DISTINCT FROM to_id)
+ORDER BY ds, rows DESC LIMIT $most
+"""
 
 
 class Side(Record):
     """One of the two nights.
 
     Attributes:
-        ds: Its logical date.
-        run_id: That serves it.
-        model_id: That labelled most of it.
-        rows: How many.
+        ds: Logical date.
+        run_id: Run that serves it.
+        model_id: Model that labelled most of it.
+        rows: Number of rows.
     """
 
     ds: str
@@ -74,17 +120,17 @@ class Flow(Record):
 
 
 class Moved(Record):
-    """What became of one cluster.
+    """How the keys of one cluster changed.
 
     Attributes:
-        cluster_id: Which.
-        name: If it has one.
+        cluster_id: Cluster id.
+        name: Name, if it has one.
         before: Keys in it on the first night.
-        after: On the second.
-        left: Of those before, now in another cluster.
-        arrived: Of those after, then in another cluster.
-        gone: Of those before, now nowhere.
-        new: Of those after, then nowhere.
+        after: Keys in it on the second night.
+        left: Keys of the first night that are now in another cluster.
+        arrived: Keys of the second night that were in another cluster.
+        gone: Keys of the first night that the second lacks.
+        new: Keys of the second night that the first lacks.
     """
 
     cluster_id: int
@@ -98,12 +144,12 @@ class Moved(Record):
 
     @property
     def left_share(self) -> float:
-        """Of those before."""
+        """Share of the keys of the first night that left."""
         return self.left / max(1, self.before)
 
     @property
     def arrived_share(self) -> float:
-        """Of those after."""
+        """Share of the keys of the second night that arrived."""
         return self.arrived / max(1, self.after)
 
 
@@ -121,23 +167,23 @@ class Transition(Record):
 
 
 class Difference(Record):
-    """What ``dec diff`` found.
+    """Result of ``dec diff``.
 
     Attributes:
-        before: The first night.
-        after: The second.
+        before: First night.
+        after: Second night.
         in_both: Keys that both have, once each.
-        changed: Those among them whose cluster id differs.
-        churn: Their share; None where no key is in both.
+        changed: Keys of those whose cluster id differs.
+        churn: Share of those; None where no key is in both.
         new: Keys that only the second has.
         gone: Keys that only the first has.
-        repeated_keys: That a night has more than once; they are in none of the figures above.
-        repeated_rows: Rows of both nights that have them.
+        repeated_keys: Keys that a night has more than once; no figure above counts them.
+        repeated_rows: Rows of both nights with such keys.
         shared_files: Part files that both nights name; none of their rows changed.
         shared_rows: Rows in them.
-        transitions: Of the nights after the first up to the second, by the registry.
+        transitions: Transitions in the registry, after the first night up to the second.
         flows: Keys that changed, the largest flow first.
-        flow_count: Flows there are; the smallest are left out of ``flows``.
+        flow_count: Number of flows; ``flows`` leaves out the smallest.
         moved: Clusters, those first whose members changed most.
     """
 
@@ -159,59 +205,62 @@ class Difference(Record):
 
 
 def difference(
-    lake: Store, before: str, after: str, *, most: int = 1000, bucket_rows: int = _BUCKET_ROWS
+    lake: Store, before: str, after: str, *, most: int = 1000, memory_mib: int = _MEMORY_MIB
 ) -> Difference:
     """Compare two published nights, key by key.
 
-    Keys of a file that both nights name are taken to be in no other.
+    A key of a file that both nights name is taken to be in no other file.
 
     Args:
         lake: The output folder.
         before: ds of the first night.
-        after: ds of the second.
-        most: Flows, transitions and clusters to return of each.
-        bucket_rows: Rows to have in memory at a time.
+        after: ds of the second night.
+        most: Maximum number of flows, of transitions and of clusters to return.
+        memory_mib: Memory of DuckDB, in MiB.
 
     Raises:
-        InputError: One of them is not published, or they have other keys.
+        InputError: A night is not published, or the nights have different keys.
+        StorageFull: Neither memory nor the temporary folder has room for the keys.
     """
     first, second = _published(lake, before), _published(lake, after)
     files = [_files(lake, partition) for partition in (first, second)]
-    shared = files[0].keys() & files[1].keys()
-    flows = _shared_flows(lake, [files[0][path] for path in sorted(shared)])
-    own = [[files[side][path] for path in files[side].keys() - shared] for side in (0, 1)]
-    found = _compared(lake, own[0], own[1], bucket_rows)
-    flows = _summed([flows, found.flows])
-    names, transitions = _registered(lake, before, after, most)
-    changes = _changes(flows)
-    stays = flows.filter(pc.and_(pc.is_valid(flows["from_id"]), pc.is_valid(flows["to_id"])))
-    in_both, changed = _rows(stays), _rows(changes)
-    return Difference(
-        before=_side(before, first),
-        after=_side(after, second),
-        in_both=in_both,
-        changed=changed,
-        churn=changed / in_both if in_both else None,
-        new=_rows(flows.filter(pc.is_null(flows["from_id"]))),
-        gone=_rows(flows.filter(pc.is_null(flows["to_id"]))),
-        repeated_keys=found.repeated_keys,
-        repeated_rows=found.repeated_rows,
-        shared_files=len(shared),
-        shared_rows=sum(files[0][path].rows for path in shared),
-        transitions=transitions,
-        flows=tuple(
-            Flow(
-                from_id=row["from_id"],
-                from_name=names.get(row["from_id"]),
-                to_id=row["to_id"],
-                to_name=names.get(row["to_id"]),
-                keys=row["rows"],
+    shared = [files[0][path] for path in sorted(files[0].keys() & files[1].keys())]
+    own = [[file for path, file in files[n].items() if path not in files[1 - n]] for n in (0, 1)]
+    with tempfile.TemporaryDirectory(prefix="dec-diff-") as folder:
+        settings: dict[str, Any] = {
+            "memory_limit": f"{memory_mib}MiB",
+            "temp_directory": folder,
+            "threads": _THREADS,
+            "preserve_insertion_order": False,
+            "autoinstall_known_extensions": False,
+        }
+        with closing(duckdb.connect(config=settings)) as database:
+            _compare(database, lake, own, shared)
+            _read_registry(database, lake)
+            transitions = _TRANSITIONS.format(columns=", ".join(Transition.model_fields))
+            between = {"before": before, "after": after, "most": most}
+            return Difference(
+                before=_side(before, first),
+                after=_side(after, second),
+                shared_files=len(shared),
+                shared_rows=sum(file.rows for file in shared),
+                transitions=_found(Transition, database, transitions, **between),
+                flows=_found(Flow, database, _CHANGES, most=most),
+                moved=_found(Moved, database, _MOVED, most=most),
+                **_rows(database, _TOTALS)[0],
             )
-            for row in changes.slice(0, most).to_pylist()
-        ),
-        flow_count=len(changes),
-        moved=_moved(flows, names, most),
-    )
+
+
+def _rows(database: duckdb.DuckDBPyConnection, query: str, **values: Any) -> list[dict[str, Any]]:
+    result = database.execute(query, values)
+    names = [column[0] for column in result.description]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
+def _found(
+    kind: type[R], database: duckdb.DuckDBPyConnection, query: str, **values: Any
+) -> tuple[R, ...]:
+    return tuple(kind.model_validate(row) for row in _rows(database, query, **values))
 
 
 def _published(lake: Store, ds: str) -> Partition:
@@ -230,97 +279,82 @@ def _side(ds: str, partition: Partition) -> Side:
     return Side(ds=ds, **partition.model_dump(include={"run_id", "model_id", "rows"}))
 
 
-def _rows(flows: pa.Table) -> int:
-    return int(pc.sum(flows["rows"]).as_py() or 0)
-
-
-def _summed(flows: Sequence[pa.Table]) -> pa.Table:
-    """One row for each pair of clusters, whatever they were found in."""
-    groups = pa.concat_tables(flows).group_by(["from_id", "to_id"]).aggregate([("rows", "sum")])
-    return groups.rename_columns(["from_id", "to_id", "rows"]).cast(_FLOWS)
-
-
-def _changes(flows: pa.Table) -> pa.Table:
-    """Flows to another cluster, the largest first."""
-    # Null where a key is new or gone, which no filter lets through.
-    changes = flows.filter(pc.not_equal(flows["from_id"], flows["to_id"]))
-    order = [("rows", "descending"), ("from_id", "ascending"), ("to_id", "ascending")]
-    return changes.sort_by(order)
-
-
-def _shared_flows(lake: Store, files: Sequence[PartFile]) -> pa.Table:
-    """Rows of files that both nights name, by their footers."""
-    tables = [_FLOWS.empty_table()]
-    for file in files:
-        with open_input(lake.locate(file.path)) as source:
-            statistics = statistics_in(pq.read_metadata(source))
-        if statistics is None:
-            raise InputError(
-                f"{lake.locate(file.path)} is not a part file that this version reads; compare "
-                "with the version that wrote it"
-            )
-        rows = np.array(statistics.cluster_rows, np.int64).reshape(-1, 2)
-        tables.append(pa.table([rows[:, 0], rows[:, 0], rows[:, 1]], _FLOWS.names).cast(_FLOWS))
-    return _summed(tables)
-
-
 # ------------------------------------------------------------------------------ keys of two nights
 
 
-class _Compared(NamedTuple):
-    """Flows between two sets of files, and what of them has no place in it."""
+def _compare(
+    database: duckdb.DuckDBPyConnection,
+    lake: Store,
+    own: Sequence[Sequence[PartFile]],
+    shared: Sequence[PartFile],
+) -> None:
+    """Create the table ``flows``.
 
-    flows: pa.Table
-    repeated_keys: int
-    repeated_rows: int
-
-
-def _compared(
-    lake: Store, before: Sequence[PartFile], after: Sequence[PartFile], bucket_rows: int
-) -> _Compared:
-    """Group the rows of both by key.
-
-    Rows of either have the keys, and the cluster id in "before" or "after", null in the other. Keys
-    are numbered, for a source may have a column of any name.
+    Args:
+        database: Where to create it.
+        lake: The output folder.
+        own: Part files that only the first night names, and those that only the second names.
+        shared: Part files of both.
     """
-    rows = sum(file.rows for file in (*before, *after))
-    if not rows:
-        return _Compared(_FLOWS.empty_table(), 0, 0)
-    keys = _common_keys(lake, before, after)
+    # A row has its cluster id in "before" or "after", and null in the other. Keys are numbered, for
+    # a source may have a column of any name.
+    keys = _common_keys(lake, own)
+    fields = [pa.field(f"key_{n}", _bits(field.type)) for n, field in enumerate(keys)]
     sides = [pa.field("before", pa.int32()), pa.field("after", pa.int32())]
-    schema = pa.schema([*(pa.field(f"key_{n}", f.type) for n, f in enumerate(keys)), *sides])
-    tables = (
-        table
-        for side, files in (("before", before), ("after", after))
-        for file in files
-        for table in _read(lake, file, keys.names, side, schema)
-    )
-    total = _Compared(_FLOWS.empty_table(), 0, 0)
-    for bucket in _buckets(tables, rows, schema, bucket_rows):
-        found = _of_bucket(bucket)
-        total = _Compared(
-            _summed([total.flows, found.flows]),
-            total.repeated_keys + found.repeated_keys,
-            total.repeated_rows + found.repeated_rows,
+    schema = pa.schema([*fields, *sides])
+    failed: list[Exception] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for side, files in enumerate(own):
+                for file in files:
+                    yield from _read(lake, file, keys, side, schema)
+        except Exception as error:
+            failed.append(error)  # DuckDB passes on its text alone
+            raise
+
+    in_shared = [row for file in shared for row in _cluster_rows(lake, file)]
+    columns = [pa.array([row[n] for row in in_shared], pa.int64()) for n in (0, 1)]
+    database.register("shared", pa.table(columns, ["cluster_id", "rows"]))
+    database.register("part_rows", pa.RecordBatchReader.from_batches(schema, batches()))
+    try:
+        database.execute(_FLOWS.format(keys=", ".join(schema.names[:-2])))
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        if failed:
+            raise failed[0] from None
+        raise StorageFull(
+            f"{tempfile.gettempdir()} has no room to compare the keys of the two nights: "
+            f"{why(error)}; make room, or set TMPDIR to a folder on a larger disk"
+        ) from None
+    except duckdb.Error:
+        if failed:
+            raise failed[0] from None
+        raise
+
+
+def _cluster_rows(lake: Store, file: PartFile) -> Sequence[Sequence[int]]:
+    """Cluster ids and their number of rows in a part, by its footer."""
+    with open_input(lake.locate(file.path)) as source:
+        statistics = statistics_in(pq.read_metadata(source))
+    if statistics is None:
+        raise InputError(
+            f"{lake.locate(file.path)} is not a part file that this version reads; compare "
+            "with the version that wrote it"
         )
-    return total
+    return statistics.cluster_rows
 
 
-def key_columns(schema: pa.Schema) -> list[str]:
-    """Names of the key columns of an assignments table: those before the first of ours."""
-    names: list[str] = schema.names
-    return names[: schema.get_field_index(ASSIGNMENT_FIELDS[0].name)]
-
-
-def _common_keys(lake: Store, before: Sequence[PartFile], after: Sequence[PartFile]) -> pa.Schema:
-    """The key columns, in types that fit both nights."""
+def _common_keys(lake: Store, own: Sequence[Sequence[PartFile]]) -> pa.Schema:
+    """Key columns, in types that fit both nights."""
     schemas = []
-    for files in (before, after):
+    for files in own:
         if files:
             with open_input(lake.locate(files[0].path)) as source:
                 schema = pq.read_schema(source).remove_metadata()
             keys = (schema.field(name) for name in key_columns(schema))
-            schemas.append(pa.schema([pa.field(f.name, _plain(f.type)) for f in keys]))
+            schemas.append(pa.schema([pa.field(f.name, value_type(f.type)) for f in keys]))
+    if not schemas:
+        return pa.schema([("none", pa.int64())])
     try:
         if schemas[0].names != schemas[-1].names:
             raise pa.ArrowInvalid("other columns")
@@ -335,180 +369,44 @@ def _common_keys(lake: Store, before: Sequence[PartFile], after: Sequence[PartFi
         ) from None
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
 def _read(
-    lake: Store, file: PartFile, keys: Sequence[str], side: str, schema: pa.Schema
-) -> Iterator[pa.Table]:
+    lake: Store, file: PartFile, keys: pa.Schema, side: int, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
     """Keys and cluster ids of a part, some rows at a time."""
     cluster = ASSIGNMENT_FIELDS[0].name
     with open_input(lake.locate(file.path)) as source:
         parquet = pq.ParquetFile(source)
-        for batch in parquet.iter_batches(_READ_ROWS, columns=[*keys, cluster]):
-            absent = pa.nulls(len(batch), pa.int32())
-            ids = {"before": absent, "after": absent, side: batch.column(cluster)}
+        for batch in parquet.iter_batches(_READ_ROWS, columns=[*keys.names, cluster]):
             columns = [
-                _plainly(batch.column(name), schema.field(place).type)
-                for place, name in enumerate(keys)
+                decoded(batch.column(field.name)).cast(field.type).view(schema.field(n).type)
+                for n, field in enumerate(keys)
             ]
-            yield pa.table([*columns, ids["before"], ids["after"]], schema=schema)
+            ids = [pa.nulls(len(batch), pa.int32()), pa.nulls(len(batch), pa.int32())]
+            ids[side] = batch.column(cluster)
+            yield pa.record_batch([*columns, *ids], schema=schema)
 
 
-def _plainly(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column.cast(kind)
+def _bits(kind: pa.DataType) -> pa.DataType:
+    """Type of the same bytes, whose equality DuckDB and Arrow agree on.
 
-
-def _buckets(
-    tables: Iterator[pa.Table], rows: int, schema: pa.Schema, bucket_rows: int, spreads: int = 0
-) -> Iterator[pa.Table]:
-    """The same rows in tables of about so many at most; all rows of a key are in one of them."""
-    count = min(_MOST_BUCKETS, -(-rows // bucket_rows))
-    if count == 1 or spreads == _MOST_SPREADS:
-        yield pa.concat_tables([schema.empty_table(), *tables])
-        return
-    with tempfile.TemporaryDirectory(prefix="dec-diff-") as folder:
-        paths = [str(Path(folder, f"{bucket}.arrow")) for bucket in range(count)]
-        compressed = pa.ipc.IpcWriteOptions(compression="lz4")
-        with ExitStack() as writing:
-            writers = [
-                writing.enter_context(pa.ipc.new_file(path, schema, options=compressed))
-                for path in paths
-            ]
-            sizes: NDArray[np.int64] = np.zeros(count, np.int64)
-            for table in tables:
-                # Other bits each time: those above have put the rows here.
-                bucket_B = (_hashes(table.select(schema.names[:-2])) >> (16 * spreads)) % count
-                order = np.argsort(bucket_B, kind="stable")
-                found = np.bincount(bucket_B.astype(np.int64), minlength=count)
-                edges = np.concatenate([[0], np.cumsum(found)])
-                table = table.take(order)
-                for bucket in np.flatnonzero(found):
-                    writers[bucket].write_table(table.slice(edges[bucket], found[bucket]))
-                sizes += found
-        for path, size in zip(paths, sizes.tolist(), strict=True):
-            if size:
-                with pa.memory_map(path) as file, pa.ipc.open_file(file) as reader:
-                    spread = (
-                        pa.Table.from_batches([reader.get_batch(number)])
-                        for number in range(reader.num_record_batches)
-                    )
-                    yield from _buckets(spread, size, schema, bucket_rows, spreads + 1)
-
-
-def _of_bucket(rows: pa.Table) -> _Compared:
-    """What became of each key: how often each night has it, and in which cluster."""
-    keys = rows.column_names[:-2]
-    groups = rows.group_by(keys).aggregate(
-        [(side, how) for side in ("before", "after") for how in ("count", "min")]
-    )
-    repeated = pc.or_(pc.greater(groups["before_count"], 1), pc.greater(groups["after_count"], 1))
-    twice = groups.filter(repeated)
-    once = groups.filter(pc.invert(repeated))
-    flows = once.group_by(["before_min", "after_min"]).aggregate([([], "count_all")])
-    return _Compared(
-        flows.rename_columns(_FLOWS.names).cast(_FLOWS),
-        len(twice),
-        sum(int(pc.sum(twice[f"{side}_count"]).as_py() or 0) for side in ("before", "after")),
-    )
-
-
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio: Knuth's multiplicative hashing
-_MIXER = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64 (Steele et al. 2014)
-
-
-def _hashes(keys: pa.Table) -> NDArray[np.uint64]:
-    """A number for each row, the same for equal keys; shape (rows,).
-
-    Each value's text, as bytes b_i, counts as Σ b_i · factor^(i+1) mod 2^64.
+    DuckDB lacks some types, takes -0.0 for 0.0, and cuts off nanoseconds of others.
     """
-    hashes: NDArray[np.uint64] = np.zeros(len(keys), np.uint64)
-    for column in keys.columns:
-        binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
-        text = column.cast(pa.large_binary() if binary else pa.large_string()).combine_chunks()
-        if isinstance(text, pa.ChunkedArray):  # of no chunk
-            continue
-        text = pc.fill_null(text, b"\xff" if binary else "\x00")
-        _, offsets, values = text.buffers()
-        edges = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
-        content = np.frombuffer(values, np.uint8)[edges[0] : edges[-1]] if values else b""
-        start, lengths = edges[:-1] - edges[0], np.diff(edges)
-        place = np.arange(len(content)) - np.repeat(start, lengths)
-        powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, _FACTOR))
-        terms = np.frombuffer(content, np.uint8).astype(np.uint64) * powers[place]
-        # Sums over each value, also over empty ones; differences are right modulo 2^64.
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
-        hashes = hashes * _FACTOR + (sums[start + lengths] - sums[start])
-        hashes = (hashes ^ (hashes >> np.uint64(31))) * _MIXER
-        hashes ^= hashes >> np.uint64(29)
-    return hashes
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
+    try:
+        bits = kind.bit_width
+    except ValueError:  # of values of different lengths
+        return kind
+    whole = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
+    return whole.get(bits) or (pa.binary(bits // 8) if bits % 8 == 0 and bits else kind)
 
 
-# ------------------------------------------------------------------------------------ by cluster
-
-
-def _registered(
-    lake: Store, before: str, after: str, most: int
-) -> tuple[dict[int, str], tuple[Transition, ...]]:
-    """Names of clusters, and transitions after the first night up to the second."""
-    entry: Entry | None = latest_entry(lake)
-    if entry is None:
-        return {}, ()
-    named = lake.read_table(entry.clusters.path, ["cluster_id", "name"]).drop_null()
-    names = dict(zip(named["cluster_id"].to_pylist(), named["name"].to_pylist(), strict=True))
-    wanted = list(Transition.model_fields)
-    found: list[pa.Table] = []
-    for file in entry.transitions:
-        table = lake.read_table(file.path, wanted)
-        between = pc.and_(pc.greater(table["ds"], before), pc.less_equal(table["ds"], after))
-        found.append(table.filter(between))
-    if not found:
-        return names, ()
-    # What stayed as it was is no news.
-    table = pa.concat_tables(found)
-    news = pc.or_(
-        pc.not_equal(table["kind"], "survival"),
-        pc.fill_null(pc.not_equal(table["from_id"], table["to_id"]), True),
-    )
-    table = table.filter(news).sort_by([("ds", "ascending"), ("rows", "descending")])
-    return names, tuple(Transition(**row) for row in table.slice(0, most).to_pylist())
-
-
-def _moved(flows: pa.Table, names: dict[int, str], most: int) -> tuple[Moved, ...]:
-    """Clusters, those first of whose keys before and after the largest share came or went."""
-    # -2 is no cluster's id: outliers have -1.
-    from_P, to_P = (flows[n].fill_null(-2).to_numpy() for n in ("from_id", "to_id"))
-    rows_P = flows["rows"].to_numpy()
-    ids_K = np.unique(np.concatenate([from_P, to_P]))
-    ids_K = ids_K[ids_K != -2]
-
-    def of_each(places_P: NDArray[np.int32], chosen_P: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Sum of the chosen flows of each cluster, shape (clusters,)."""
-        sums: NDArray[np.int64] = np.zeros(len(ids_K), np.int64)
-        np.add.at(sums, np.searchsorted(ids_K, places_P[chosen_P]), rows_P[chosen_P])
-        return sums
-
-    both_P = (from_P != -2) & (to_P != -2)
-    other_P = both_P & (from_P != to_P)
-    counts = {
-        "before": of_each(from_P, from_P != -2),
-        "after": of_each(to_P, to_P != -2),
-        "left": of_each(from_P, other_P),
-        "arrived": of_each(to_P, other_P),
-        "gone": of_each(from_P, to_P == -2),
-        "new": of_each(to_P, from_P == -2),
-    }
-    moved_K = counts["left"] + counts["arrived"]
-    share_K = moved_K / np.maximum(1, counts["before"] + counts["after"])
-    order = np.lexsort([ids_K, -moved_K, -share_K])[:most]
-    return tuple(
-        Moved(
-            cluster_id=int(ids_K[place]),
-            name=names.get(int(ids_K[place])),
-            **{name: int(count[place]) for name, count in counts.items()},
-        )
-        for place in order
-    )
+def _read_registry(database: duckdb.DuckDBPyConnection, lake: Store) -> None:
+    """Register the tables ``names`` and ``transitions``; empty ones before the first night."""
+    names, transitions = CLUSTER_SCHEMA.empty_table(), [TRANSITION_SCHEMA.empty_table()]
+    if entry := latest_entry(lake):
+        names = lake.read_table(entry.clusters.path, ["cluster_id", "name"])
+        transitions += [lake.read_table(file.path) for file in entry.transitions]
+    database.register("names", names.select(["cluster_id", "name"]))
+    columns = list(Transition.model_fields)
+    database.register("transitions", pa.concat_tables(t.select(columns) for t in transitions))

@@ -25,6 +25,7 @@ from pipeline.input.samples import FEATURES
 from pipeline.insight.profiles import profile_path, read_profile, write_profile
 from pipeline.lake.parts import (
     DELTA_FOLDER,
+    key_columns,
     part_path,
     statistics_in,
     statistics_of,
@@ -32,7 +33,6 @@ from pipeline.lake.parts import (
 )
 from pipeline.lake.receipts import Kind, Rewritten
 from pipeline.lake.snapshots import read_file_list, read_snapshot, snapshot_files
-from pipeline.operations.difference import key_columns
 from pipeline.operations.forgotten_keys import KeySet, key_table
 from pipeline.registry import entries as registry
 from pipeline.schema import exemplar_key

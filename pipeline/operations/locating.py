@@ -29,9 +29,9 @@ from pipeline.insight.explanations import (
     read_exemplars,
     stage_artifact,
 )
+from pipeline.lake.parts import key_columns
 from pipeline.lake.snapshots import latest_snapshot, read_file_list
 from pipeline.model.devices import embeddings
-from pipeline.operations.difference import key_columns
 from pipeline.operations.forgotten_keys import KeySet, key_table
 from pipeline.registry.clusters import keys_as_json
 from pipeline.registry.models import (

@@ -12,8 +12,9 @@ import yaml
 from conftest import Dec
 from nights_by_hand import cluster, ids, publish_files, publish_night, register
 
-from pipeline.errors import InputError
-from pipeline.operations.difference import _hashes, difference
+from pipeline.errors import InputError, StorageFull
+from pipeline.operations import difference as module
+from pipeline.operations.difference import difference
 from pipeline.storage import Store
 
 
@@ -96,7 +97,7 @@ def test_columns_of_any_name_and_type(lake: Store) -> None:
     )
     publish_night(lake, "r1", "d1", [(keys, [0, 1, 2])])
     publish_night(lake, "r2", "d2", [(keys.take([2, 1, 0]), [2, 1, 1])])
-    found = difference(lake, "d1", "d2", bucket_rows=1)
+    found = difference(lake, "d1", "d2")
     assert (found.in_both, found.changed, found.new, found.gone) == (3, 1, 0, 0)
 
 
@@ -106,7 +107,7 @@ def test_a_wider_type_on_the_second_night(lake: Store) -> None:
     assert difference(lake, "d1", "d2").churn == 0.0
 
 
-def test_many_keys_in_small_buckets_as_numpy_has_it(lake: Store) -> None:
+def test_many_keys_as_numpy_has_it(lake: Store) -> None:
     random = np.random.default_rng(0)
     nights = []
     for night in (1, 2):
@@ -118,7 +119,7 @@ def test_many_keys_in_small_buckets_as_numpy_has_it(lake: Store) -> None:
         nights.append(dict(zip(numbers.tolist(), clusters.tolist(), strict=True)))
     both = nights[0].keys() & nights[1].keys()
     changed = sum(nights[0][key] != nights[1][key] for key in both)
-    found = difference(lake, "d1", "d2", bucket_rows=300)  # 134 buckets: spread twice
+    found = difference(lake, "d1", "d2")
     assert (found.in_both, found.changed) == (len(both), changed)
     assert (found.new, found.gone) == (20_000 - len(both), 20_000 - len(both))
     assert sum(flow.keys for flow in found.flows) == changed
@@ -127,22 +128,64 @@ def test_many_keys_in_small_buckets_as_numpy_has_it(lake: Store) -> None:
     assert (len(few.flows), few.flow_count) == (3, found.flow_count)
 
 
-def test_one_key_in_every_row_ends(lake: Store) -> None:
+def test_one_key_in_every_row(lake: Store) -> None:
     publish_night(lake, "r1", "d1", [(ids(*[7] * 50), [0] * 50)])
     publish_night(lake, "r2", "d2", [(ids(7), [0])])
-    found = difference(lake, "d1", "d2", bucket_rows=10)
+    found = difference(lake, "d1", "d2")
     assert (found.repeated_keys, found.repeated_rows, found.churn) == (1, 51, None)
 
 
-def test_hashes_spread_keys_that_differ_little() -> None:
-    keys = pa.table({"id": pa.array(np.arange(100_000))})
-    hashes = _hashes(keys)
-    assert len(np.unique(hashes)) == 100_000
-    for spread in range(4):
-        sizes = np.bincount(((hashes >> np.uint64(16 * spread)) % 64).astype(int), minlength=64)
-        assert 0.8 < sizes.min() / sizes.mean()
-        assert sizes.max() / sizes.mean() < 1.2
-    assert (_hashes(keys.slice(50_000)) == hashes[50_000:]).all()
+def test_keys_of_any_type_are_equal_as_they_are_to_arrow(lake: Store) -> None:
+    numbers = pa.array([1, 2, None], pa.int64())
+    kinds = [
+        *(pa.int8(), pa.uint64(), pa.date32(), pa.time32("s"), pa.time64("ns"), pa.duration("ns")),
+        *(pa.timestamp("ns", "Europe/Zurich"), pa.float32(), pa.decimal128(38, 2)),
+        *(pa.decimal256(60, 2), pa.string(), pa.large_string()),
+    ]
+    columns = {str(kind): numbers.cast(_whole(kind)).cast(kind) for kind in kinds}
+    columns["fixed"] = pa.array([b"ab", b"cd", None], pa.binary(2))
+    columns["signed zero"] = pa.array([0.0, -0.0, 0.0])
+    for name, column in columns.items():
+        nights = [f"{name}-{night}".replace(" ", "-") for night in (1, 2)]
+        nights = ["".join(c if c.isalnum() else "-" for c in night) for night in nights]
+        keys = pa.table({"k": column, "n": pa.array([1, 1, 1 + (name == "signed zero")])})
+        publish_night(lake, f"r{nights[0]}", nights[0], [(keys, [0, 1, 2])])
+        publish_night(lake, f"r{nights[1]}", nights[1], [(keys.take([2, 1, 0]), [2, 1, 1])])
+        found = difference(lake, *nights)
+        figures = (found.in_both, found.changed, found.new, found.gone, found.repeated_keys)
+        assert figures == (3, 1, 0, 0, 0), name
+
+
+def _whole(kind: pa.DataType) -> pa.DataType:
+    """An integer type that Arrow casts to this one."""
+    return pa.int32() if pa.types.is_date32(kind) or pa.types.is_time32(kind) else pa.int64()
+
+
+def test_more_keys_than_memory_spill_to_a_folder_that_is_removed(
+    lake: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(module.tempfile, "tempdir", str(scratch))
+    numbers = np.arange(600_000)
+    for night in (1, 2):
+        keys = pa.table({"id": pa.array(numbers), "text": pa.array(numbers).cast("str")})
+        publish_night(lake, f"r{night}", f"d{night}", [(keys, numbers % 7)])
+    # Two nights of two columns and their groups are some 60 MB.
+    found = difference(lake, "d1", "d2", memory_mib=48)
+    assert (found.in_both, found.changed, found.new) == (600_000, 0, 0)
+    assert list(scratch.iterdir()) == []
+    with pytest.raises(StorageFull, match=r"scratch has no room .* or set TMPDIR"):
+        difference(lake, "d1", "d2", memory_mib=8)
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_part_that_is_gone_is_reported_as_such(lake: Store) -> None:
+    publish_night(lake, "r1", "d1", [(ids(1), [0])])
+    parts = publish_night(lake, "r2", "d2", [(ids(1), [0]), (ids(2), [0])])
+    Path(lake.locate(parts[1].path)).unlink()
+    with pytest.raises(FileNotFoundError, match=parts[1].path.rpartition("/")[2]):
+        difference(lake, "d1", "d2")
 
 
 # ----------------------------------------------------------------------------------- the registry
