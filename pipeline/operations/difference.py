@@ -299,7 +299,9 @@ def _compare(
     # A row has its cluster id in "before" or "after", and null in the other. Keys are numbered, for
     # a source may have a column of any name.
     keys = _common_keys(lake, own)
-    fields = [pa.field(f"key_{n}", _bits(field.type)) for n, field in enumerate(keys)]
+    fields = [
+        pa.field(f"key_{n}", _bits(pa.array([], field.type)).type) for n, field in enumerate(keys)
+    ]
     sides = [pa.field("before", pa.int32()), pa.field("after", pa.int32())]
     schema = pa.schema([*fields, *sides])
     failed: list[Exception] = []
@@ -377,28 +379,29 @@ def _read(
     with open_input(lake.locate(file.path)) as source:
         parquet = pq.ParquetFile(source)
         for batch in parquet.iter_batches(_READ_ROWS, columns=[*keys.names, cluster]):
-            columns = [
-                decoded(batch.column(field.name)).cast(field.type).view(schema.field(n).type)
-                for n, field in enumerate(keys)
-            ]
+            columns = [_bits(decoded(batch.column(field.name)).cast(field.type)) for field in keys]
             ids = [pa.nulls(len(batch), pa.int32()), pa.nulls(len(batch), pa.int32())]
             ids[side] = batch.column(cluster)
             yield pa.record_batch([*columns, *ids], schema=schema)
 
 
-def _bits(kind: pa.DataType) -> pa.DataType:
-    """Type of the same bytes, whose equality DuckDB and Arrow agree on.
+def _bits(column: pa.Array) -> pa.Array:
+    """The same bytes as whole numbers or binary, whose equality DuckDB and Arrow agree on.
 
-    DuckDB lacks some types, takes -0.0 for 0.0, and cuts off nanoseconds of others.
+    DuckDB lacks some types, cuts off the nanoseconds of others, and takes -0.0 for 0.0.
     """
+    kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
+        return column.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
     try:
         bits = kind.bit_width
-    except ValueError:  # of values of different lengths
-        return kind
+    except ValueError:  # the values have different lengths
+        return column
     whole = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
-    return whole.get(bits) or (pa.binary(bits // 8) if bits % 8 == 0 and bits else kind)
+    if bits in whole:
+        return column.view(whole[bits])
+    # DuckDB 1.1 reads wrong values from columns of a fixed size.
+    return column.view(pa.binary(bits // 8)).cast(pa.binary()) if bits > 1 else column
 
 
 def _read_registry(database: duckdb.DuckDBPyConnection, lake: Store) -> None:
