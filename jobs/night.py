@@ -11,7 +11,6 @@ import re
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -42,9 +41,6 @@ from pipeline.schema import NAME_PATTERN, UNDATED
 from pipeline.storage import FoundFile, Store, check_writable, why
 
 log = logging.getLogger(__name__)
-
-_SLICE_SIZE = "execution.target_slice_mib"  # decides which rows share a part file
-_SOURCE = "source.path"
 
 
 def run_night(
@@ -309,15 +305,18 @@ class _Attempt:
         published = self.lake.exists(self.context.stage_path("publish", "done.json"))
         # Killed right after its commit, it is published as well.
         published = published or published_by(self.lake, self.run_id) is not None
-        different = sorted(_differences(_as_now(settings), self.config.model_dump(mode="json")))
+        try:
+            different = self.config.differences(settings)
+        except (ValidationError, PipelineError):
+            different = ["settings that this version does not read"]
         if published and different:
             raise ConfigError(
                 f"run {self.run_id} is published with other settings ({', '.join(different)}); "
                 "use another --run-id"
             )
-        if _SOURCE in different:
+        if (pinned := settings["source"]["path"]) != self.config.source.path:
             raise ConfigError(
-                f"run {self.run_id} has pinned {_SOURCE}={settings['source']['path']}, not "
+                f"run {self.run_id} has pinned source.path={pinned}, not "
                 f"{self.config.source.path}; use another --run-id"
             )
 
@@ -437,31 +436,6 @@ def default_run_id(
     listing = [[file.url, file.bytes, file.version] for file in files]
     identity = fingerprint_of([config.result_settings(), ds, listing])[:8]
     return f"{ds}-night-{identity}" if nightly else f"{ds}-{identity}"
-
-
-def _as_now(settings: Any) -> Any:
-    """Settings of a run, with the defaults of those that came after it; as they are where wrong."""
-    try:
-        return Config.model_validate(settings).model_dump(mode="json")
-    except (ValidationError, PipelineError):
-        return settings
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Sequence[str]:
-    """Result-changing settings whose values differ."""
-    where = ("execution.", "lake", "retention", "storage", "prices", "track")
-    of_nights = ("schedule", "matching", "gate", "assign")
-    told = tuple(f"explain.{n}" for n in ("tree_depth", "namer", "endpoint", "model", "timeout_s"))
-    neutral = path == "output" or path.startswith((*where, *of_nights, *told))
-    if neutral and path != _SLICE_SIZE:
-        return []
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = {*before, *now}
-        deeper = (
-            _differences(before.get(n), now.get(n), f"{path}.{n}" if path else n) for n in names
-        )
-        return [name for names in deeper for name in names]
-    return [path] if before != now else []
 
 
 def listen(stop: Stop | None = None, grace_seconds: int = 0) -> None:

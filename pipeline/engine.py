@@ -133,7 +133,11 @@ class Stage(Generic[P, A]):
 
 
 def stage(
-    name: str, *, version: int, settings: Callable[[Config], Any], distributed: bool
+    name: str,
+    *,
+    version: int,
+    settings: Callable[[Config], Any] = lambda _: {},
+    distributed: bool,
 ) -> Callable[[Callable[Concatenate[Config, Context, P], A]], Stage[P, A]]:
     """Make a function ``run(config, context, *inputs) -> artifact`` a stage."""
     return lambda run: Stage(name, version, settings, distributed, run)

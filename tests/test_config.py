@@ -1,12 +1,15 @@
 """Settings: everything that is wrong at once, each with its path, in words that help."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
+from pydantic import create_model
 
-from pipeline.config import Config, load_config
+from jobs.night import default_run_id
+from pipeline.config import Config, Refine, content_of, load_config
+from pipeline.config.sections import DefaultVersion
 from pipeline.errors import ConfigError
 from pipeline.schema import RESERVED_COLUMNS
 
@@ -56,7 +59,7 @@ def test_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, config.to_yaml())) == config
 
 
-# --------------------------------------------------------------------------------- result settings
+# ----------------------------------------------------------------------- what settings affect
 
 
 @pytest.mark.parametrize(
@@ -68,20 +71,102 @@ def test_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
         "execution.gpus_per_actor=0.25",
         "lake.format=delta",
         "retention.days=1",
+        "storage.encryption=AES256",
         "track.tensorboard=a",
         "explain.exemplars=9",
         "explain.columns=[country]",
+        "gate.max_churn=0.1",
     ],
 )
-def test_where_and_how_fast_do_not_change_the_result(tmp_path: Path, override: str) -> None:
+def test_settings_that_do_not_change_the_result(tmp_path: Path, override: str) -> None:
     assert load(tmp_path, override).result_settings() == load(tmp_path).result_settings()
 
 
 @pytest.mark.parametrize(
-    "override", ["seed=1", "clusters=4", "source.nulls=drop", "refine.tol=0", "pretrain.noise=0"]
+    ("override", "of_the_fit"),
+    [
+        ("seed=1", True),
+        ("clusters=4", True),
+        ("source.nulls=drop", True),
+        ("refine.tol=0", True),
+        ("pretrain.noise=0", True),
+        ("source.keys=[id]", False),
+        ("evaluate.label=y", False),
+        ("execution.target_slice_mib=1", False),
+    ],
 )
-def test_what_changes_the_result(tmp_path: Path, override: str) -> None:
-    assert load(tmp_path, override).result_settings() != load(tmp_path).result_settings()
+def test_settings_that_change_the_result(tmp_path: Path, override: str, of_the_fit: bool) -> None:
+    before, changed = load(tmp_path), load(tmp_path, override)
+    assert changed.result_settings() != before.result_settings()
+    assert (changed.fit_settings() != before.fit_settings()) == of_the_fit
+    assert changed.differences(before.model_dump(mode="json")) == [override.partition("=")[0]]
+
+
+def test_differences_to_the_settings_of_a_published_run(tmp_path: Path) -> None:
+    changes = ["refine.alpha=2", "lake.format=delta", "gate.max_psi=1", "explain.tree_depth=3"]
+    config = load(tmp_path, *changes, "explain.exemplars=1", "source.nulls=drop")
+    expected = ["explain.exemplars", "refine.alpha", "source.nulls"]
+    before = load(tmp_path).model_dump(mode="json")
+    assert config.differences(before) == expected
+    del before["refine"]["alpha"]  # a setting that did not exist then
+    assert config.differences(before) == expected
+    with pytest.raises(ValueError, match="removed"):
+        config.differences(before | {"removed": 1})
+
+
+def later(**changes: Any) -> type[Config]:
+    """The Config of a later release, in which the section ``refine`` has other fields."""
+    refine: Any = create_model("LaterRefine", __base__=Refine, **changes)
+    return create_model("LaterConfig", __base__=Config, refine=(refine, refine()))
+
+
+NEW = {"momentum": (float, 0.9)}
+OTHER_VALUE = {"passes": (Annotated[int, DefaultVersion(2)], 30)}
+OTHER_MEANING = {"passes": (Annotated[int, DefaultVersion(2)], 20)}
+
+
+def run_id(config: Config) -> str:
+    return default_run_id(config, "2026-01-31", [])
+
+
+def test_a_new_setting_changes_no_fingerprint() -> None:
+    before, after = Config.model_validate(LEAST), later(**NEW).model_validate(LEAST)
+    assert after.fit_settings() == before.fit_settings()
+    assert run_id(after) == run_id(before)
+    assert after.differences(before.model_dump(mode="json")) == []
+    used = later(**NEW).model_validate(LEAST | {"refine": {"momentum": 0.5}})
+    assert used.fit_settings() != before.fit_settings()
+    assert run_id(used) != run_id(before)
+
+
+@pytest.mark.parametrize("change", [OTHER_VALUE, OTHER_MEANING], ids=["value", "meaning"])
+def test_another_default_changes_the_fingerprints_that_rely_on_it(change: Any) -> None:
+    before, after = Config.model_validate(LEAST), later(**change).model_validate(LEAST)
+    assert after.fit_settings() != before.fit_settings()
+    assert run_id(after) != run_id(before)
+    chosen = LEAST | {"refine": {"passes": 5}}
+    before, after = Config.model_validate(chosen), later(**change).model_validate(chosen)
+    assert after.fit_settings() == before.fit_settings()
+    assert run_id(after) == run_id(before)
+
+
+def test_a_default_that_is_set_is_the_default(tmp_path: Path) -> None:
+    explicit = load(tmp_path, "refine.alpha=1", "model.hidden=[500, 500, 2000]", "seed=0")
+    assert explicit.fit_settings() == load(tmp_path).fit_settings()
+
+
+def test_content_of_nested_settings(tmp_path: Path) -> None:
+    typed = "source.features=[x, {column: y, weight: 2}]"
+    assert load(tmp_path, typed).content("source.features") == {
+        "source.features": ["x", {"column": "y", "weight": 2.0}]
+    }
+    assert load(tmp_path).content("assign") == {}
+    assert load(tmp_path, "assign.outliers={}").content("assign") == {"assign.outliers": {}}
+
+
+def test_settings_of_a_stage_are_checked_by_name() -> None:
+    with pytest.raises(AssertionError, match="no setting refine"):
+        content_of("refine.alpah")
 
 
 # -------------------------------------------------------------------------------------- overrides
@@ -121,12 +206,13 @@ def test_override_with_broken_yaml(tmp_path: Path) -> None:
 
 def test_the_number_of_clusters_may_be_left_to_the_data(tmp_path: Path) -> None:
     given, auto = load(tmp_path), load(tmp_path, "clusters=auto")
-    assert (given.clusters, given.most_clusters, given.clusters_as_json) == (3, 3, 3)
+    assert (given.clusters, given.most_clusters) == (3, 3)
     assert auto == load(tmp_path, "clusters={most: 30}") == load(tmp_path, "clusters.most=30")
-    assert (auto.most_clusters, auto.clusters_as_json) == (30, {"most": 30})
+    assert auto.most_clusters == 30
     assert load_config(write(tmp_path, auto.to_yaml())) == auto
-    fitted = [config.fit_settings()["clusters"] for config in (given, auto)]
-    assert fitted == [3, {"most": 30}]
+    fewer = load(tmp_path, "clusters.most=20")
+    fitted = [config.fit_settings()["clusters"] for config in (given, auto, fewer)]
+    assert fitted == [3, {}, {"most": 20}]
 
 
 @pytest.mark.parametrize(
@@ -296,12 +382,6 @@ def test_wrong_execution(tmp_path: Path, override: str, message: str) -> None:
 # -------------------------------------------------------------------------------------- storage
 
 
-def test_storage_is_where_and_not_what(tmp_path: Path) -> None:
-    elsewhere = load(tmp_path, "storage.endpoint=http://s3:9000", "storage.encryption=AES256")
-    assert elsewhere.storage.endpoint == "http://s3:9000"
-    assert elsewhere.result_settings() == load(tmp_path).result_settings()
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -393,11 +473,6 @@ def test_features_with_a_type(tmp_path: Path) -> None:
     assert config.source.feature("other") is None
     again = load_config(write(tmp_path, yaml.safe_load(config.to_yaml())))
     assert again == config
-
-
-def test_names_alone_are_written_as_before(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, LEAST))
-    assert config.fit_settings()["source"]["features"] == ["x"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pipeline.artifacts.models import ClusteringModel, Scores
 from pipeline.artifacts.nights import Champion
 from pipeline.clustering.agreement import agreement
 from pipeline.clustering.drift import psi
-from pipeline.config import Config
+from pipeline.config import Config, content_of
 from pipeline.distributed.failures import lost_worker
 from pipeline.distributed.resources import assign_crew, share_out_what_is_left
 from pipeline.distributed.retries import with_retries
@@ -49,17 +49,17 @@ def slices_at_a_time(config: Config, threads: int) -> int:
     return threads + any(location.startswith(S3_SCHEME) for location in locations)
 
 
-def _settings(config: Config) -> Any:
-    # Whether shards may be left out is decided by the time of the publish.
-    names = {"nulls": config.source.nulls, "on_bad_shard": config.source.on_bad_shard}
-    explain = config.explain.model_dump(mode="json", include={"columns", "exemplars"})
-    settings: dict[str, Any] = {**names, "alpha": config.refine.alpha, "explain": explain}
-    # Files of a Delta table lie elsewhere, and no table takes parts that a night has carried.
-    table = config.lake.format
-    return settings | ({"table": table} if table != "parquet" else {})
-
-
-@stage("assign", version=2, settings=_settings, distributed=True)
+@stage(
+    "assign",
+    version=2,
+    settings=content_of(
+        # Whether shards may be left out is decided by the time of the publish. Files of a Delta
+        # table lie elsewhere, and no table takes parts that a night has carried.
+        *("source.nulls", "source.on_bad_shard", "refine.alpha", "lake.format"),
+        *("explain.columns", "explain.exemplars"),
+    ),
+    distributed=True,
+)
 @without_bad_shards
 def assign(
     config: Config,

@@ -10,7 +10,7 @@ from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.inputs import FeatureColumn, Manifest
 from pipeline.artifacts.nights import Action, Champion, NightDecision
 from pipeline.artifacts.records import fingerprint_of
-from pipeline.config import Config
+from pipeline.config import Affects, Config, content_of
 from pipeline.engine import Context, Marker, stage
 from pipeline.errors import InputError, PipelineError
 from pipeline.lake.snapshots import latest_snapshot
@@ -21,15 +21,12 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 
 
-def _settings(config: Config) -> Any:
-    return {
-        "schedule": config.schedule.model_dump(mode="json"),
-        "max_psi": config.gate.max_psi,
-        "fit": fingerprint_of(config.fit_settings()),
-    }
-
-
-@stage("decide", version=1, settings=_settings, distributed=False)
+@stage(
+    "decide",
+    version=1,
+    settings=content_of("schedule", "gate.max_psi", Affects.MODEL),
+    distributed=False,
+)
 def decide(config: Config, context: Context, manifest: Manifest) -> NightDecision:
     """Refit, refresh or assign; the run keeps to it however often it is started again."""
     return decision_of(config, context, manifest.features)

@@ -17,7 +17,7 @@ from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Champion
 from pipeline.artifacts.records import StoredFile, fingerprint_of
 from pipeline.clustering.surrogate import imitate
-from pipeline.config import Config, Explain
+from pipeline.config import Affects, Config, Explain, content_of
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
 from pipeline.errors import Interrupted, LeaseHeld, OutOfMemory, PipelineError, TransientError
@@ -34,12 +34,7 @@ log = logging.getLogger(__name__)
 _NOT_OURS = (Interrupted, LeaseHeld)  # the run is to end, whatever it is at
 
 
-def _settings(config: Config) -> Any:
-    chosen = {"tree_depth", "namer", "endpoint", "model"}
-    return config.explain.model_dump(mode="json", include=chosen) | {"seed": config.seed}
-
-
-@stage("describe", version=1, settings=_settings, distributed=True)
+@stage("describe", version=1, settings=content_of(Affects.DESCRIPTIONS, "seed"), distributed=True)
 def describe(
     config: Config,
     context: Context,
@@ -233,7 +228,7 @@ def _proposed(
     By then the registry knows them, and a language model may say something else.
     """
     path = context.stage_path("describe", "names.json")
-    of = fingerprint_of([explanation.fingerprint, _settings(config)])
+    of = fingerprint_of([explanation.fingerprint, describe.settings(config)])
     with suppress(FileNotFoundError, AttributeError, LookupError, TypeError, ValueError):
         told = context.lake.read_json(path)
         if told["of"] == of:

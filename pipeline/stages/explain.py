@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 
@@ -43,11 +42,7 @@ log = logging.getLogger(__name__)
 _TOGETHER = 16
 
 
-def _settings(_: Config) -> Any:
-    return {}  # what the tables hold was decided when rows were labelled
-
-
-@stage("explain", version=2, settings=_settings, distributed=True)
+@stage("explain", version=2, distributed=True)
 def explain(
     config: Config,
     context: Context,

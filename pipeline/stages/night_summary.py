@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.artifacts.assignments import Assignments, Snapshot
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.models import (
@@ -21,11 +19,7 @@ from pipeline.engine import Context, stage
 from pipeline.model.autoencoder import products_here
 
 
-def _settings(_: Config) -> Any:
-    return {}
-
-
-@stage("night_summary", version=2, settings=_settings, distributed=False)
+@stage("night_summary", version=2, distributed=False)
 def night_summary(
     config: Config,
     context: Context,

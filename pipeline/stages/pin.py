@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any
 
 import pyarrow as pa
 
 from pipeline.artifacts.inputs import Manifest
-from pipeline.config import Config
+from pipeline.config import Config, content_of
 from pipeline.engine import Context, stage
 from pipeline.errors import PipelineError
 from pipeline.input.pinning import check_enough_rows, footers_path, known_footers, list_shards
@@ -22,20 +21,19 @@ from pipeline.schema import assignment_schema
 from pipeline.storage import parquet_bytes
 
 
-def _settings(config: Config) -> Any:
-    return {
-        "source": config.source.model_dump(
-            mode="json",
-            # A run that a bad shard ended goes on without it as it was pinned.
-            exclude={"scaling", "fit_rows", "held_out", "on_bad_shard", "max_bad_share"},
+@stage(
+    "pin",
+    version=1,
+    settings=content_of(
+        *("source", "evaluate.label", "execution.target_slice_mib", "clusters"),
+        # A run that a bad shard ended goes on without it as it was pinned.
+        without=(
+            *("source.scaling", "source.fit_rows", "source.held_out"),
+            *("source.on_bad_shard", "source.max_bad_share"),
         ),
-        "label": config.evaluate.label,
-        "target_slice_mib": config.execution.target_slice_mib,
-        "clusters": config.clusters_as_json,
-    }
-
-
-@stage("pin", version=1, settings=_settings, distributed=False)
+    ),
+    distributed=False,
+)
 def pin(config: Config, context: Context) -> Manifest:
     """List the shards, read their footers, check that they fit, and cut the work into slices."""
     files = list_shards(config)

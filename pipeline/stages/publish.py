@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from pipeline.artifacts.assignments import Assignments, Snapshot
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Serving
-from pipeline.config import Config
+from pipeline.config import Config, content_of
 from pipeline.engine import Context, stage
 from pipeline.errors import TransientError
 from pipeline.insight.profiles import withdraw_copies
@@ -25,14 +24,7 @@ from pipeline.storage import Store, open_input
 log = logging.getLogger(__name__)
 
 
-def _settings(config: Config) -> Any:
-    """Where it is published: somewhere else, it has to be done again."""
-    lake = config.lake
-    chosen = {"parquet": [], "delta": ["format"], "iceberg": ["format", "table", "catalog"]}
-    return lake.model_dump(mode="json", include=set(chosen[lake.format]))
-
-
-@stage("publish", version=1, settings=_settings, distributed=False)
+@stage("publish", version=1, settings=content_of("lake"), distributed=False)
 def publish(
     config: Config,
     context: Context,

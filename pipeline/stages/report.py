@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.artifacts.explanations import Description, Explanation, Report
 from pipeline.artifacts.summaries import NightSummary, Summary
 from pipeline.config import Config
@@ -11,11 +9,7 @@ from pipeline.engine import Context, stage
 from pipeline.report.making import make
 
 
-def _settings(_: Config) -> Any:
-    return {}
-
-
-@stage("report", version=1, settings=_settings, distributed=False)
+@stage("report", version=1, distributed=False)
 def report(
     config: Config,
     context: Context,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.artifacts.assignments import Assignments, Snapshot
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import (
@@ -20,11 +18,7 @@ from pipeline.engine import Context, stage
 from pipeline.lake.parts import parts_folder
 
 
-def _settings(_: Config) -> Any:
-    return {}
-
-
-@stage("summary", version=4, settings=_settings, distributed=False)
+@stage("summary", version=4, distributed=False)
 def summary(
     config: Config,
     context: Context,

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
 from challengers import CENTERS, WIDTH, Lake, compared, decided, rows
 from conftest import config_of
+from pydantic import create_model
 
 from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.inputs import FeatureColumn
 from pipeline.artifacts.nights import Champion, NightDecision, Verdict
 from pipeline.artifacts.records import StoredFile, fingerprint_of
+from pipeline.config import Config, Refine
+from pipeline.config.sections import DefaultVersion
 from pipeline.engine import Context, Execution, StageReached
 from pipeline.errors import CommitConflict, InputError
 from pipeline.lake.snapshots import Partition, publish
@@ -102,6 +105,20 @@ def test_other_settings(lake: Lake) -> None:
     assert "settings" in decision.why
     # A night that is older than the model is no reason to fit one.
     assert night(lake, "2026-01-30").action == "assign"
+
+
+def test_settings_of_a_later_release(lake: Lake) -> None:
+    crowned(lake)
+
+    def action(**changes: Any) -> str:
+        later = lake.at(f"night-{'-'.join(changes)}", "2026-02-01")
+        refine: Any = create_model("LaterRefine", __base__=Refine, **changes)
+        config = create_model("LaterConfig", __base__=Config, refine=(refine, refine()))
+        night = Execution(config.model_validate(lake.config.model_dump()), later.context)
+        return night.complete(decide, later.manifest()).action
+
+    assert action(momentum=(float, 0.9)) == "assign"
+    assert action(max_share=(Annotated[float, DefaultVersion(2)], 0.9)) == "refit"
 
 
 def test_other_features(lake: Lake) -> None:

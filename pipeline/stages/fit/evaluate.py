@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from pipeline.clustering.quality import (
     stability,
     stratified_rows,
 )
-from pipeline.config import MIN_SAMPLE_ROWS_PER_CLUSTER, Config
+from pipeline.config import MIN_SAMPLE_ROWS_PER_CLUSTER, Config, content_of
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
 from pipeline.errors import NumericalError
@@ -62,16 +61,12 @@ _STABILITY_WORK = 10**12
 _MOST_CLASSES = 10_000
 
 
-def _settings(config: Config) -> Any:
-    return {
-        "clusters": config.clusters_as_json,
-        "centroids": config.centroids.model_dump(mode="json"),
-        "alpha": config.refine.alpha,
-        "seed": config.seed,
-    }
-
-
-@stage("evaluate", version=2, settings=_settings, distributed=True)
+@stage(
+    "evaluate",
+    version=2,
+    settings=content_of("clusters", "centroids", "refine.alpha", "seed"),
+    distributed=True,
+)
 def evaluate(
     config: Config,
     context: Context,

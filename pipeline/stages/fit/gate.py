@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from pipeline.artifacts.nights import Champion, GateRule, Identity, NightDecisio
 from pipeline.clustering.drift import bin_counts, psi
 from pipeline.clustering.kmeans import nearest_centroid
 from pipeline.clustering.quality import macro_silhouette, stratified_rows
-from pipeline.config import Config
+from pipeline.config import Config, content_of
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, Marker, stage
 from pipeline.errors import PipelineError
@@ -31,11 +30,7 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 
 
-def _settings(config: Config) -> Any:
-    return {"gate": config.gate.model_dump(mode="json"), "seed": config.seed}
-
-
-@stage("gate", version=1, settings=_settings, distributed=True)
+@stage("gate", version=1, settings=content_of("gate", "seed"), distributed=True)
 def gate(
     config: Config,
     context: Context,

@@ -27,7 +27,7 @@ from pipeline.clustering.matching import (
     unchanged,
     unmatched,
 )
-from pipeline.config import Config
+from pipeline.config import Affects, Config, content_of
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
 from pipeline.input.samples import feature_parts, sampled_features
@@ -58,16 +58,12 @@ _EXEMPLARS = 5
 _ROWS_AT_A_TIME = 2048
 
 
-def _settings(config: Config) -> Any:
-    outliers = config.assign.outliers
-    return {
-        "matching": config.matching.model_dump(mode="json"),
-        "outliers": outliers and outliers.model_dump(mode="json"),
-        "fit": config.fit_settings(),
-    }
-
-
-@stage("identify", version=1, settings=_settings, distributed=True)
+@stage(
+    "identify",
+    version=1,
+    settings=content_of("matching", "assign.outliers", Affects.MODEL),
+    distributed=True,
+)
 def identify(
     config: Config,
     context: Context,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import (
@@ -15,7 +14,7 @@ from pipeline.artifacts.models import (
 )
 from pipeline.clustering.kmeans import KMeansResult, kmeans
 from pipeline.clustering.merging import Found, find_clusters
-from pipeline.config import AutoClusters, Config
+from pipeline.config import AutoClusters, Config, content_of
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
 from pipeline.input.samples import sampled_embeddings
@@ -25,15 +24,12 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 
 
-def _settings(config: Config) -> Any:
-    return {
-        "clusters": config.clusters_as_json,
-        "centroids": config.centroids.model_dump(mode="json"),
-        "seed": config.seed,
-    }
-
-
-@stage("init_centroids", version=1, settings=_settings, distributed=True)
+@stage(
+    "init_centroids",
+    version=1,
+    settings=content_of("clusters", "centroids", "seed"),
+    distributed=True,
+)
 def init_centroids(
     config: Config,
     context: Context,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import PretrainedAutoencoder
 from pipeline.artifacts.records import StoredFile
-from pipeline.config import Config
+from pipeline.config import Config, content_of
 from pipeline.distributed.training import train
 from pipeline.engine import Context, stage
 from pipeline.input.quarantine import without_bad_shards
@@ -20,18 +19,6 @@ from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.pretraining import Pretraining
 from pipeline.registry.models import load_scaler, weights_bytes
 from pipeline.storage import Store
-
-
-def _settings(config: Config) -> Any:
-    return {
-        "model": config.model.model_dump(mode="json"),
-        "augment": config.augment.model_dump(mode="json"),
-        "image_shape": config.source.image_shape,
-        "pretrain": config.pretrain.model_dump(mode="json"),
-        "fit_rows": config.source.fit_rows,
-        "held_out": config.source.held_out,
-        "seed": config.seed,
-    }
 
 
 def _build(
@@ -58,7 +45,15 @@ def _build(
     )
 
 
-@stage("pretrain", version=3, settings=_settings, distributed=True)
+@stage(
+    "pretrain",
+    version=3,
+    settings=content_of(
+        *("model", "augment", "pretrain", "seed"),
+        *("source.image_shape", "source.fit_rows", "source.held_out"),
+    ),
+    distributed=True,
+)
 @without_bad_shards
 def pretrain(
     config: Config, context: Context, manifest: Manifest, sample: Sample

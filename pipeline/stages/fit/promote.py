@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from pipeline.artifacts.nights import Identity, NightDecision, Serving, Verdict
 from pipeline.config import Config
@@ -15,11 +14,7 @@ from pipeline.registry.champions import clusters_since
 log = logging.getLogger(__name__)
 
 
-def _settings(_: Config) -> Any:
-    return {}
-
-
-@stage("promote", version=1, settings=_settings, distributed=False)
+@stage("promote", version=1, distributed=False)
 def promote(
     config: Config,
     context: Context,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from pipeline.artifacts.models import (
     RefinedModel,
     RefineRecord,
 )
-from pipeline.config import Config
+from pipeline.config import Config, content_of
 from pipeline.distributed.training import train
 from pipeline.engine import Context, stage
 from pipeline.input.quarantine import without_bad_shards
@@ -32,18 +31,6 @@ from pipeline.registry.models import (
     weights_bytes,
 )
 from pipeline.storage import Store
-
-
-def _settings(config: Config) -> Any:
-    return {
-        # What is shipped is decided later.
-        "refine": config.refine.model_dump(mode="json", exclude={"select"}),
-        "augment": config.augment.model_dump(mode="json"),
-        "image_shape": config.source.image_shape,
-        "fit_rows": config.source.fit_rows,
-        "held_out": config.source.held_out,
-        "seed": config.seed,
-    }
 
 
 def _build(
@@ -76,7 +63,16 @@ def _embedding_factor(config: Config, centroids: InitialCentroids) -> float:
     return embedding_factor(config.refine.start_spread, mean_square, config.model.embedding)
 
 
-@stage("refine", version=3, settings=_settings, distributed=True)
+@stage(
+    "refine",
+    version=3,
+    settings=content_of(
+        *("refine", "augment", "seed"),
+        *("source.image_shape", "source.fit_rows", "source.held_out"),
+        without=("refine.select",),  # the stage select reads it
+    ),
+    distributed=True,
+)
 @without_bad_shards
 def refine(
     config: Config,

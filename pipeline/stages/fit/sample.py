@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.records import StoredFile
-from pipeline.config import Config, Feature
+from pipeline.config import Config, content_of
 from pipeline.distributed.resources import READER
 from pipeline.distributed.retries import with_retries
 from pipeline.distributed.tasks import map_slices
@@ -22,22 +20,14 @@ from pipeline.input.statistics import fit_scaler
 from pipeline.registry.models import scaler_bytes
 
 
-def _settings(config: Config) -> Any:
-    return {
-        "sample_rows": config.centroids.sample_rows,
-        "scaling": config.source.scaling,
-        "held_out": config.source.held_out,
-        "seed": config.seed,
-    } | _weights(config)
-
-
-def _weights(config: Config) -> dict[str, Any]:
-    """What the manifest does not say of typed columns; nothing where there is none."""
-    typed = [entry for entry in config.source.features if isinstance(entry, Feature)]
-    return {"features": [entry.model_dump(mode="json") for entry in typed]} if typed else {}
-
-
-@stage("sample", version=3, settings=_settings, distributed=True)
+@stage(
+    "sample",
+    version=3,
+    settings=content_of(
+        "source.features", "source.scaling", "source.held_out", "centroids.sample_rows", "seed"
+    ),
+    distributed=True,
+)
 @without_bad_shards
 def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
     """Read the chosen row groups on many workers; each writes its part of the sample itself."""

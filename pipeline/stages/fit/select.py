@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import (
     ClusteringModel,
@@ -12,16 +10,12 @@ from pipeline.artifacts.models import (
     PretrainedAutoencoder,
     RefinedModel,
 )
-from pipeline.config import Config
+from pipeline.config import Config, content_of
 from pipeline.engine import Context, stage
 from pipeline.registry.models import store_model, store_model_card
 
 
-def _settings(config: Config) -> Any:
-    return {"select": config.refine.select, "alpha": config.refine.alpha}
-
-
-@stage("select", version=3, settings=_settings, distributed=False)
+@stage("select", version=3, settings=content_of("refine.select", "refine.alpha"), distributed=False)
 def select(
     config: Config,
     context: Context,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.artifacts.inputs import Sample
 from pipeline.artifacts.models import InitialCentroids, PretrainedAutoencoder
 from pipeline.artifacts.nights import NightDecision, WarmStart
@@ -11,11 +9,7 @@ from pipeline.config import Config
 from pipeline.engine import Context, stage
 
 
-def _settings(_: Config) -> Any:
-    return {}
-
-
-@stage("warm_start", version=1, settings=_settings, distributed=False)
+@stage("warm_start", version=1, distributed=False)
 def warm_start(
     config: Config, context: Context, decision: NightDecision, sample: Sample
 ) -> WarmStart:

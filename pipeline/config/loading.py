@@ -1,0 +1,118 @@
+"""From a YAML file and overrides to a Config; errors name the setting."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config.settings import Config
+from pipeline.config.source import Feature
+from pipeline.credentials import find_credential
+from pipeline.errors import ConfigError
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and apply ``a.b=value`` overrides to it.
+
+    Args:
+        path: A YAML file.
+        overrides: Settings as ``section.name=value``; the value is YAML.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or settings are wrong; the message has one
+            line for each wrong setting.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"config {path} cannot be read: {reason}; give a YAML file") from None
+    settings = _parse_yaml(text, where=f"config {path}")
+    if not isinstance(settings, dict):
+        raise ConfigError(f"config {path} holds no settings; expected YAML such as 'clusters: 10'")
+    for override in overrides:
+        _apply(settings, override)
+    if found := find_credential(settings):
+        raise ConfigError(
+            f"{found}; a config never does. Take it out: credentials come from the environment "
+            "(AWS_ACCESS_KEY_ID and so on), a profile or a role"
+        )
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(error))) from None
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2026-13-45 looks like a date
+        reason = re.sub(r"\s+", " ", _without_excerpt(error))
+        raise ConfigError(f"{where} is not valid YAML: {reason}") from None
+
+
+def _without_excerpt(error: Exception) -> str:
+    """Problem and position in a YAML text, without its lines, which may hold a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        problem = re.sub(r"'[^'<]{3,}'", "'…'", error.problem or "it")  # may be a name in the text
+        return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return str(error)
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    name, separator, value = override.partition("=")
+    if not separator or not all(name.split(".")):
+        raise ConfigError(f"--set {override!r} must look like refine.alpha=1.0")
+    *sections, last = name.split(".")
+    for section in sections:
+        inner = settings.get(section)
+        settings[section] = inner = dict(inner) if isinstance(inner, dict) else {}
+        settings = inner
+    settings[last] = _parse_yaml(value, where=f"--set {name}")
+
+
+def _describe(error: ValidationError) -> Iterator[str]:
+    for issue in error.errors():
+        # pydantic puts the branch of a union behind the field: source.path.list[str]
+        location = [str(part) for part in issue["loc"] if not re.search(r"[\[\]]", str(part))]
+        path = ".".join(location) or "config"
+        got = issue.get("input")
+        match issue["type"]:
+            case "missing":
+                yield f"{path} is missing; the config must set it"
+            case "extra_forbidden":
+                known = _settings_of(location[:-1])
+                near = difflib.get_close_matches(location[-1], known, n=1)
+                hint = f"known here: {', '.join(known)}"
+                if near:
+                    hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?"
+                yield f"{path} is not a setting; {hint}"
+            case "value_error":
+                message = issue["msg"].removeprefix("Value error, ")
+                yield message if path == "config" else f"{path}={got!r} {message}"
+            case _:
+                message = issue["msg"].replace("Input should be", "must be")
+                yield f"{path}={got!r} {message[0].lower()}{message[1:]}"
+
+
+def _settings_of(location: Sequence[str]) -> list[str]:
+    """Names of the settings in the section at this path."""
+    section: Any = Config
+    for name in location:
+        if name.isdecimal():  # an item of source.features
+            section = Feature
+            continue
+        section = section.model_fields[name].annotation
+        if isinstance(section, types.UnionType) or typing.get_origin(section) is typing.Union:
+            kinds = (getattr(kind, "__origin__", kind) for kind in typing.get_args(section))
+            section = next(kind for kind in kinds if hasattr(kind, "model_fields"))
+    return list(section.model_fields)

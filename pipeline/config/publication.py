@@ -1,0 +1,112 @@
+"""Sections of what is published: how clusters are described, and in which table format."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.sections import Affects, PositiveFloat, Section
+from pipeline.config.source import no_duplicates
+from pipeline.errors import ConfigError
+
+# Properties of pyiceberg that hold a credential: s3.access-key-id, credential, token, …
+_CREDENTIAL_PROPERTY = re.compile(
+    r"access-?key|secret|token$|passw|credential|signature|(^|\.)(key|oauth2)$", re.I
+)
+
+
+class Explain(Section):
+    """Description of the clusters: profiles, exemplars, rules and names."""
+
+    affects: ClassVar = Affects.DESCRIPTIONS
+
+    columns: Annotated[list[str], Affects.PROFILES] = Field(
+        default=[],
+        description="Additional columns that clusters are profiled and described by, but rows are "
+        "not clustered by: numbers, booleans, categories, dates and timestamps. The profile holds "
+        "their frequent values, so name no column that identifies persons.",
+    )
+    exemplars: Annotated[int, Affects.PROFILES] = Field(
+        default=5,
+        ge=0,
+        le=1000,
+        description="Number of example rows per cluster and kind: most central, most typical and "
+        "most ambiguous. Very many clusters get fewer.",
+    )
+    tree_depth: int | None = Field(
+        default=5,
+        ge=1,
+        le=8,  # 256 leaves: more is no explanation
+        description="Maximum depth of the decision tree that describes clusters by rules in your "
+        "own columns; null = no tree.",
+    )
+    namer: Literal["features", "openai"] | None = Field(
+        default="features",
+        description="Source of names for unnamed clusters: their strongest features, or a language "
+        "model at `endpoint`, which sees the profile of each cluster but no rows or keys; null = "
+        "no names.",
+    )
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$",
+        description="Base URL of an OpenAI-compatible API for `namer: openai`, such as "
+        "https://api.openai.com/v1; the variable DEC_NAMER_API_KEY holds its key.",
+    )
+    model: str | None = Field(
+        default=None, min_length=1, description="Name of the language model at `endpoint`."
+    )
+    timeout_s: Annotated[PositiveFloat, Affects.EXECUTION] = Field(
+        default=30.0, description="Timeout of a request to `endpoint`, in seconds."
+    )
+
+    @model_validator(mode="after")
+    def _openai_has_a_model(self) -> Explain:
+        if self.namer == "openai" and not (self.endpoint and self.model):
+            raise ValueError("explain.namer: openai needs explain.endpoint and explain.model")
+        return self
+
+    @field_validator("columns")
+    @classmethod
+    def _named_once(cls, names: list[str]) -> list[str]:
+        no_duplicates(names)
+        if "" in names:
+            raise ValueError("must not hold an empty name")
+        return names
+
+
+class Lake(Section):
+    """Table format of the published assignments.
+
+    The snapshot log decides what is published, whatever the format; a table follows it.
+    """
+
+    affects: ClassVar = Affects.PUBLICATION
+
+    format: Literal["parquet", "iceberg", "delta"] = Field(
+        default="parquet",
+        description="Table format; parquet: plain files that the snapshot log lists.",
+    )
+    table: str = Field(
+        default="dec.assignments",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_][A-Za-z0-9_]*$",
+        description="Name of the Iceberg table in the catalog, as namespace.name.",
+    )
+    catalog: dict[str, str] = Field(
+        default={},
+        description="Properties of the Iceberg catalog, as pyiceberg defines them, without "
+        "credentials; {} is a SQLite file below a local output.",
+    )
+
+    @field_validator("catalog")
+    @classmethod
+    def _no_credentials(cls, properties: dict[str, str]) -> dict[str, str]:
+        for name, value in properties.items():
+            if _CREDENTIAL_PROPERTY.search(name) or re.search(r"://[^/?#]*@", value):
+                # A plain error of pydantic would repeat the value.
+                raise ConfigError(
+                    f"lake.catalog.{name} holds a credential; take it out of the config and set "
+                    f"the variable PYICEBERG_CATALOG__DEC__{re.sub('[.]', '__', name).upper()}"
+                )
+        return properties

@@ -1,0 +1,110 @@
+"""What a section of the config is, and what each setting says of itself.
+
+A section declares once what its settings affect (``affects``); a setting that differs says so in
+its annotation: ``keys: Annotated[list[str], Affects.RESULT]``. Fingerprints, default run ids, the
+comparison of settings on resume, the settings of each stage and ``configs/README.md`` follow.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import operator
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Affects(enum.StrEnum):
+    """What a setting affects, and so what a change of it leads to."""
+
+    MODEL = "model"
+    RESULT = "result"
+    PROFILES = "profiles"
+    DESCRIPTIONS = "descriptions"
+    NIGHTS = "nights"
+    PUBLICATION = "publication"
+    EXECUTION = "execution"
+
+
+@dataclass(frozen=True)
+class DefaultVersion:
+    """Version of a setting's default; without this marker, 1.
+
+    Fingerprints leave out settings at their default, so that a new setting changes none of them.
+    Raise the version when a default gets another value or another meaning: fingerprints of configs
+    that rely on the default then change, and no others.
+    """
+
+    number: int
+
+
+class Section(BaseModel):
+    """A part of the config: frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    affects: ClassVar[Affects]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of the config.
+
+    Attributes:
+        path: Name with those of its sections: ``refine.alpha``.
+        field: Default, description and markers.
+        affects: What it affects.
+    """
+
+    path: str
+    field: FieldInfo
+    affects: Affects
+
+    def content(self, config: Section) -> dict[str, Any]:
+        """The setting's part of a fingerprint, by its path; empty at a default of version 1."""
+        value = operator.attrgetter(self.path)(config)
+        content = _content(self.field, value)
+        return {} if content is None else {self.path: content[0]}
+
+    def is_in(self, names: Collection[str | Affects]) -> bool:
+        """Whether a name is this setting's path, one of its sections, or what it affects."""
+        sections = self.path.split(".")
+        paths = {".".join(sections[: length + 1]) for length in range(len(sections))}
+        return self.affects in names or not paths.isdisjoint(names)
+
+
+@functools.cache
+def settings_in(section: type[Section], prefix: str = "") -> tuple[Setting, ...]:
+    """The settings of a section and of the sections in it, in the order of their definition."""
+    found: list[Setting] = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            found += settings_in(inner, f"{prefix}{name}.")
+        else:
+            affects = (marker for marker in field.metadata if isinstance(marker, Affects))
+            found.append(Setting(prefix + name, field, next(affects, section.affects)))
+    return tuple(found)
+
+
+def _content(field: FieldInfo, value: Any) -> tuple[Any] | None:
+    """What a fingerprint holds of a value, as JSON; None: nothing."""
+    if field.is_required() or value != field.default:
+        return (_json(value),)
+    versions = (marker.number for marker in field.metadata if isinstance(marker, DefaultVersion))
+    version = next(versions, 1)
+    return ({"default_version": version},) if version > 1 else None
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Section):
+        fields = type(value).model_fields
+        found = {name: _content(field, getattr(value, name)) for name, field in fields.items()}
+        return {name: content[0] for name, content in found.items() if content is not None}
+    return [_json(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,166 @@
+"""The section ``source``: what to cluster."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator
+
+from pipeline.config.sections import Affects, PositiveFloat, PositiveInt, Section
+from pipeline.schema import RESERVED_COLUMNS, SHARD_KEY_COLUMNS
+
+# The branch of a union is chosen by the value, so that a wrong one is one error; tags in brackets
+# are left out of the paths in messages.
+Locations = Annotated[
+    Annotated[str, Tag("[one]")] | Annotated[list[str], Tag("[list]")],
+    Discriminator(lambda value: "[list]" if isinstance(value, list) else "[one]"),
+]
+
+
+class Feature(Section):
+    """A feature column with a type; see decision 0032."""
+
+    affects: ClassVar = Affects.MODEL
+
+    column: str = Field(min_length=1, description="Name of the column, or a glob.")
+    type: Literal["auto", "number", "boolean", "category", "timestamp", "vector"] = Field(
+        default="auto", description="Meaning of the values; auto follows the column's own type."
+    )
+    weight: PositiveFloat = Field(
+        default=1.0, description="Weight of the column in distances and in the loss."
+    )
+    values: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=128,
+        description="Maximum number of distinct values of a category, the most frequent ones; all "
+        "others count as one.",
+    )
+
+
+FeatureEntry = Annotated[
+    Annotated[str, Tag("[name]")] | Annotated[Feature, Tag("[typed]")],
+    Discriminator(lambda entry: "[typed]" if isinstance(entry, dict | Feature) else "[name]"),
+]
+
+
+class Source(Section):
+    """Input table: its location, its columns, and the rows to learn from."""
+
+    affects: ClassVar = Affects.MODEL
+
+    path: Annotated[Locations, Affects.RESULT] = Field(
+        description="File, folder or glob of Parquet files, local or s3://, or a list of those; "
+        "{ds} stands for the logical date."
+    )
+    features: list[FeatureEntry] = Field(
+        description="Columns to cluster by: vectors or scalars, names or globs such as f_*. An "
+        "entry {column, type, weight} gives a column a type: number, boolean, category, timestamp "
+        "or vector."
+    )
+    keys: Annotated[list[str], Affects.RESULT] = Field(
+        default=[],
+        description="Columns copied into the assignments; without any, shard name and row number.",
+    )
+    scaling: Literal["standard", "minmax", "unit_norm", "none"] = Field(
+        default="standard", description="Scaling of the features before training."
+    )
+    nulls: Literal["error", "mean", "drop"] = Field(
+        default="error",
+        description="Treatment of null, NaN and infinite features: stop the run, use the mean, or "
+        "drop the row. Columns with a type encode missing values instead.",
+    )
+    on_bad_shard: Annotated[Literal["error", "quarantine"], Affects.RESULT] = Field(
+        default="error",
+        description="Treatment of a corrupt, truncated, vanished or replaced shard: stop the run, "
+        "or leave the whole shard out.",
+    )
+    max_bad_share: Annotated[float, Affects.RESULT] = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Maximum share of the shards that quarantine may leave out; more stop the run.",
+    )
+    fit_rows: PositiveInt | None = Field(
+        default=None, description="Number of rows to train on, drawn by seed; null = all."
+    )
+    held_out: float = Field(
+        default=0.02,
+        ge=0,
+        lt=1,
+        description="Share of the rows held out of training, to detect overfitting.",
+    )
+    image_shape: list[PositiveInt] | None = Field(
+        default=None,
+        description="Shape of the images, [height, width] or [height, width, channels], where "
+        "`features` is one column of pixels in row-major order; turns augmentation on.",
+    )
+    example: Annotated[Literal["digits"] | None, Affects.RESULT] = Field(
+        default=None,
+        description="Example dataset that is written to `path` when nothing is there.",
+    )
+
+    @field_validator("path", "features")
+    @classmethod
+    def _not_empty(cls, value: str | list[Any]) -> str | list[Any]:
+        if not value or "" in ([value] if isinstance(value, str) else value):
+            raise ValueError("must name at least one, and none may be empty")
+        return value
+
+    @field_validator("features", "keys")
+    @classmethod
+    def _no_duplicates(cls, entries: list[Any]) -> list[Any]:
+        no_duplicates([_column_of(entry) for entry in entries])
+        return entries
+
+    @field_validator("keys")
+    @classmethod
+    def _no_reserved_keys(cls, names: list[str]) -> list[str]:
+        if taken := sorted(set(names) & set(RESERVED_COLUMNS)):
+            raise ValueError(
+                f"names {', '.join(taken)}, which the assignments table defines itself; "
+                "rename that column in the input or use another key"
+            )
+        if ours := sorted(name for name in names if name.startswith("dec_")):
+            raise ValueError(
+                f"names {', '.join(ours)}; names that begin with dec_ are reserved. "
+                "Rename that column in the input or use another key"
+            )
+        return names
+
+    @field_validator("image_shape")
+    @classmethod
+    def _two_or_three_sides(cls, sides: list[int] | None) -> list[int] | None:
+        if sides is not None and len(sides) not in (2, 3):
+            raise ValueError("must be [height, width] or [height, width, channels], in pixels")
+        return sides
+
+    @property
+    def feature_patterns(self) -> tuple[str, ...]:
+        """Names and globs of the feature columns, in their order."""
+        return tuple(_column_of(entry) for entry in self.features)
+
+    def feature(self, column: str) -> Feature | None:
+        """The typed entry for a feature column; None where it has none.
+
+        An entry with the column's own name wins over a glob.
+        """
+        named = {entry.column: entry for entry in self.features if isinstance(entry, Feature)}
+        if column in self.feature_patterns:
+            return named.get(column)
+        globs = (entry for name, entry in named.items() if fnmatch.fnmatchcase(column, name))
+        return next(globs, None)
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Names of the key columns in the output: the user's, or shard name and row number."""
+        return tuple(self.keys) or SHARD_KEY_COLUMNS
+
+
+def _column_of(entry: str | Feature) -> str:
+    return entry.column if isinstance(entry, Feature) else entry
+
+
+def no_duplicates(names: list[str]) -> None:
+    """Refuse column names that occur twice."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"names {', '.join(twice)} more than once; name each column once")
