@@ -198,7 +198,7 @@ def _set_aside(config: Config, file: FoundFile, bad: BadShard) -> QuarantinedSha
 
 
 def known_footers(config: Config, lake: Store) -> pa.Table | None:
-    """What the last night over the same source read of its footers; None where it left nothing."""
+    """Footers that the last night with the same columns read; None where it left none."""
     try:
         return lake.read_table(footers_path(config))
     except (OSError, pa.ArrowException, PipelineError):
@@ -206,8 +206,11 @@ def known_footers(config: Config, lake: Store) -> pa.Table | None:
 
 
 def footers_path(config: Config) -> str:
-    """Where the footers of a source are kept for the next night, below the output."""
-    source = config.source.model_dump(mode="json", include={"path", "features", "keys"})
+    """Cache of the footers for the next night, below the output.
+
+    One file for all dates of a path with ``{ds}``: shards are found in it by URL and version.
+    """
+    source = config.source.model_dump(mode="json", include={"features", "keys"})
     return f"footers/{fingerprint_of(source | {'label': config.evaluate.label})[:20]}.parquet"
 
 

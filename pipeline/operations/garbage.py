@@ -62,7 +62,7 @@ class Removal:
 
     Attributes:
         kind: "snapshots", "published run", "unpublished run", "unlisted files",
-            "tuning", "model", "unlisted tables", "leases" or "leftovers".
+            "tuning", "model", "unlisted tables", "cached footers", "leases" or "leftovers".
         name: Which, below the output.
         files: Paths below the output, in the order in which they go.
         bytes: Size of them all.
@@ -134,7 +134,8 @@ def collect(
     found.kept_snapshots = census.kept_snapshots
     found.skipped += [f"{name}: somebody works on it" for name in census.worked_on]
     remove = _Remover(lake, dry_run, (census.newest, census.newest_entry), on_wait, found)
-    for removal in (*census.snapshots(), *census.runs(), *census.tunings, *census.leftovers()):
+    tunings, leftovers = census.tunings, (*census.footers(), *census.leftovers())
+    for removal in (*census.snapshots(), *census.runs(), *tunings, *leftovers):
         remove(removal)
     # Models last, by the runs that are still there: one of them may have been resumed meanwhile.
     gone = {r.name.removeprefix("runs/") for r in found.removals if r.kind.endswith(" run")}
@@ -326,6 +327,16 @@ class _Census:
             files |= self.run_files[run]
         if left := [p for p, f in files.items() if _LEFTOVER.fullmatch(p) and self._aged(f)]:
             yield _removal("leftovers", "", left, files)
+
+    def footers(self) -> Iterator[Removal]:
+        """Cached footers that no night has used lately: each night writes those it uses anew."""
+        listed = self._lake.list("footers")
+        files = {f"footers/{f.name}": f for f in listed if f.name.endswith(".parquet")}
+        newest = max((file.modified for file in files.values()), default=0)
+        wanted = max(self._retention.unpublished_days * _DAY_S, _SAFETY_S)
+        ages = {path: self._now - f.modified for path, f in files.items() if f.modified < newest}
+        if old := [path for path, age in ages.items() if age > wanted]:
+            yield _removal("cached footers", "footers", old, files)
 
     def _old_tunings(self) -> Iterator[Removal]:
         """Trials of tunings that nobody went on with: the sample is in a run, and goes as one."""

@@ -361,6 +361,24 @@ def test_a_clock_that_is_wrong_removes_nothing(
     assert names(lake) - {"leases/clock"} == before
 
 
+def test_cached_footers_that_no_night_uses_any_more_go(lake: Store) -> None:
+    publish_run(lake, "r1")
+    for number, days in enumerate((30, 8, 6, 3)):
+        lake.write_bytes(f"footers/{number}.parquet", b"footers")
+        written = time.time() - days * DAY
+        os.utime(lake.locate(f"footers/{number}.parquet"), (written, written))
+    assert kinds(gc(lake)) == {"footers": "cached footers"}
+    assert names(lake, "footers") == {"footers/2.parquet", "footers/3.parquet"}
+
+
+def test_the_newest_cached_footers_stay_for_a_night_that_is_rare(lake: Store) -> None:
+    publish_run(lake, "r1")
+    lake.write_bytes("footers/0.parquet", b"footers")
+    age(lake, 400)
+    gc(lake)
+    assert names(lake, "footers") == {"footers/0.parquet"}
+
+
 def test_old_tunings_go_and_those_that_are_worked_on_stay(lake: Store) -> None:
     for tuning in ("old", "young", "held"):
         folder = TrialFolder(lake, tuning)

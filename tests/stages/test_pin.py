@@ -43,3 +43,13 @@ def test_the_next_night_reads_what_changed(
     (kept,) = (tmp_path / "lake/footers").iterdir()
     kept.write_bytes(kept.read_bytes()[:100])
     assert next_night() == set(names)
+
+
+def test_nights_of_a_folder_each_leave_one_file_of_footers(
+    settings: dict[str, Any], context: Context, tmp_path: Path
+) -> None:
+    for ds in ("2026-02-01", "2026-02-02"):
+        folder = write_shards(tmp_path / "table" / ds, blobs(600), shards=2)
+        settings["source"] |= {"path": str(folder)}
+        pin.run(config_of(settings), Context(f"night-{ds}", ds, context.lake))
+    assert len(list((tmp_path / "lake/footers").iterdir())) == 1
