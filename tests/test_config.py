@@ -9,11 +9,13 @@ from pydantic import create_model
 
 from jobs.night import default_run_id
 from pipeline.config import Config, Refine, content_of, load_config
-from pipeline.config.sections import DefaultVersion
+from pipeline.config.reference import reference
+from pipeline.config.sections import DefaultVersion, settings_in
 from pipeline.errors import ConfigError
 from pipeline.schema import RESERVED_COLUMNS
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
+CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(CONFIG_FOLDER.glob("**/*.yaml"))
 LEAST: dict[str, Any] = {
     "source": {"path": "in", "features": ["x"]},
     "output": "out",
@@ -162,6 +164,16 @@ def test_content_of_nested_settings(tmp_path: Path) -> None:
     }
     assert load(tmp_path).content("assign") == {}
     assert load(tmp_path, "assign.outliers={}").content("assign") == {"assign.outliers": {}}
+
+
+def test_the_settings_reference_is_current() -> None:
+    current = (CONFIG_FOLDER / "README.md").read_text(encoding="utf-8")
+    assert current == reference(), "run: python -m pipeline.config.reference > configs/README.md"
+
+
+def test_every_setting_is_described() -> None:
+    descriptions = {setting.path: setting.field.description for setting in settings_in(Config)}
+    assert all(text and text[0].isupper() for text in descriptions.values()), descriptions
 
 
 def test_settings_of_a_stage_are_checked_by_name() -> None:

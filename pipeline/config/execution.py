@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.sections import Affects, PositiveFloat, PositiveInt, Section
 
 
-class Storage(Section):
+class Storage(Section, affects=Affects.EXECUTION):
     """Object store behind s3:// URLs; null leaves a setting to the environment.
 
     Credentials are no settings: they come from the environment, a profile or a role.
     """
-
-    affects: ClassVar = Affects.EXECUTION
 
     endpoint: str | None = Field(
         default=None,
@@ -50,10 +48,8 @@ class Storage(Section):
         return self
 
 
-class Execution(Section):
+class Execution(Section, affects=Affects.EXECUTION):
     """Hardware and units of work."""
-
-    affects: ClassVar = Affects.EXECUTION
 
     workers: PositiveInt = Field(default=2, description="Number of training workers.")
     min_workers: PositiveInt | None = Field(
@@ -133,10 +129,8 @@ class Execution(Section):
     )
 
 
-class Retention(Section):
-    """What `dec gc` keeps."""
-
-    affects: ClassVar = Affects.EXECUTION
+class Retention(Section, affects=Affects.EXECUTION):
+    """Retention of runs, snapshots and models: what `dec gc` keeps."""
 
     snapshots: PositiveInt = Field(default=30, description="Number of newest snapshots to keep.")
     days: int = Field(
@@ -158,10 +152,8 @@ class Retention(Section):
     )
 
 
-class Prices(Section):
+class Prices(Section, affects=Affects.EXECUTION):
     """Prices for `dec plan`; null leaves an item out of the cost estimate."""
-
-    affects: ClassVar = Affects.EXECUTION
 
     currency: str = Field(default="USD", description="Currency to print.")
     cpu_core_hour: float | None = Field(
@@ -185,10 +177,8 @@ class Prices(Section):
     )
 
 
-class Mlflow(Section):
+class Mlflow(Section, affects=Affects.EXECUTION):
     """MLflow tracking store; its credentials are in MLFLOW_TRACKING_USERNAME and so on."""
-
-    affects: ClassVar = Affects.EXECUTION
 
     uri: str = Field(
         min_length=1,
@@ -199,10 +189,8 @@ class Mlflow(Section):
     )
 
 
-class Openlineage(Section):
+class Openlineage(Section, affects=Affects.EXECUTION):
     """OpenLineage events; a server's key is in OPENLINEAGE_API_KEY."""
-
-    affects: ClassVar = Affects.EXECUTION
 
     to: str = Field(
         min_length=1,
@@ -223,10 +211,8 @@ class Openlineage(Section):
         return to
 
 
-class Track(Section):
+class Track(Section, affects=Affects.EXECUTION):
     """Experiment trackers; null turns one off. Their failures never fail a run."""
-
-    affects: ClassVar = Affects.EXECUTION
 
     mlflow: Mlflow | None = Field(default=None, description="MLflow tracking store.")
     tensorboard: str | None = Field(

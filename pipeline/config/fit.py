@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from pipeline.config.sections import Affects, PositiveFloat, PositiveInt, Section
 
 
-class AutoClusters(Section):
-    """A number of clusters that is found in the data; see ``pipeline.clustering.merging``."""
-
-    affects: ClassVar = Affects.MODEL
+class AutoClusters(Section, affects=Affects.MODEL):
+    """Number of clusters found in the data: `clusters: auto`, or `{most: 30}`."""
 
     most: Annotated[int, Field(ge=2, le=1000)] = Field(
         default=30,
@@ -36,10 +34,8 @@ Clusters = Annotated[
 ]
 
 
-class Model(Section):
+class Model(Section, affects=Affects.MODEL):
     """Autoencoder."""
-
-    affects: ClassVar = Affects.MODEL
 
     hidden: list[PositiveInt] = Field(
         default=[500, 500, 2000], description="Widths of the encoder's hidden layers."
@@ -52,10 +48,8 @@ class Model(Section):
     )
 
 
-class Augment(Section):
+class Augment(Section, affects=Affects.MODEL):
     """Augmentation of images; used where `source.image_shape` is given."""
-
-    affects: ClassVar = Affects.MODEL
 
     shift: float = Field(
         default=0.1, ge=0, lt=1, description="Maximum shift, as a share of height and width."
@@ -70,10 +64,8 @@ class Augment(Section):
     )
 
 
-class Optimization(Section):
+class Optimization(Section, affects=Affects.MODEL):
     """Settings of an optimizer, shared by `pretrain` and `refine`."""
-
-    affects: ClassVar = Affects.MODEL
 
     learning_rate: PositiveFloat
     passes: int
@@ -123,10 +115,8 @@ class Pretrain(Optimization):
     )
 
 
-class Centroids(Section):
+class Centroids(Section, affects=Affects.MODEL):
     """First centroids: k-means on the embeddings of a sample."""
-
-    affects: ClassVar = Affects.MODEL
 
     sample_rows: PositiveInt = Field(
         default=100_000, description="Number of rows in the reference sample."
@@ -203,9 +193,7 @@ class Refine(Optimization):
     )
 
 
-class Evaluate(Section):
+class Evaluate(Section, affects=Affects.RESULT):
     """Ground truth, for tables that have it; never used for fitting."""
-
-    affects: ClassVar = Affects.RESULT
 
     label: str | None = Field(default=None, description="Column with the true class.")

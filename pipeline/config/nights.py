@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from pipeline.config.sections import Affects, PositiveInt, Section
 
 
-class Refit(Section):
-    """When a night fits a new model from scratch."""
-
-    affects: ClassVar = Affects.NIGHTS
+class Refit(Section, affects=Affects.NIGHTS):
+    """Schedule of refits: new models, from scratch."""
 
     every_days: PositiveInt | None = Field(
         default=7,
@@ -25,10 +23,8 @@ class Refit(Section):
     )
 
 
-class Refresh(Section):
-    """When a night trains the champion further: a few passes from its encoder and centroids."""
-
-    affects: ClassVar = Affects.NIGHTS
+class Refresh(Section, affects=Affects.NIGHTS):
+    """Schedule of refreshes: a few more passes, from the champion's encoder and centroids."""
 
     every_days: PositiveInt | None = Field(
         default=None,
@@ -39,10 +35,8 @@ class Refresh(Section):
     )
 
 
-class Schedule(Section):
-    """When a night fits or refreshes a model; on all others the champion labels the rows."""
-
-    affects: ClassVar = Affects.NIGHTS
+class Schedule(Section, affects=Affects.NIGHTS):
+    """Schedule of fits; on all other nights the champion labels the rows."""
 
     refit: Refit = Refit()
     refresh: Refresh = Refresh()
@@ -51,10 +45,8 @@ class Schedule(Section):
     )
 
 
-class Outliers(Section):
-    """Which rows belong to no cluster."""
-
-    affects: ClassVar = Affects.NIGHTS
+class Outliers(Section, affects=Affects.NIGHTS):
+    """Rule for rows that belong to no cluster."""
 
     rule: Literal["distance"] = Field(
         default="distance",
@@ -69,10 +61,8 @@ class Outliers(Section):
     )
 
 
-class Assign(Section):
-    """How nights label rows."""
-
-    affects: ClassVar = Affects.NIGHTS
+class Assign(Section, affects=Affects.NIGHTS):
+    """Labelling of rows in nights."""
 
     incremental: bool = Field(
         default=True,
@@ -84,10 +74,8 @@ class Assign(Section):
     )
 
 
-class Matching(Section):
-    """When a cluster of a new model keeps the id of a known one, on the reference sample."""
-
-    affects: ClassVar = Affects.NIGHTS
+class Matching(Section, affects=Affects.NIGHTS):
+    """Thresholds for cluster ids: which cluster of a new model keeps the id of a known one."""
 
     survives: float = Field(
         default=0.5,
@@ -112,10 +100,8 @@ class Matching(Section):
     )
 
 
-class Gate(Section):
+class Gate(Section, affects=Affects.NIGHTS):
     """Limits for a challenger that is to replace the champion; null turns a rule off."""
-
-    affects: ClassVar = Affects.NIGHTS
 
     max_quality_loss: float | None = Field(
         default=0.05,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,10 +17,8 @@ _CREDENTIAL_PROPERTY = re.compile(
 )
 
 
-class Explain(Section):
+class Explain(Section, affects=Affects.DESCRIPTIONS):
     """Description of the clusters: profiles, exemplars, rules and names."""
-
-    affects: ClassVar = Affects.DESCRIPTIONS
 
     columns: Annotated[list[str], Affects.PROFILES] = Field(
         default=[],
@@ -76,13 +74,11 @@ class Explain(Section):
         return names
 
 
-class Lake(Section):
+class Lake(Section, affects=Affects.PUBLICATION):
     """Table format of the published assignments.
 
     The snapshot log decides what is published, whatever the format; a table follows it.
     """
-
-    affects: ClassVar = Affects.PUBLICATION
 
     format: Literal["parquet", "iceberg", "delta"] = Field(
         default="parquet",

@@ -1,8 +1,8 @@
 """What a section of the config is, and what each setting says of itself.
 
-A section declares once what its settings affect (``affects``); a setting that differs says so in
-its annotation: ``keys: Annotated[list[str], Affects.RESULT]``. Fingerprints, default run ids, the
-comparison of settings on resume, the settings of each stage and ``configs/README.md`` follow.
+A section declares once what its settings affect; a setting that differs says so in its annotation:
+``keys: Annotated[list[str], Affects.RESULT]``. Fingerprints, default run ids, the comparison of
+settings on resume and ``configs/README.md`` are derived from that.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     affects: ClassVar[Affects]
+
+    def __init_subclass__(cls, affects: Affects | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if affects is not None:
+            cls.affects = affects
 
 
 @dataclass(frozen=True)

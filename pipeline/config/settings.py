@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, model_validator
@@ -28,10 +28,8 @@ from pipeline.config.source import Source
 MIN_SAMPLE_ROWS_PER_CLUSTER = 39
 
 
-class Config(Section):
+class Config(Section, affects=Affects.MODEL):
     """All settings of a run."""
-
-    affects: ClassVar = Affects.MODEL
 
     source: Source
     output: Annotated[str, Affects.EXECUTION] = Field(

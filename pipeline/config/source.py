@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
@@ -18,10 +18,8 @@ Locations = Annotated[
 ]
 
 
-class Feature(Section):
-    """A feature column with a type; see decision 0032."""
-
-    affects: ClassVar = Affects.MODEL
+class Feature(Section, affects=Affects.MODEL):
+    """Feature column with a type, an entry of `features`; see decision 0032."""
 
     column: str = Field(min_length=1, description="Name of the column, or a glob.")
     type: Literal["auto", "number", "boolean", "category", "timestamp", "vector"] = Field(
@@ -43,10 +41,8 @@ FeatureEntry = Annotated[
 ]
 
 
-class Source(Section):
+class Source(Section, affects=Affects.MODEL):
     """Input table: its location, its columns, and the rows to learn from."""
-
-    affects: ClassVar = Affects.MODEL
 
     path: Annotated[Locations, Affects.RESULT] = Field(
         description="File, folder or glob of Parquet files, local or s3://, or a list of those; "
