@@ -51,115 +51,115 @@ def assignment_schema(carried: pa.Schema, keys: Sequence[str]) -> pa.Schema:
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
-# cluster_profile: one row a cluster and feature, in the units of the user's columns.
+# cluster_profile: one row per cluster and feature, in the units of the user's columns.
 PROFILE_SCHEMA = pa.schema(
     [
         pa.field("ds", pa.string(), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("model_id", pa.string(), nullable=False),
         pa.field("cluster_id", pa.int32(), nullable=False),  # -1: outliers
-        pa.field("rows", pa.int64(), nullable=False),  # of the cluster
+        pa.field("rows", pa.int64(), nullable=False),  # rows of the cluster
         pa.field("feature", pa.string(), nullable=False),  # the user's column
         pa.field("kind", pa.string(), nullable=False),  # number, category, vector, component
-        pa.field("component", pa.int32()),  # its place in the vector
-        pa.field("value", pa.string()),  # of a category; null: all that have no row of their own
-        # Without missing values; of a category, of the column that is 1 where it has this value.
-        # A point in time is in seconds since 1970: in UTC where its column has a time zone, by the
-        # column's own clock where it has none. A feature whose type is timestamp is always by its
-        # own clock, that of its zone: its calendar is what rows are clustered by.
+        pa.field("component", pa.int32()),  # index in the vector
+        pa.field("value", pa.string()),  # a category's value; null: all values without a row
+        # Statistics of the non-null values; for a category, of an indicator that is 1 for rows with
+        # this value. Timestamps are in seconds since 1970: in UTC where their column has a time
+        # zone, by the column's own clock where it has none. A feature whose type is timestamp is
+        # always by its own clock, that of its zone: its calendar is what rows are clustered by.
         pa.field("mean", pa.float64()),
         pa.field("std", pa.float64()),
         pa.field("min", pa.float64()),
         pa.field("max", pa.float64()),
         *(pa.field(name, pa.float64()) for name in ("p05", "p25", "p50", "p75", "p95")),
         pa.field("null_share", pa.float64(), nullable=False),
-        # (mean - mean of all other rows) / standard deviation of all rows; of a vector, the length
+        # (mean - mean of all other rows) / standard deviation of all rows; for a vector, the length
         # of the difference of the mean vectors / square root of the sum of all variances.
         pa.field("difference", pa.float64(), nullable=False),
-        # 1: the largest absolute difference in the cluster; components by themselves.
+        # 1: largest absolute difference in the cluster; components are ranked among themselves.
         pa.field("rank", pa.int32(), nullable=False),
-        pa.field("mean_vector", pa.list_(pa.float32())),  # of a vector, unless it is too large
-        # Of a vector as well: mean - mean of all other rows, of each component, in its units; null
-        # where one of the two has no values.
+        pa.field("mean_vector", pa.list_(pa.float32())),  # vectors only, unless too large
+        # Vectors only: mean - mean of all other rows of each component, in its units; null where
+        # either has no values.
         pa.field("difference_vector", pa.list_(pa.float32())),
     ]
 )
 
-# What the stage describe leaves: rules of the surrogate tree, in the user's columns and units.
+# Rules of the surrogate tree, in the user's columns and units, as the stage describe writes them.
 RULE_SCHEMA = pa.schema(
     [
         pa.field("cluster_id", pa.int32()),  # null: clusters that are too small to have rules
-        pa.field("rule", pa.string(), nullable=False),  # all conditions, as people write them
+        pa.field("rule", pa.string(), nullable=False),  # all conditions as text
         pa.field(
             "conditions",
             pa.list_(
                 pa.struct(
                     [
-                        pa.field("feature", pa.string()),  # of a vector with the place: x[17]
-                        # A category: the condition is on 1 where the column has it, else 0.
+                        pa.field("feature", pa.string()),  # a component with its index: x[17]
+                        # A category's value: the condition is on its indicator, 1 or 0.
                         pa.field("value", pa.string()),
-                        pa.field("low", pa.float64()),  # low < x; null: no such bound
-                        pa.field("high", pa.float64()),  # x <= high; null: no such bound
-                        pa.field("missing", pa.bool_()),  # whether a missing value will do
+                        pa.field("low", pa.float64()),  # low < x; null: no lower bound
+                        pa.field("high", pa.float64()),  # x <= high; null: no upper bound
+                        pa.field("missing", pa.bool_()),  # whether missing values match
                     ]
                 )
             ),
             nullable=False,
         ),
-        pa.field("rows", pa.int64(), nullable=False),  # of those that the tree was fitted on
-        pa.field("share", pa.float64(), nullable=False),  # of them
-        pa.field("held_back", pa.int64(), nullable=False),  # rows it was not fitted on
-        pa.field("right", pa.int64(), nullable=False),  # of them, those of the cluster by the model
-        pa.field("precision", pa.float64()),  # right / held_back
+        pa.field("rows", pa.int64(), nullable=False),  # matching rows among the fitted ones
+        pa.field("share", pa.float64(), nullable=False),  # rows / all fitted rows
+        pa.field("held_out", pa.int64(), nullable=False),  # matching rows among the held-out ones
+        # Matching held-out rows that the model, too, puts into the cluster.
+        pa.field("correct", pa.int64(), nullable=False),
+        pa.field("precision", pa.float64()),  # correct / held_out
     ]
 )
-# And each cluster that has rows or a name: what it is called, and how well its rules describe it.
+# Name of each cluster with rows or a name, and the fidelity of its rules on held-out rows.
 DESCRIBED_SCHEMA = pa.schema(
     [
         pa.field("cluster_id", pa.int32(), nullable=False),
         pa.field("name", pa.string()),
-        # registry: it was there; features, openai: who gave it; null: it has none
+        # Origin of the name. registry: existing name; features, openai: the namer; null: no name.
         pa.field("named_by", pa.string()),
-        # On rows held back: of the cluster by the model, by its rules, and by both.
-        pa.field("held_back", pa.int64()),
-        pa.field("told", pa.int64()),
-        pa.field("right", pa.int64()),
-        pa.field("precision", pa.float64()),  # right / told
-        pa.field("recall", pa.float64()),  # right / held_back
+        pa.field("held_out", pa.int64()),  # held-out rows of the cluster, by the model
+        pa.field("predicted", pa.int64()),  # held-out rows of the cluster, by the rules
+        pa.field("correct", pa.int64()),  # held-out rows of the cluster by both
+        pa.field("precision", pa.float64()),  # correct / predicted
+        pa.field("recall", pa.float64()),  # correct / held_out
     ]
 )
 
-# cluster_exemplars, beside the user's keys.
+# cluster_exemplars, besides the user's keys.
 _EXEMPLAR_FIELDS = (
     pa.field("ds", pa.string(), nullable=False),
     pa.field("run_id", pa.string(), nullable=False),
     pa.field("model_id", pa.string(), nullable=False),
     pa.field("cluster_id", pa.int32(), nullable=False),
     # central: smallest distance; typical: highest confidence; ambiguous: smallest confidence -
-    # confidence_2. Of equals, the first by shard and place in it.
+    # confidence_2. Ties: the first by shard and row number.
     pa.field("kind", pa.string(), nullable=False),
     pa.field("rank", pa.int32(), nullable=False),  # from 1
     pa.field("cluster_id_2", pa.int32(), nullable=False),
     pa.field("confidence", pa.float32(), nullable=False),
     pa.field("confidence_2", pa.float32(), nullable=False),
     pa.field("distance", pa.float32(), nullable=False),
-    pa.field("features", pa.list_(pa.float32())),  # the raw row, unless it is too wide to keep
+    pa.field("features", pa.list_(pa.float32())),  # the raw row, unless too wide
 )
 EXEMPLAR_KINDS = ("central", "typical", "ambiguous")
-_OURS = frozenset(field.name for field in _EXEMPLAR_FIELDS)
+_RESERVED_EXEMPLAR_NAMES = frozenset(field.name for field in _EXEMPLAR_FIELDS)
 
 
 def exemplar_key(name: str) -> str:
-    """What a key column is called among exemplars: as it is, unless that name is taken there."""
-    return f"key_{name}" if name in _OURS else name
+    """Name of a key column in cluster_exemplars: with a prefix where the name is reserved."""
+    return f"key_{name}" if name in _RESERVED_EXEMPLAR_NAMES else name
 
 
 def exemplar_schema(carried: pa.Schema, keys: Sequence[str]) -> pa.Schema:
-    """Schema of the exemplars table: where they are from, which they are, the keys, the features.
+    """Schema of cluster_exemplars: origin, cluster, kind and rank, the keys, the features.
 
     Args:
-        carried: Has a field for each key; more do no harm.
-        keys: Names of the key columns; none: shard name and row number stand in.
+        carried: Schema with a field for each key, and possibly others.
+        keys: Names of the key columns; none: shard name and row number.
     """
     key_fields = [carried.field(name) for name in keys] or SHARD_KEY_FIELDS
     renamed = [field.with_name(exemplar_key(field.name)) for field in key_fields]

@@ -15,7 +15,7 @@ from explained_runs import CENTROIDS, KnownRun, known_run
 from typer.testing import CliRunner, Result
 
 from jobs.cli import app
-from pipeline.insight.explanations import explained
+from pipeline.insight.explained_runs import explained_run
 from pipeline.operations import locating
 from pipeline.operations.locating import evidence
 
@@ -65,7 +65,7 @@ def test_all_clusters(run: KnownRun) -> None:
     assert found["fidelity"] == 1.0
     assert sum(c["rows"] for c in found["clusters"]) == 1200
     assert {c["cluster_id"]: c["rules"][0]["rule"] for c in found["clusters"]}[2] == "age > 45"
-    assert all(c["strongest"][0]["feature"] in ("amount", "age") for c in found["clusters"])
+    assert all(c["top_features"][0]["feature"] in ("amount", "age") for c in found["clusters"])
 
 
 def test_one_cluster(run: KnownRun) -> None:
@@ -75,7 +75,7 @@ def test_one_cluster(run: KnownRun) -> None:
         "age > 45",
         "central",
         "agrees with the model on 100.0%",
-        "240 rows held back",
+        "240 held-out rows",
     ):
         assert words in text, text
     found = as_json(run, "explain", "--cluster", "2")
@@ -107,14 +107,13 @@ def test_one_against_another(run: KnownRun) -> None:
     assert all(abs(f["difference"]) < 1 for f in found["features"][1:])
     tree = found["tree"]
     assert tree["fidelity"] == 1.0
-    assert tree["held_back_rows"] + tree["fitted_rows"] == len(one) + len(other)
+    assert tree["held_out_rows"] + tree["fitted_rows"] == len(one) + len(other)
     assert [rule["rule"].split(" ")[0] for rule in tree["rules"]] == ["amount", "amount"]
 
 
 def test_points_in_time_are_iso_8601(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"amount": "timestamp[us, tz=Europe/Berlin]", "age": "timestamp[s]"}
-    for module in ("jobs.commands.explain", "jobs.commands.locate"):
-        monkeypatch.setattr(f"{module}.times_of", lambda _: times)
+    monkeypatch.setattr("pipeline.insight.explained_runs.timestamp_columns", lambda _: times)
     amount = np.asarray(run.table["amount"])[run.group == 0]
     start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -133,7 +132,7 @@ def test_points_in_time_are_iso_8601(run: KnownRun, monkeypatch: pytest.MonkeyPa
     conditions = [c for r in one["rules"] for c in r["conditions"] if c["feature"] == "amount"]
     assert {c["high"] for c in conditions} == {"1970-01-01T00:00:50+00:00"}
     every = as_json(run, "explain")["clusters"]
-    traits = {(c["cluster_id"], t["feature"]): t["mean"] for c in every for t in c["strongest"]}
+    traits = {(c["cluster_id"], t["feature"]): t["mean"] for c in every for t in c["top_features"]}
     assert seconds(traits[0, "amount"]) == pytest.approx(amount.mean(), abs=1e-3)
     two = as_json(run, "explain", "--cluster", "0", "--versus", "1")["features"]
     assert seconds(two[0]["mean"]) == pytest.approx(amount.mean(), abs=1e-3)
@@ -160,7 +159,7 @@ def test_one_against_another_without_the_sample(tmp_path: Path) -> None:
         (("--cluster", "0", "--versus", "9"), "known", 3, "has no cluster 9"),
         (("--versus", "1"), "known", 2, "give that one with --cluster"),
         (("--cluster", "1", "--versus", "1"), "known", 2, "give two clusters"),
-        ((), "unknown", 3, "run unknown is not there"),
+        ((), "unknown", 3, "run unknown does not exist"),
         ((), "../../etc", 2, "must be letters"),
     ],
 )
@@ -320,7 +319,7 @@ def test_categories_speak_too(run: KnownRun, monkeypatch: pytest.MonkeyPatch) ->
         )
     ]
     x = np.array([1.0, 30.0, 0, 0, 0, 0])
-    found = {e.feature: e for e in evidence(explained(run.lake, "known"), profile, x, 0, 1)}
+    found = {e.feature: e for e in evidence(explained_run(run.lake, "known"), profile, x, 0, 1)}
     assert set(found) == {"age = thirty", "age = sixty"}
     assert found["age = thirty"].value == 1
     assert found["age = thirty"].weight == pytest.approx((0.9 - 0.1) / 0.3)
@@ -348,4 +347,4 @@ def test_rows_that_were_forgotten(tmp_path: Path) -> None:
     # The sample lacks a row now, and is still one to tell clusters apart by.
     tree = as_json(run, "explain", "--cluster", "2", "--versus", "1")["tree"]
     rows = int((run.group != 0).sum())
-    assert tree["fitted_rows"] + tree["held_back_rows"] == rows - 1
+    assert tree["fitted_rows"] + tree["held_out_rows"] == rows - 1

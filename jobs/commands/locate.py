@@ -19,8 +19,7 @@ from jobs.night import checked_run_id
 from jobs.session import configured
 from pipeline.clustering.surrogate import point_in_time
 from pipeline.errors import ConfigError, InputError
-from pipeline.insight.explanations import Explained, explained, profile_of
-from pipeline.insight.traits import times_of
+from pipeline.insight.explained_runs import ExplainedRun, explained_run
 from pipeline.operations.locating import (
     MOST_ROWS,
     Evidence,
@@ -82,7 +81,7 @@ def locate(
             f"run {run_id} has no row with key {' '.join(keys)}; its key columns are "
             f"{', '.join(schema.names)}, and values must be exactly theirs"
         )
-    run = explained(lake, run_id)
+    run = explained_run(lake, run_id)
     texts = keys_as_json(found.table.select(schema.names))
     raw = raw_rows(lake, run_id, found.table)
     rows = found.table.select(list(_SHOWN)).to_pylist()
@@ -91,7 +90,7 @@ def locate(
         for text, row, x_F in zip(texts, rows, raw, strict=True)
     ]
     if as_json:
-        times = times_of(run.explanation)
+        times = run.timestamps
         shown = [dataclasses.asdict(one) for one in located]
         for one, row in zip(located, shown, strict=True):
             for feature, told in zip(row["evidence"], one.evidence, strict=True):
@@ -110,18 +109,18 @@ def locate(
 
 
 def _located(
-    run: Explained, keys: dict[str, Any], row: dict[str, Any], x_F: NDArray[np.float64] | str
+    run: ExplainedRun, keys: dict[str, Any], row: dict[str, Any], x_F: NDArray[np.float64] | str
 ) -> _Located:
     # An outlier is in no cluster: nothing speaks for it against the runner-up.
     pair = [i for i in (row["cluster_id"], row["cluster_id_2"]) if i in run.clusters]
     if isinstance(x_F, str):
         return _Located(keys, row, [], [], "the row itself cannot be looked at", x_F)
-    told = evidence(run, profile_of(run, pair), x_F, *pair) if len(pair) == 2 else []
+    told = evidence(run, run.profile(pair), x_F, *pair) if len(pair) == 2 else []
     near = nearest_exemplars(run, x_F, pair, _NEAREST)
     return _Located(keys, row, told, near, "" if near else why_none_near(run, pair), "")
 
 
-def _show(run: Explained, one: _Located, console: Console) -> None:
+def _show(run: ExplainedRun, one: _Located, console: Console) -> None:
     row = one.row
     facts = Table(box=box.SIMPLE, show_header=False)
     facts.add_column(style="bold", no_wrap=True)
@@ -150,7 +149,7 @@ def _show(run: Explained, one: _Located, console: Console) -> None:
         console.print(f"No nearest exemplars: {one.why_none_near}.", markup=False)
 
 
-def _evidence(run: Explained, one: _Located) -> Table:
+def _evidence(run: ExplainedRun, one: _Located) -> Table:
     mine, other = one.row["cluster_id"], one.row["cluster_id_2"]
     table = Table(box=box.SIMPLE)
     table.add_column("feature")
@@ -159,7 +158,7 @@ def _evidence(run: Explained, one: _Located) -> Table:
         table.add_column(f"mean in {cluster}", justify="right", no_wrap=True)
         table.add_column("std away", justify="right", no_wrap=True)
     table.add_column("speaks for", justify="right", no_wrap=True)
-    times = times_of(run.explanation)
+    times = run.timestamps
     for feature in one.evidence[:_LISTED_FEATURES]:
         shown = point_in_time if feature.feature in times else "{:.4g}".format
         table.add_row(
@@ -174,7 +173,7 @@ def _evidence(run: Explained, one: _Located) -> Table:
     return table
 
 
-def _near(run: Explained, near: Sequence[Near]) -> Table:
+def _near(run: ExplainedRun, near: Sequence[Near]) -> Table:
     table = Table(box=box.SIMPLE)
     table.add_column("nearest exemplars")
     table.add_column("cluster")

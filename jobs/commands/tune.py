@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pipeline
-from jobs.commands.tuned import Outcome, print_outcome, write_outcome
+from jobs.commands.tune_results import Outcome, print_outcome, write_outcome
 from jobs.night import checked_ds, checked_run_id, listen, of_ds
 from jobs.session import (
     Screen,
@@ -135,7 +135,7 @@ class _Tuner:
             held.release()
 
     def _tuned(self) -> Outcome:
-        from pipeline.tuning.rule import recommend
+        from pipeline.tuning.recommendation import recommend
 
         manifest, sample = self._sampled()
         fewest, most = self._range(sample.rows)
@@ -229,7 +229,7 @@ class _Tuner:
 
     def _search(self, manifest: Manifest, sample: Sample, fewest: int, most: int) -> None:
         """Ray Tune runs the trials that are left, as many at a time as fit; Optuna suggests."""
-        from pipeline.tuning.trial import Tuning
+        from pipeline.tuning.trials import Tuning
 
         run = self.config.execution
         cpus = run.cpus_per_worker or 1
@@ -276,9 +276,9 @@ def _search(
     optuna, OptunaSearch = _optuna()
     from ray import tune
 
-    from pipeline.tuning.rule import searched_score
+    from pipeline.tuning.recommendation import searched_score
     from pipeline.tuning.space import choices, first_trials, from_parameters
-    from pipeline.tuning.trial import run_trial
+    from pipeline.tuning.trials import run_trial
 
     config, done = tuning.config, tuning.folder.all()
     of_each = choices(config, typed=any(c.type for c in tuning.manifest.features))
@@ -354,7 +354,7 @@ def _watch(tuning: Any, done: int, wanted: int, say: Callable[[str], None]) -> A
     """Tells of each trial when it ends."""
     from ray import tune
 
-    from jobs.commands.tuned import line_of
+    from jobs.commands.tune_results import line_of
     from pipeline.tuning.space import from_parameters
 
     class Watch(tune.Callback):

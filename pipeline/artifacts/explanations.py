@@ -1,4 +1,4 @@
-"""What the clusters are: profiles, exemplars, names, rules, and the report."""
+"""Artifacts that explain clusters: profiles, exemplars, names, rules, and the report."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class ProfiledColumn(Record):
     """A column that clusters are profiled by.
 
     Attributes:
-        name: The user's.
-        kind: "number": a scalar feature, a number, or a point in time in seconds since 1970;
+        name: Name of the user's column.
+        kind: "number": a scalar feature, a number, or a timestamp in seconds since 1970;
             "category": text, booleans; "vector": a vector of features; "code": a feature that raw
-            rows have as a code, and that has a "category" of its own beside it.
-        type: Of its values in the source, as Arrow calls it.
-        clustered: Whether rows are clustered by it; else it is one of ``explain.columns``.
-        width: Of a vector, else 1.
+            rows hold as a code, with a "category" column for its original values beside it.
+        type: Arrow type of the values in the source.
+        clustered: Whether rows are clustered by it; otherwise it is one of ``explain.columns``.
+        width: Number of values in a vector, else 1.
     """
 
     name: str
@@ -30,20 +30,20 @@ class ProfiledColumn(Record):
 
 
 class Explanation(Artifact):
-    """What the clusters of a run are: two tables, whose columns ``pipeline.schema`` lists.
+    """Profiles and exemplars of a run's clusters; ``pipeline.schema`` lists the columns.
 
     Attributes:
-        profile: Parquet file, ``PROFILE_SCHEMA``: one row a cluster and feature.
-        exemplars: Parquet file, ``exemplar_schema``: rows that stand for each cluster. It may be
-            another file by now, without rows that were forgotten: see
-            ``pipeline.insight.profiles.read_exemplars``.
-        clusters: That have rows.
-        rows: In all of them.
-        columns: That are profiled, in the order of the table.
-        exemplars_kept: Of each kind, a cluster; at most.
-        quantile_points: Values of a part that stand for a number's distribution in a cluster, at
-            most; 0: there are no quantiles.
-        left_out: What there was no room for, in words; empty where there was for all.
+        profile: Parquet file, ``PROFILE_SCHEMA``: one row per cluster and feature.
+        exemplars: Parquet file, ``exemplar_schema``: representative rows of each cluster. When rows
+            are forgotten, another file replaces it: see
+            ``pipeline.insight.profiles.files.read_exemplars``.
+        clusters: Number of clusters with rows.
+        rows: Number of rows in all of them.
+        columns: Profiled columns, in the order of the table.
+        exemplars_kept: Maximum number of exemplars per cluster and kind.
+        quantile_points: Maximum number of values that approximate a number's distribution in a
+            cluster of one part; 0: there are no quantiles.
+        left_out: Descriptions of what exceeded the bounds; empty where nothing did.
     """
 
     profile: StoredFile
@@ -57,24 +57,24 @@ class Explanation(Artifact):
 
 
 class Description(Artifact):
-    """What the clusters are called, and rules that tell them apart; see ``pipeline.schema``.
+    """Names of a run's clusters, and rules that predict them; see ``pipeline.schema``.
 
     Attributes:
-        clusters: Parquet file, ``DESCRIBED_SCHEMA``: name of each cluster, and how well its rules
-            describe it.
-        rules: Parquet file, ``RULE_SCHEMA``: the surrogate tree, leaf by leaf; None: there is none.
-        fidelity: Share of held-back rows of the sample that the rules put where the model does.
-            Rules are never shown without it. None without rules.
-        baseline: The same of always saying the largest cluster.
-        fitted_rows: Rows of the sample that the tree was fitted on.
-        held_back_rows: Rows that it was measured on.
-        looked_at: Features that it looked at, of all that a row has.
-        depth: Of the tree, at most.
-        why_no_rules: In words; empty where there are some.
-        named: Clusters that got a name in this run.
-        entry: Of the registry, that has those names; 0: none has.
-        model: That the rules imitate.
-        features: Of its rows.
+        clusters: Parquet file, ``DESCRIBED_SCHEMA``: name of each cluster, and precision and recall
+            of its rules.
+        rules: Parquet file, ``RULE_SCHEMA``: leaves of the surrogate tree; None: there is no tree.
+        fidelity: Share of held-out rows of the sample for which rules and model agree. Rules are
+            never shown without it. None without rules.
+        baseline: Share of held-out rows in the largest cluster: the fidelity of a constant guess.
+        fitted_rows: Number of sample rows that the tree was fitted on.
+        held_out_rows: Number of sample rows that it was measured on.
+        considered_features: Number of features that the tree could use.
+        depth: Maximum depth of the tree.
+        no_rules_reason: Why there are no rules; empty where there are some.
+        named: Number of clusters that got a name in this run.
+        entry: Registry entry with those names; 0: none.
+        model: Model that the rules approximate.
+        features: Feature columns of its rows.
         sample: Raw rows that the rules come from.
         ids: Permanent ids, see ``Champion.ids``; None: cluster ids are positions.
     """
@@ -84,10 +84,10 @@ class Description(Artifact):
     fidelity: float | None
     baseline: float | None
     fitted_rows: int
-    held_back_rows: int
-    looked_at: int
+    held_out_rows: int
+    considered_features: int
     depth: int
-    why_no_rules: str
+    no_rules_reason: str
     named: int
     entry: int
     model: ClusteringModel
@@ -97,13 +97,13 @@ class Description(Artifact):
 
 
 class Report(Artifact):
-    """The page that people look at.
+    """The HTML report of a run.
 
     Attributes:
-        page: HTML file that needs nothing else; see ``pipeline.report``.
+        page: HTML file without external resources; see ``pipeline.report``.
         map: Parquet file with the rows of the map; see ``pipeline.insight.maps``. None: there are
-            too few, or they cannot be read.
-        sections: Ids of what is on the page.
+            too few rows, or they cannot be read.
+        sections: Ids of the page's sections.
     """
 
     page: StoredFile

@@ -51,7 +51,7 @@ _LISTED = 1_000  # keys a LIST
 _RENEWALS = 12  # of the lease, in the time that it lasts: a GET, a LIST and a PUT each
 # Bytes of an assignment as stored, without the keys, and of a key.
 _ASSIGNMENT_BYTES, _KEY_BYTES = 20, 8
-# Of pipeline.insight.profiles and pipeline.stages.explain; a test keeps them equal.
+# Of pipeline.insight.profiles.layout and pipeline.stages.explain; a test keeps them equal.
 MOST_CELLS, TOGETHER = 2**19, 16
 # A profile to be merged: a file to be understood, and each of its clusters × features.
 _PROFILE_S, _CELL_S, _CELL_BYTES = 0.005, 1e-7, 40

@@ -1,13 +1,13 @@
-"""A small decision tree that imitates a model: rules in the user's columns, and how true they are.
+"""A surrogate decision tree of a model: rules in the user's columns, and their fidelity.
 
-The tree is fitted on raw features, so that its rules are about values that the user knows. What a
-rule says is what is measured: thresholds are rounded to the shortest number that parts the same
-rows, conditions on one feature are merged, and fidelity is counted with those very rules on rows
-that the tree was not fitted on.
+The tree is fitted on raw features, so that its rules are about values that the user knows. The
+rules are measured as they are shown: thresholds are rounded to the shortest number that separates
+the same rows, conditions on one feature are merged, and fidelity is that of these rules on held-out
+rows.
 
 Bounds: at most ``MOST_ROWS`` rows, ``MOST_FEATURES`` features and ``_MOST_CELLS`` values of both
-are looked at, of wider rows the features that differ most between clusters; a tree of depth d has
-2^d leaves, so that of more clusters the largest 2^d alone can have rules.
+are used, of wider rows the features that differ most between clusters; a tree of depth d has 2^d
+leaves, so that among more clusters only the largest 2^d can have rules.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ MOST_ROWS = 20_000
 MOST_FEATURES = 256
 _MOST_CELLS = 4_000_000
 # Enough to know a share to half a point.
-_MOST_HELD_BACK = 20_000
-_HELD_BACK_SHARE = 0.2
+_MOST_HELD_OUT = 20_000
+_HELD_OUT_SHARE = 0.2
 # Rules about fewer rows are accidents of the sample.
 _LEAST_LEAF_ROWS = 5
 _FEATURES_AT_A_TIME = 64
@@ -45,14 +45,14 @@ Kind = Literal["number", "time", "boolean", "category", "missing"]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a value of a row is about.
+class TreeFeature:
+    """Meaning of one value of a row that the tree is fitted on.
 
     Attributes:
-        name: The user's column; with its place where it is a component of a vector.
-        kind: "number"; "time": seconds since 1970; "boolean", and for one value of a category
-            "category", and for whether it has none "missing": 1 where it is so, else 0.
-        value: Of the category.
+        name: Name of the user's column; with the index of a vector's component.
+        kind: "number"; "time": seconds since 1970; or an indicator of 1 and 0: "boolean",
+            "category" for one value of a category, "missing" for rows without a value.
+        value: Value of the category.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Asked:
     value: str | None = None
 
     def answer(self, *, yes: bool) -> str:
-        """What 1 or 0 means."""
+        """Text of an indicator's 1 or 0."""
         if self.kind == "missing":
             return f"{self.name} is {'missing' if yes else 'there'}"
         if self.kind == "category":
@@ -68,7 +68,7 @@ class Asked:
         return f"{self.name} = {'true' if yes else 'false'}"
 
     def number(self, value: float) -> str:
-        """A value as people write it."""
+        """Text of a value."""
         return point_in_time(value) if self.kind == "time" else number(value)
 
 
@@ -77,10 +77,10 @@ class Condition:
     """``low < x <= high`` for one feature.
 
     Attributes:
-        feature: Its place in a row.
-        low: −inf: none. Where it is inf, only a missing value will do.
-        high: inf: none.
-        missing: Whether a missing value will do.
+        feature: Index of the feature in a row.
+        low: Lower bound; −inf: none. With +inf only missing values match.
+        high: Upper bound; +inf: none.
+        missing: Whether missing values match.
     """
 
     feature: int
@@ -89,113 +89,113 @@ class Condition:
     missing: bool = False
 
     def holds(self, x_B: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """For which values it does; those that are missing are NaN."""
+        """Whether each value matches; missing values are NaN."""
         held: NDArray[np.bool_] = (x_B > self.low) & (x_B <= self.high)
         return held | np.isnan(x_B) if self.missing else held
 
-    def text(self, asked: Asked) -> str:
-        """As people write it."""
-        name = asked.name
+    def text(self, about: TreeFeature) -> str:
+        """Text of the condition on a feature."""
+        name = about.name
         if self.low == math.inf:
             return f"{name} is missing"
         if self.low == -math.inf and self.high == math.inf:
             return f"{name} is there"
-        if asked.kind not in ("number", "time"):
-            words = asked.answer(yes=self.low >= 0)
+        if about.kind not in ("number", "time"):
+            words = about.answer(yes=self.low >= 0)
         elif self.low > -math.inf and self.high < math.inf:
-            words = f"{asked.number(self.low)} < {name} ≤ {asked.number(self.high)}"
+            words = f"{about.number(self.low)} < {name} ≤ {about.number(self.high)}"
         elif self.low > -math.inf:
-            words = f"{name} > {asked.number(self.low)}"
+            words = f"{name} > {about.number(self.low)}"
         else:
-            words = f"{name} ≤ {asked.number(self.high)}"
+            words = f"{name} ≤ {about.number(self.high)}"
         return f"({words} or missing)" if self.missing else words
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One leaf: rows that meet all conditions are of the cluster, as far as the tree can tell.
+    """A leaf of the tree: rows that match all conditions are predicted to be in its cluster.
 
     Attributes:
-        cluster_id: Of the cluster; None: of one that is too small to have rules.
-        conditions: At most one a feature, in the order of the tree.
-        rows: Rows that the tree was fitted on and that meet them.
-        held_back: Rows that it was not fitted on and that meet them.
-        right: Those of them that the model puts into that cluster.
+        cluster_id: Predicted cluster; None: one of those that are too small to have rules.
+        conditions: Conditions, at most one per feature, in the order of the tree.
+        rows: Number of fitted rows that match.
+        held_out: Number of held-out rows that match.
+        correct: Number of matching held-out rows that the model, too, puts into the cluster.
     """
 
     cluster_id: int | None
     conditions: tuple[Condition, ...]
     rows: int
-    held_back: int = 0
-    right: int = 0
+    held_out: int = 0
+    correct: int = 0
 
     @property
     def precision(self) -> float | None:
-        """Share of the rows that meet it which are of the cluster; None: none was held back."""
-        return self.right / self.held_back if self.held_back else None
+        """``correct / held_out``; None where no held-out row matches."""
+        return self.correct / self.held_out if self.held_out else None
 
     def holds(self, x_BF: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which rows meet all conditions."""
+        """Whether each row matches all conditions."""
         held = np.ones(len(x_BF), bool)
         for condition in self.conditions:
             held &= condition.holds(x_BF[:, condition.feature])
         return held
 
-    def text(self, asked: Sequence[Asked]) -> str:
-        """Its conditions as people write them."""
-        words = [condition.text(asked[condition.feature]) for condition in self.conditions]
+    def text(self, features: Sequence[TreeFeature]) -> str:
+        """Text of all conditions."""
+        words = [condition.text(features[condition.feature]) for condition in self.conditions]
         return " and ".join(words) or "always"
 
 
 @dataclass(frozen=True)
-class Imitated:
-    """How well the rules describe one cluster, on rows held back.
+class ClusterFidelity:
+    """Fidelity of the rules for one cluster, on held-out rows.
 
     Attributes:
-        cluster_id: Of the cluster.
-        rows: Held-back rows of the cluster, by the model.
-        told: Those that its rules would put into it.
-        right: Those that both do.
+        cluster_id: Id of the cluster.
+        rows: Number of held-out rows that the model puts into the cluster.
+        predicted: Number that the rules put into it.
+        correct: Number that both put into it.
     """
 
     cluster_id: int
     rows: int
-    told: int
-    right: int
+    predicted: int
+    correct: int
 
     @property
     def precision(self) -> float | None:
-        """Share of the rows that the rules put there which the model does too."""
-        return self.right / self.told if self.told else None
+        """``correct / predicted``; None where nothing is predicted."""
+        return self.correct / self.predicted if self.predicted else None
 
     @property
     def recall(self) -> float | None:
-        """Share of the rows that the model puts there which the rules do too."""
-        return self.right / self.rows if self.rows else None
+        """``correct / rows``; None without held-out rows."""
+        return self.correct / self.rows if self.rows else None
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """The rules, and how far they can be trusted.
+    """The rules and their fidelity.
 
     Attributes:
-        rules: Every row meets exactly one of them, or none where it misses a value that no row
-            missed which the tree was fitted on. By cluster, the one with most rows first.
-        clusters: Every cluster of the sample, by id.
-        fidelity: Share of held-back rows that the rules put where the model does.
-        baseline: The same of always saying the largest cluster.
-        fitted_rows: Rows that the tree was fitted on.
-        held_back_rows: Rows that it was measured on.
-        features: Features that were looked at, of all that a row has.
+        rules: Rules by cluster, the one with most rows first. Every row matches exactly one, or
+            none where it misses a value that no fitted row missed.
+        clusters: Fidelity for every cluster of the sample, by id.
+        fidelity: Share of held-out rows for which rules and model agree.
+        baseline: Share of held-out rows in the largest cluster: the fidelity of a constant guess.
+        fitted_rows: Number of rows that the tree was fitted on.
+        held_out_rows: Number of rows that it was measured on.
+        considered_features: Number of features that the tree could use.
     """
 
     rules: tuple[Rule, ...]
-    clusters: tuple[Imitated, ...]
+    clusters: tuple[ClusterFidelity, ...]
     fidelity: float
     baseline: float
     fitted_rows: int
-    held_back_rows: int
-    features: int
+    held_out_rows: int
+    considered_features: int
 
 
 def imitate(
@@ -204,21 +204,22 @@ def imitate(
     """Fit a tree to a model's labels, and measure its rules.
 
     Args:
-        x_NF: Raw rows, shape (rows, features); missing values are NaN, infinite ones count as such.
+        x_NF: Raw rows, shape (rows, features); values that are not finite are missing.
         label_N: Cluster id of each row by the model, shape (rows,).
-        depth: Levels of the tree, at most: conditions of a rule before they are merged.
-        seed: Which rows are held back. The same rows, depth and seed give the same rules.
+        depth: Maximum depth of the tree: conditions of a rule before they are merged.
+        seed: Seed of the choice of held-out rows. The same rows, depth and seed give the same
+            rules.
 
     Returns:
-        None where there are not two rows to fit on and one to measure on.
+        The surrogate; None without two rows to fit on and one to measure on.
     """
     from sklearn.tree import DecisionTreeClassifier
 
-    held_back, fitted = _split(len(label_N), x_NF.shape[1], seed)
-    if len(fitted) < 2 or not len(held_back):
+    held_out, fitted = _split(len(label_N), x_NF.shape[1], seed)
+    if len(fitted) < 2 or not len(held_out):
         return None
     label_B = label_N[fitted]
-    columns = _telling_features(x_NF, fitted, label_B)
+    columns = _used_features(x_NF, fitted, label_B)
     # The largest first, of equal ones the lower id.
     ids, counts = np.unique(label_B, return_counts=True)
     known = np.sort(ids[np.argsort(-counts, kind="stable")[: 2**depth]])
@@ -234,19 +235,19 @@ def imitate(
         Rule(None if place == len(known) else int(known[place]), conditions, rows)
         for place, conditions, rows in _leaves(tree, x_BC, place_B)
     ]
-    told_x_HC = _finite_or_nan(x_NF[np.ix_(held_back, columns)])
-    measured = _measure(rules, told_x_HC, label_N[held_back], np.unique(label_N))
+    x_HC = _finite_or_nan(x_NF[np.ix_(held_out, columns)])
+    measured = _measure(rules, x_HC, label_N[held_out], np.unique(label_N))
     rules = [_of_row(rule, columns) for rule in measured[0]]
     rules.sort(key=lambda rule: (rule.cluster_id is None, rule.cluster_id or 0, -rule.rows))
     largest = ids[counts.argmax()]
     return Surrogate(
         rules=tuple(rules),
         clusters=measured[1],
-        fidelity=sum(rule.right for rule in rules) / len(held_back),
-        baseline=float(np.mean(label_N[held_back] == largest)),
+        fidelity=sum(rule.correct for rule in rules) / len(held_out),
+        baseline=float(np.mean(label_N[held_out] == largest)),
         fitted_rows=len(fitted),
-        held_back_rows=len(held_back),
-        features=len(columns),
+        held_out_rows=len(held_out),
+        considered_features=len(columns),
     )
 
 
@@ -258,7 +259,7 @@ def number(value: float) -> str:
 
 
 def point_in_time(seconds: float) -> str:
-    """Seconds since 1970 as people write them."""
+    """Text of a timestamp in seconds since 1970."""
     start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     try:
         return f"{start + datetime.timedelta(seconds=seconds):%Y-%m-%d %H:%M}"
@@ -267,11 +268,11 @@ def point_in_time(seconds: float) -> str:
 
 
 def iso_time(seconds: float, kind: str) -> str | float:
-    """Seconds since 1970 as ISO 8601 has them, or as they are where there is no such date.
+    """A timestamp in ISO 8601, or the number itself where there is no such date.
 
     Args:
-        seconds: In UTC where the column has a time zone, by its own clock where it has none.
-        kind: Of the column, in Arrow's words.
+        seconds: Seconds since 1970, in UTC where the column has a time zone, else by its own clock.
+        kind: Arrow type of the column.
     """
     start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC if "tz=" in kind else None)
     try:
@@ -283,7 +284,7 @@ def iso_time(seconds: float, kind: str) -> str | float:
 def between(below: float, above: float) -> float:
     """The shortest number t with below <= t < above, near the middle; of integers an integer.
 
-    ``x <= t`` then parts values up to ``below`` from those of ``above`` on.
+    ``x <= t`` then separates values up to ``below`` from those of ``above`` on.
     """
     middle = below / 2 + above / 2
     if below == int(below) and above == int(above) and abs(middle) < _LARGEST_INTEGER:
@@ -298,9 +299,9 @@ def between(below: float, above: float) -> float:
 def _split(rows: int, width: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to measure on and rows to fit on, ascending."""
     order = np.random.default_rng(seed).permutation(rows)
-    held_back = min(math.ceil(rows * _HELD_BACK_SHARE), _MOST_HELD_BACK)
+    held_out = min(math.ceil(rows * _HELD_OUT_SHARE), _MOST_HELD_OUT)
     most = min(MOST_ROWS, _MOST_CELLS // min(width, MOST_FEATURES))
-    return np.sort(order[:held_back]), np.sort(order[held_back : held_back + most])
+    return np.sort(order[:held_out]), np.sort(order[held_out : held_out + most])
 
 
 def _finite_or_nan(x_BF: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -314,10 +315,10 @@ def _as_tree_input(x_BC: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.clip(x_BC, -_LARGEST, _LARGEST).astype(np.float32)
 
 
-def _telling_features(
+def _used_features(
     x_NF: NDArray[np.generic], rows_B: NDArray[np.int64], label_B: NDArray[np.integer]
 ) -> NDArray[np.int64]:
-    """The features to look at: all, or those whose means differ most between clusters."""
+    """Indices of the features to use: all, or those whose means differ most between clusters."""
     from scipy.sparse import csr_array
 
     width = x_NF.shape[1]
@@ -342,7 +343,7 @@ def _telling_features(
 
 @dataclass
 class _Node:
-    """A node of the tree as it is read out: a leaf, or a question with two answers."""
+    """A node of the tree while it is read: a leaf, or a condition with two branches."""
 
     place: int
     rows: int
@@ -355,7 +356,7 @@ class _Node:
 def _leaves(
     tree: DecisionTreeClassifier, x_BC: NDArray[np.float64], place_B: NDArray[np.integer]
 ) -> Iterator[tuple[int, tuple[Condition, ...], int]]:
-    """Class, conditions and rows of every leaf; two of one class side by side are one."""
+    """Class, conditions and rows of every leaf; sibling leaves of one class are merged."""
     grown = tree.tree_
     missing_left = grown.missing_go_to_left
 
@@ -403,7 +404,7 @@ def _leaves(
 
 
 def _and(conditions: tuple[Condition, ...], new: Condition) -> tuple[Condition, ...]:
-    """One more condition, merged with one that there is on the same feature."""
+    """Add a condition, merged with an existing one on the same feature."""
     merged = []
     for old in conditions:
         if old.feature == new.feature:
@@ -419,25 +420,25 @@ def _measure(
     x_HC: NDArray[np.float64],
     label_H: NDArray[np.integer],
     ids: NDArray[np.integer],
-) -> tuple[list[Rule], tuple[Imitated, ...]]:
-    """Rules and clusters with what they are worth on rows held back."""
-    told, right = dict.fromkeys(ids.tolist(), 0), dict.fromkeys(ids.tolist(), 0)
+) -> tuple[list[Rule], tuple[ClusterFidelity, ...]]:
+    """Measure rules and clusters on held-out rows."""
+    predicted, correct = dict.fromkeys(ids.tolist(), 0), dict.fromkeys(ids.tolist(), 0)
     measured = []
     for rule in rules:
         met_H = rule.holds(x_HC)
         hits = 0
         if rule.cluster_id is not None:
             hits = int((label_H[met_H] == rule.cluster_id).sum())
-            told[rule.cluster_id] += int(met_H.sum())
-            right[rule.cluster_id] += hits
-        measured.append(replace(rule, held_back=int(met_H.sum()), right=hits))
+            predicted[rule.cluster_id] += int(met_H.sum())
+            correct[rule.cluster_id] += hits
+        measured.append(replace(rule, held_out=int(met_H.sum()), correct=hits))
     found, counts = np.unique(label_H, return_counts=True)
     rows = dict(zip(found.tolist(), counts.tolist(), strict=True))
-    clusters = tuple(Imitated(i, rows.get(i, 0), told[i], right[i]) for i in ids.tolist())
-    return measured, clusters
+    clusters = (ClusterFidelity(i, rows.get(i, 0), predicted[i], correct[i]) for i in ids.tolist())
+    return measured, tuple(clusters)
 
 
 def _of_row(rule: Rule, columns: NDArray[np.int64]) -> Rule:
-    """The rule about features of a whole row, instead of those that were looked at."""
+    """The rule with indices of features in a whole row, instead of among those used."""
     conditions = (replace(c, feature=int(columns[c.feature])) for c in rule.conditions)
     return replace(rule, conditions=tuple(conditions))

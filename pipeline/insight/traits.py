@@ -1,4 +1,4 @@
-"""What is peculiar to each cluster, from ``cluster_profile``, strongest first."""
+"""Traits of clusters for their names, from ``cluster_profile``: its strongest differences."""
 
 from __future__ import annotations
 
@@ -8,71 +8,44 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.artifacts.explanations import Explanation
 from pipeline.artifacts.records import StoredFile
+from pipeline.insight.explained_runs import feature_label
 from pipeline.naming import Trait
 from pipeline.registry.cluster_ids import OUTLIER
-from pipeline.storage import Store, open_input
+from pipeline.storage import Store
 
 _COLUMNS = (
     *("cluster_id", "rows", "feature", "kind", "component", "value", "mean"),
     *("difference", "rank"),
 )
 _STRONGEST = 8
-_COMPONENTS = 3  # that stand for a vector
+_COMPONENTS = 3  # shown in place of a vector
 
 
 def strongest(lake: Store, profile: StoredFile, most: int = _STRONGEST) -> pa.Table:
-    """The rows of a profile that say most of each cluster; a batch at a time, whatever its size.
+    """The rows of a profile with the strongest differences of each cluster, without outliers.
 
     Args:
-        lake: The output folder.
-        profile: Of ``PROFILE_SCHEMA``.
-        most: Features, and components, of each cluster.
+        lake: Output folder.
+        profile: File of ``PROFILE_SCHEMA``.
+        most: Number of features, and of components, per cluster.
     """
-    kept = []
-    with open_input(lake.locate(profile.path)) as source:
-        parquet = pq.ParquetFile(source)
-        for batch in parquet.iter_batches(columns=list(_COLUMNS)):
-            wanted = pc.and_(
-                pc.less_equal(batch.column("rank"), most),
-                pc.not_equal(batch.column("cluster_id"), OUTLIER),
-            )
-            kept.append(pa.table(batch).filter(wanted))
-        schema = parquet.schema_arrow
-    if not kept:
-        return pa.schema([schema.field(name) for name in _COLUMNS]).empty_table()
-    return pa.concat_tables(kept)
+    wanted = (pc.field("rank") <= most) & (pc.field("cluster_id") != OUTLIER)
+    return lake.read_table(profile.path, _COLUMNS, wanted)
 
 
 def traits_of(rows: pa.Table) -> dict[int, list[Trait]]:
-    """The traits of each cluster, strongest first; a vector is told by its strongest components."""
-    of: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    """Traits of each cluster, strongest first; the strongest components stand for a vector."""
+    clusters: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in rows.sort_by([("cluster_id", "ascending"), ("rank", "ascending")]).to_pylist():
-        of[row["cluster_id"]].append(row)
-    return {cluster: _traits(found) for cluster, found in of.items()}
+        clusters[row["cluster_id"]].append(row)
+    return {cluster: _traits(found) for cluster, found in clusters.items()}
 
 
-def times_of(explanation: Explanation) -> dict[str, str]:
-    """Columns of points in time, and their types."""
-    return {
-        column.name: column.type
-        for column in explanation.columns
-        if column.kind == "number" and column.type.startswith(("timestamp", "date"))
-    }
-
-
-def rows_of(rows: pa.Table) -> dict[int, int]:
-    """Rows of each cluster."""
+def cluster_sizes(rows: pa.Table) -> dict[int, int]:
+    """Number of rows of each cluster in a profile."""
     return dict(zip(rows["cluster_id"].to_pylist(), rows["rows"].to_pylist(), strict=True))
-
-
-def label_of(row: dict[str, Any]) -> str:
-    """What a row of a profile is about, without its category."""
-    at = row["component"]
-    return row["feature"] if at is None else f"{row['feature']}[{at}]"
 
 
 def _traits(rows: Sequence[dict[str, Any]]) -> list[Trait]:
@@ -80,14 +53,10 @@ def _traits(rows: Sequence[dict[str, Any]]) -> list[Trait]:
     for row in rows:
         if row["kind"] == "component":
             components[row["feature"]].append(row)
-    found: list[Trait] = []
+    shown: list[dict[str, Any]] = []
     for row in rows:
         if row["kind"] == "vector":
-            found += map(_trait, components[row["feature"]][:_COMPONENTS])
+            shown += components[row["feature"]][:_COMPONENTS]
         elif row["kind"] == "number" or (row["kind"] == "category" and row["value"] is not None):
-            found.append(_trait(row))
-    return found
-
-
-def _trait(row: dict[str, Any]) -> Trait:
-    return Trait(label_of(row), row["value"], row["difference"], row["mean"])
+            shown.append(row)
+    return [Trait(feature_label(r), r["value"], r["difference"], r["mean"]) for r in shown]

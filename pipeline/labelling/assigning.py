@@ -26,8 +26,9 @@ from pipeline.config import Config
 from pipeline.distributed.workers import node_id
 from pipeline.errors import PipelineError
 from pipeline.input.reading import Reader
-from pipeline.insight.profiles import Layout, is_profile, profile_path, write_profile
-from pipeline.insight.slice_profiles import SliceProfile
+from pipeline.insight.profiles.collecting import SliceProfile
+from pipeline.insight.profiles.files import is_profile, profile_path, write_profile
+from pipeline.insight.profiles.layout import Layout
 from pipeline.lake.parts import (
     PartStatistics,
     part_identity,

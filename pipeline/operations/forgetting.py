@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts.assignments import PartFile
 from pipeline.errors import CommitConflict, ConfigError
-from pipeline.insight.profiles import as_it_is_now
+from pipeline.insight.profiles.files import as_it_is_now
 from pipeline.lake.lease import take
 from pipeline.lake.parts import DELTA_FOLDER
 from pipeline.lake.receipts import Count, Kind, Receipt, read_receipts

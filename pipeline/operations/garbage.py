@@ -24,8 +24,8 @@ from typing import Any
 from pipeline.artifacts.records import StoredFile
 from pipeline.config import Retention
 from pipeline.errors import ConfigError, InputError, LeaseHeld, TransientError
-from pipeline.insight.profiles import COPIES, profile_path
-from pipeline.insight.profiles import FOLDER as PROFILES
+from pipeline.insight.profiles.files import COPIES, profile_path
+from pipeline.insight.profiles.files import FOLDER as PROFILES
 from pipeline.lake.lease import Lease, is_free, is_held, store_time, take
 from pipeline.lake.parts import DELTA_FOLDER
 from pipeline.lake.receipts import read_receipts, withdrawn_parts

@@ -22,7 +22,7 @@ from pipeline.artifacts.assignments import PartFile
 from pipeline.artifacts.records import fingerprint_of
 from pipeline.errors import InputError, TransientError
 from pipeline.input.samples import FEATURES
-from pipeline.insight.profiles import profile_path, read_profile, write_profile
+from pipeline.insight.profiles.files import profile_path, read_profile, write_profile
 from pipeline.lake.parts import (
     DELTA_FOLDER,
     key_columns,

@@ -22,10 +22,10 @@ from pipeline.artifacts.inputs import Manifest
 from pipeline.errors import InputError, PipelineError
 from pipeline.input.hive import hive_column, hive_values
 from pipeline.input.reading import Reader, pieces_of
-from pipeline.insight.explanations import (
-    Explained,
+from pipeline.insight.contrasts import pooled
+from pipeline.insight.explained_runs import (
+    ExplainedRun,
     key_names,
-    pooled,
     read_exemplars,
     stage_artifact,
 )
@@ -311,7 +311,7 @@ class Evidence:
 
 
 def evidence(
-    found: Explained,
+    found: ExplainedRun,
     profile: Sequence[Mapping[str, Any]],
     x_F: NDArray[np.float64],
     one: int,
@@ -381,7 +381,7 @@ class Near:
 
 
 def nearest_exemplars(
-    found: Explained, x_F: NDArray[np.float64], clusters: Sequence[int], most: int
+    found: ExplainedRun, x_F: NDArray[np.float64], clusters: Sequence[int], most: int
 ) -> list[Near]:
     """The exemplars of some clusters that are nearest to a row; none where they have no features.
 
@@ -413,7 +413,7 @@ def nearest_exemplars(
     return list(near.values())
 
 
-def why_none_near(found: Explained, clusters: Sequence[int]) -> str:
+def why_none_near(found: ExplainedRun, clusters: Sequence[int]) -> str:
     """Why there are no nearest exemplars, in words."""
     if not found.explanation.exemplars_kept:
         return "the run kept none (explain.exemplars=0)"
@@ -425,14 +425,14 @@ def why_none_near(found: Explained, clusters: Sequence[int]) -> str:
     )
 
 
-def _words(found: Explained) -> dict[str, dict[float, str]]:
+def _words(found: ExplainedRun) -> dict[str, dict[float, str]]:
     """Values of category columns by their code in raw rows; none where the model is gone."""
     with suppress(FileNotFoundError):
         return load_vocabulary(found.lake, found.description.model.scaler)
     return {}
 
 
-def _model(found: Explained) -> LoadedModel:
+def _model(found: ExplainedRun) -> LoadedModel:
     description = found.description
     width = sum(column.width for column in description.features)
     try:

@@ -77,7 +77,7 @@ def _rules(run: RunFiles, description: Description | None) -> dict[int, Rule]:
     if table is None:
         return {}
     found: dict[int, Rule] = {}
-    columns = ["cluster_id", "rule", "held_back", "right", "precision", "rows"]
+    columns = ["cluster_id", "rule", "held_out", "correct", "precision", "rows"]
     rows = sorted(table.select(columns).to_pylist(), key=lambda row: -row["rows"])
     for row in rows:
         cluster = row["cluster_id"]
@@ -87,8 +87,8 @@ def _rules(run: RunFiles, description: Description | None) -> dict[int, Rule]:
             one = found[cluster]
             found[cluster] = Rule(one.text, one.note, one.more + 1)
             continue
-        share = "never tried on rows held back"
+        share = "never tried on held-out rows"
         if row["precision"] is not None:
-            share = f"right for {row['right']:,} of {row['held_back']:,} rows held back"
+            share = f"correct for {row['correct']:,} of {row['held_out']:,} held-out rows"
         found[cluster] = Rule(row["rule"], share)
     return found

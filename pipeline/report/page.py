@@ -17,10 +17,11 @@ import pipeline
 from pipeline.artifacts.records import StoredFile
 from pipeline.artifacts.summaries import NightSummary
 from pipeline.progress import duration
-from pipeline.report import clusters as of_clusters
-from pipeline.report import facts, rows
-from pipeline.report.clusters import Clusters, number
 from pipeline.report.reading import RunFiles
+from pipeline.report.sections import clusters as of_clusters
+from pipeline.report.sections import rows
+from pipeline.report.sections import run as facts
+from pipeline.report.sections.clusters import Clusters, number
 
 log = logging.getLogger(__name__)
 

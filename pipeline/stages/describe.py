@@ -21,8 +21,9 @@ from pipeline.config import Affects, Config, Explain, content_of
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
 from pipeline.errors import Interrupted, LeaseHeld, OutOfMemory, PipelineError, TransientError
-from pipeline.insight.surrogates import as_asked, labelled_sample, measured_table, rules_table
-from pipeline.insight.traits import rows_of, strongest, times_of, traits_of
+from pipeline.insight.explained_runs import timestamp_columns
+from pipeline.insight.rules import labelled_sample, rules_table, tree_features
+from pipeline.insight.traits import cluster_sizes, strongest, traits_of
 from pipeline.naming import names_by_features
 from pipeline.naming.endpoint import Endpoint
 from pipeline.registry.clusters import name_clusters
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 _NOT_OURS = (Interrupted, LeaseHeld)  # the run is to end, whatever it is at
 
 
-@stage("describe", version=1, settings=content_of(Affects.DESCRIPTIONS, "seed"), distributed=True)
+@stage("describe", version=2, settings=content_of(Affects.DESCRIPTIONS, "seed"), distributed=True)
 def describe(
     config: Config,
     context: Context,
@@ -61,14 +62,9 @@ def describe(
     path = context.stage_path("describe", "clusters.parquet")
     return Description(
         clusters=context.store(path, parquet_bytes(clusters)),
-        rules=rules.file if rules else None,
-        fidelity=rules.fidelity if rules else None,
-        baseline=rules.baseline if rules else None,
-        fitted_rows=rules.fitted_rows if rules else 0,
-        held_back_rows=rules.held_back_rows if rules else 0,
-        looked_at=rules.looked_at if rules else 0,
+        **(rules.figures if rules else _NO_RULES),
         depth=config.explain.tree_depth or 0,
-        why_no_rules=why_none,
+        no_rules_reason=why_none,
         named=len(names.given),
         entry=names.entry,
         model=model,
@@ -83,15 +79,19 @@ def describe(
 
 @dataclass(frozen=True)
 class _Rules:
-    """What the task reports: a file and figures; see ``Description``."""
+    """Result of the task that fits the tree: figures and a file, never rows of the sample.
 
-    file: StoredFile
-    measured: pa.Table
-    fidelity: float
-    baseline: float
-    fitted_rows: int
-    held_back_rows: int
-    looked_at: int
+    Attributes:
+        figures: Fields of ``Description``.
+        clusters: Columns of ``DESCRIBED_SCHEMA`` by cluster id.
+    """
+
+    figures: dict[str, Any]
+    clusters: dict[int, dict[str, Any]]
+
+
+_NO_RULES: dict[str, Any] = {"rules": None, "fidelity": None, "baseline": None}
+_NO_RULES |= dict.fromkeys(("fitted_rows", "held_out_rows", "considered_features"), 0)
 
 
 def _rules(
@@ -109,7 +109,7 @@ def _rules(
     try:
         found = run_task(
             config.execution,
-            _imitated,
+            _fitted,
             context.lake,
             context.stage_path("describe", "rules.parquet"),
             model,
@@ -129,14 +129,15 @@ def _rules(
     if found is None:
         return None, "the sample has too few rows"
     log.info(
-        "rules agree with the model on %.1f %% of %d rows held back; always saying the largest "
-        "cluster would on %.1f %%",
-        *(100 * found.fidelity, found.held_back_rows, 100 * found.baseline),
+        "rules agree with the model on %.1f %% of %d held-out rows; baseline %.1f %%",
+        100 * found.figures["fidelity"],
+        found.figures["held_out_rows"],
+        100 * found.figures["baseline"],
     )
     return found, ""
 
 
-def _imitated(
+def _fitted(
     lake: Store,
     path: str,
     model: ClusteringModel,
@@ -147,20 +148,26 @@ def _imitated(
     seed: int,
 ) -> _Rules | None:
     x_NF, label_N = labelled_sample(lake, model, features, sample, ids)
-    x_NQ, asked = as_asked(lake, model, features, x_NF)
-    found = imitate(x_NQ, label_N, depth=depth, seed=seed)
-    if found is None:
+    x_NT, about = tree_features(lake, model, features, x_NF)
+    tree = imitate(x_NT, label_N, depth=depth, seed=seed)
+    if tree is None:
         return None
-    content = parquet_bytes(rules_table(found, asked))
+    content = parquet_bytes(rules_table(tree, about))
     lake.write_bytes(path, content)
+    names = (*("fidelity", "baseline", "fitted_rows"), "held_out_rows", "considered_features")
     return _Rules(
-        file=StoredFile(path=path, sha256=sha256(content), bytes=len(content)),
-        measured=measured_table(found),
-        fidelity=found.fidelity,
-        baseline=found.baseline,
-        fitted_rows=found.fitted_rows,
-        held_back_rows=found.held_back_rows,
-        looked_at=found.features,
+        figures={name: getattr(tree, name) for name in names}
+        | {"rules": StoredFile(path=path, sha256=sha256(content), bytes=len(content))},
+        clusters={
+            c.cluster_id: {
+                "held_out": c.rows,
+                "predicted": c.predicted,
+                "correct": c.correct,
+                "precision": c.precision,
+                "recall": c.recall,
+            }
+            for c in tree.clusters
+        },
     )
 
 
@@ -255,7 +262,9 @@ def _new_names(
         assert settings.endpoint is not None  # the config was checked
         assert settings.model is not None
         endpoint = Endpoint(settings.endpoint, settings.model, settings.timeout_s)
-        asked = endpoint.names(traits, rows_of(rows), known.values(), times_of(explanation))
+        asked = endpoint.names(
+            traits, cluster_sizes(rows), known.values(), timestamp_columns(explanation)
+        )
     left = {i: found for i, found in traits.items() if i not in asked}
     by_features = names_by_features(left, {*known.values(), *asked.values()})
     given = dict.fromkeys(asked, "openai") | dict.fromkeys(by_features, "features")
@@ -264,9 +273,7 @@ def _new_names(
 
 def _described(living: list[int], rules: _Rules | None, names: _Names) -> pa.Table:
     """One row a cluster, as ``DESCRIBED_SCHEMA`` has it."""
-    measured: dict[int, dict[str, Any]] = {}
-    if rules is not None:
-        measured = {row["cluster_id"]: row for row in rules.measured.to_pylist()}
+    measured = rules.clusters if rules else {}
     rows = [
         {
             **measured.get(cluster, {}),

@@ -21,16 +21,15 @@ from pipeline.distributed.retries import with_retries
 from pipeline.distributed.tasks import map_slices, run_task
 from pipeline.engine import Context, stage
 from pipeline.errors import InputError, PipelineError
-from pipeline.insight.profile_tables import Origin, exemplars_table, profile_table
-from pipeline.insight.profiles import (
-    Profile,
+from pipeline.insight.profiles.files import (
     copy_path,
     gone_profiles,
-    merged,
     profile_bytes,
     profile_path,
     read_profile,
 )
+from pipeline.insight.profiles.merging import Profile, merged
+from pipeline.insight.profiles.tables import Origin, exemplars_table, profile_table
 from pipeline.lake.receipts import read_receipts, replacements
 from pipeline.lake.snapshots import latest_snapshot, read_file_list
 from pipeline.schema import exemplar_schema

@@ -12,7 +12,7 @@ from pipeline.artifacts.nights import Serving
 from pipeline.config import Config, content_of
 from pipeline.engine import Context, stage
 from pipeline.errors import TransientError
-from pipeline.insight.profiles import withdraw_copies
+from pipeline.insight.profiles.files import withdraw_copies
 from pipeline.lake.parts import wrong_parts
 from pipeline.lake.receipts import withdrawn_parts
 from pipeline.lake.snapshots import Partition, latest_snapshot, read_file_list

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -101,10 +102,16 @@ class Store:
         """Content of a JSON file."""
         return json.loads(self.read_bytes(path))
 
-    def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Content of a Parquet file, or of some of its columns."""
+    def read_table(
+        self,
+        path: str,
+        columns: Sequence[str] | None = None,
+        rows: pc.Expression | None = None,
+    ) -> pa.Table:
+        """Read a Parquet file, or some columns, or the rows that meet a condition, by batches."""
         with open_input(self.locate(path)) as file:
-            return pq.read_table(file, columns=columns)
+            wanted = None if columns is None else list(columns)
+            return pq.read_table(file, columns=wanted, filters=rows)
 
     def exists(self, path: str) -> bool:
         """Whether there is a file at this path."""

@@ -1,28 +1,42 @@
-"""Trials as files: one small JSON document each, written by whoever has done it, when it is done.
+"""Trials: run, each kept as a small JSON file by the process that ran it, and read as a table.
 
-That is all a tuning needs to go on after it was killed. Nothing of Ray Tune's or Optuna's own state
-is read back: it is pickled, and these few numbers say the same.
+These files are all that a killed tuning needs to go on. The state of Ray Tune and Optuna is never
+read back: it is pickled, and these few numbers say the same.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import torch
 from pydantic import ValidationError
 
+from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.records import Record
+from pipeline.clustering.kmeans import use_threads
+from pipeline.config import Config
+from pipeline.errors import NumericalError
+from pipeline.input.samples import sampled_classes, sampled_features
+from pipeline.model.devices import claimed_device
+from pipeline.registry.models import load_scaler
 from pipeline.storage import Store, parquet_bytes
-from pipeline.tuning.measures import Measures
+from pipeline.tuning.measures import Judged, Measures, measure
 from pipeline.tuning.space import TrialSettings
 
 log = logging.getLogger(__name__)
 
 FOLDER = "tuning"
 _READ_AT_A_TIME = 16
+# A label column with more classes than this is a key.
+_MOST_CLASSES = 10_000
+# Of the tuning that this process works for.
+_kept: dict[tuple[str, str], Judged] = {}
 
 
 class Trial(Record):
@@ -162,3 +176,73 @@ _SCHEMA = pa.schema(
         ("recommended", pa.bool_()),
     ]
 )
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What all trials share; small, for it is sent to each.
+
+    Attributes:
+        config: As it was before.
+        folder: Where trials are kept.
+        manifest: The pinned input.
+        sample: The rows.
+        threads: That a trial computes on.
+        gpus: That it was given.
+    """
+
+    config: Config
+    folder: TrialFolder
+    manifest: Manifest
+    sample: Sample
+    threads: int = 1
+    gpus: float = 0.0
+
+
+def run_trial(tuning: Tuning, settings: TrialSettings) -> Trial:
+    """Do a trial and keep it; one that has ended before is not done again.
+
+    Returns:
+        The trial; with the reason in ``failed`` where these settings lead to no partition.
+    """
+    known = tuning.folder.find(settings)
+    if known is not None:
+        return known
+    torch.set_num_threads(tuning.threads)
+    use_threads(tuning.threads)
+    rows = _rows(tuning)
+    started = time.monotonic()
+    try:
+        config = settings.applied(tuning.config)
+        measures, failed = measure(config, rows, claimed_device(tuning.gpus)), ""
+    except NumericalError as error:
+        measures, failed = None, " ".join(str(error).split())
+    seconds = round(time.monotonic() - started, 3)
+    trial = Trial(settings=settings, measures=measures, failed=failed, seconds=seconds)
+    tuning.folder.add(trial)
+    return trial
+
+
+def _rows(tuning: Tuning) -> Judged:
+    """The sample and its neighbours: the same for all trials of a process."""
+    key = (tuning.folder.lake.url, tuning.sample.fingerprint)
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = rows_of(tuning)
+    return _kept[key]
+
+
+def rows_of(tuning: Tuning) -> Judged:
+    """Read the sample, and prepare it for being judged on."""
+    lake, sample = tuning.folder.lake, tuning.sample
+    label = tuning.manifest.label
+    classes_N = sampled_classes(lake, sample.parts, label) if label else None
+    if classes_N is not None and classes_N.max(initial=0) >= _MOST_CLASSES:
+        classes_N = None
+    return Judged.of(
+        np.ascontiguousarray(sampled_features(lake, sample.parts)),
+        [column.width for column in tuning.manifest.features],
+        load_scaler(lake, sample.scaler),
+        seed=tuning.config.seed,
+        classes_N=classes_N,
+    )

@@ -15,7 +15,7 @@ from pipeline.clustering import quality, surrogate
 from pipeline.clustering.kmeans import WORK, affordable
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.insight import profiles
+from pipeline.insight.profiles import layout
 from pipeline.run import NIGHT_STAGES
 from pipeline.stages import explain
 from pipeline.stages.fit import evaluate
@@ -189,7 +189,7 @@ def test_figures_that_are_other_modules() -> None:
     assert paper.STABILITY_RESTARTS == evaluate._STABILITY_RESTARTS
     assert paper.STABILITY_WORK == evaluate._STABILITY_WORK
     assert paper.ASKED_ROWS == evaluate._ASKED_ROWS
-    assert paper.MOST_CELLS == profiles._MOST_CELLS
+    assert paper.MOST_CELLS == layout._MOST_CELLS
     assert paper.TOGETHER == explain._TOGETHER
     assert paper._TREE_ROWS == surrogate.MOST_ROWS
     assert paper._TREE_FEATURES == surrogate.MOST_FEATURES

@@ -7,9 +7,9 @@ import pytest
 from sklearn.datasets import load_iris
 
 from pipeline.clustering import surrogate
-from pipeline.clustering.surrogate import Asked, Condition, Rule, between, imitate, number
+from pipeline.clustering.surrogate import Condition, Rule, TreeFeature, between, imitate, number
 
-NAMES = [Asked(name) for name in ("f0", "f1", "f2", "f3")]
+NAMES = [TreeFeature(name) for name in ("f0", "f1", "f2", "f3")]
 
 
 def squares(rows: int = 2_000) -> tuple[np.ndarray, np.ndarray]:
@@ -32,13 +32,13 @@ def test_rules_find_what_the_labels_were_made_by() -> None:
     assert sum(rule.rows for rule in found.rules) == found.fitted_rows == 1_600
 
 
-def test_fidelity_is_that_of_the_rules_on_rows_held_back() -> None:
+def test_fidelity_is_that_of_the_rules_on_rows_held_out() -> None:
     x, label = load_iris(return_X_y=True)
     random = np.random.default_rng(1)
     label = np.where(random.random(len(label)) < 0.2, random.integers(0, 3, len(label)), label)
     found = imitate(x, label, depth=2, seed=3)
     assert found is not None
-    # Which rows are held back follows from the seed alone.
+    # Which rows are held out follows from the seed alone.
     held = np.sort(np.random.default_rng(3).permutation(150)[:30])
     told = np.full(30, -1)
     for rule in found.rules:
@@ -47,18 +47,18 @@ def test_fidelity_is_that_of_the_rules_on_rows_held_back() -> None:
             met &= (x[held, c.feature] > c.low) & (x[held, c.feature] <= c.high)
         assert (told[met] == -1).all()
         told[met] = rule.cluster_id
-        assert (rule.held_back, rule.right) == (
+        assert (rule.held_out, rule.correct) == (
             met.sum(),
             (label[held][met] == rule.cluster_id).sum(),
         )
-    assert found.held_back_rows == 30
+    assert found.held_out_rows == 30
     assert found.fidelity == pytest.approx(np.mean(told == label[held]))
     largest = np.bincount(np.delete(label, held)).argmax()
     assert found.baseline == pytest.approx(np.mean(label[held] == largest))
     for c in found.clusters:
         mine, here = label[held] == c.cluster_id, told == c.cluster_id
-        assert (c.rows, c.told, c.right) == (mine.sum(), here.sum(), (mine & here).sum())
-        assert c.recall == pytest.approx(c.right / c.rows)
+        assert (c.rows, c.predicted, c.correct) == (mine.sum(), here.sum(), (mine & here).sum())
+        assert c.recall == pytest.approx(c.correct / c.rows)
 
 
 def test_conditions_on_one_feature_are_merged() -> None:
@@ -66,7 +66,7 @@ def test_conditions_on_one_feature_are_merged() -> None:
     label = np.digitize(x[:, 0], [20, 40, 60, 80])
     found = imitate(x, label, depth=4, seed=0)
     assert found is not None
-    texts = {rule.cluster_id: rule.text([Asked("x[17]")]) for rule in found.rules}
+    texts = {rule.cluster_id: rule.text([TreeFeature("x[17]")]) for rule in found.rules}
     for cluster in range(5):
         assert texts[cluster].count("x[17]") == 1  # and one leaf each
     assert texts[2].startswith("40 <") or texts[2].startswith("39.9")
@@ -101,7 +101,7 @@ def test_missing_values_beside_numbers() -> None:
     label = np.where(np.isnan(x[:, 0]) | (x[:, 0] > 5), 1, 0)
     found = imitate(x, label, depth=2, seed=0)
     assert found is not None
-    low, high = (rule.text([Asked("f")]) for rule in found.rules)
+    low, high = (rule.text([TreeFeature("f")]) for rule in found.rules)
     assert low == "f ≤ 5"
     assert high == "(f > 5 or missing)"
     assert found.fidelity == 1
@@ -130,7 +130,7 @@ def test_bounded_work_on_wide_and_long_samples(monkeypatch: pytest.MonkeyPatch) 
     x[::7, 123] = np.nan
     found = imitate(x, np.where(np.isnan(x[:, 123]), 1, label), depth=2, seed=0)
     assert found is not None
-    assert (found.features, found.fitted_rows, found.held_back_rows) == (8, 300, 600)
+    assert (found.considered_features, found.fitted_rows, found.held_out_rows) == (8, 300, 600)
     assert {c.feature for rule in found.rules for c in rule.conditions} == {123}
     assert found.fidelity > 0.95
 
@@ -172,22 +172,22 @@ def test_a_gap_of_one_float() -> None:
 
 
 def test_words() -> None:
-    assert Condition(0, low=1.5).text(Asked("f")) == "f > 1.5"
-    assert Condition(0, low=1.5, high=3).text(Asked("f")) == "1.5 < f ≤ 3"
-    assert Condition(0).text(Asked("f")) == "f is there"
+    assert Condition(0, low=1.5).text(TreeFeature("f")) == "f > 1.5"
+    assert Condition(0, low=1.5, high=3).text(TreeFeature("f")) == "1.5 < f ≤ 3"
+    assert Condition(0).text(TreeFeature("f")) == "f is there"
     assert Rule(1, (), 3).precision is None
     assert (number(3.0), number(-0.25), number(1e20)) == ("3", "-0.25", "1e+20")
 
 
 def test_words_of_typed_columns() -> None:
-    red, member = Asked("colour", "category", "red"), Asked("member", "boolean")
+    red, member = TreeFeature("colour", "category", "red"), TreeFeature("member", "boolean")
     assert [Condition(0, low=0).text(red), Condition(0, high=0).text(red)] == [
         "colour = red",
         "colour ≠ red",
     ]
     assert Condition(0, low=0, missing=True).text(member) == "(member = true or missing)"
     assert Condition(0, high=0).text(member) == "member = false"
-    assert Condition(0, low=0).text(Asked("colour", "missing")) == "colour is missing"
-    when = Asked("seen", "time")
+    assert Condition(0, low=0).text(TreeFeature("colour", "missing")) == "colour is missing"
+    when = TreeFeature("seen", "time")
     assert Condition(0, high=86_400).text(when) == "seen ≤ 1970-01-02 00:00"
     assert Condition(0, low=1e300).text(when) == "seen > 1e+300"

@@ -28,14 +28,14 @@ from pipeline.config import Config, Retention
 from pipeline.distributed.resources import Claim, Resources
 from pipeline.engine import Context
 from pipeline.errors import InputError
-from pipeline.insight import profiles
-from pipeline.insight.profiles import (
-    Layout,
+from pipeline.insight.profiles import layout as profile_layout
+from pipeline.insight.profiles.files import (
     profile_path,
     read_exemplars,
     read_profile,
     withdraw_copies,
 )
+from pipeline.insight.profiles.layout import Layout
 from pipeline.lake.snapshots import assignment_files, read_file_list
 from pipeline.model.scaling import Scaler
 from pipeline.operations.forgetting import forget
@@ -607,10 +607,10 @@ def test_wrong_columns(lake: Lake, columns: list[str], message: str) -> None:
 
 
 def test_what_there_is_no_room_for_is_left_out(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiles, "_MOST_CELLS", 4 * 6)  # the numbers, and no vector
-    monkeypatch.setattr(profiles, "_MOST_POINTS", 4 * 5 * 7)
-    monkeypatch.setattr(profiles, "_MOST_EXEMPLARS", 4 * 3 * 2)
-    monkeypatch.setattr(profiles, "_MOST_EXEMPLAR_VALUES", 4 * 3 * 4)
+    monkeypatch.setattr(profile_layout, "_MOST_CELLS", 4 * 6)  # the numbers, and no vector
+    monkeypatch.setattr(profile_layout, "_MOST_POINTS", 4 * 5 * 7)
+    monkeypatch.setattr(profile_layout, "_MOST_EXEMPLARS", 4 * 3 * 2)
+    monkeypatch.setattr(profile_layout, "_MOST_EXEMPLAR_VALUES", 4 * 3 * 4)
     night = lake.night("2026-01-01")
     assert night.explanation is not None
     assert night.explanation.left_out == (

@@ -76,7 +76,7 @@ def test_a_run_has_every_section(lake: Store) -> None:
     assert "DEC beat plain k-means" in texts
     assert "shard-7.parquet" in texts
     assert "91.0" in texts  # fidelity is beside the rules
-    assert texts.count("right for 9 of 10 rows held back") == made.clusters
+    assert texts.count("correct for 9 of 10 held-out rows") == made.clusters
     data = data_of(page)
     assert data["map"]["key"] == [str(n) for n in range(120)]
     assert [data["map"]["clusters"][c]["id"] for c in data["map"]["cluster"]] == (

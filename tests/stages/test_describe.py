@@ -18,7 +18,7 @@ from nights_by_hand import cluster, register
 from pipeline.artifacts.nights import Champion
 from pipeline.config import Config
 from pipeline.errors import CommitConflict, LeaseHeld, NodesLost, OutOfMemory
-from pipeline.insight.surrogates import labelled_sample
+from pipeline.insight.rules import labelled_sample
 from pipeline.registry.clusters import store_table
 from pipeline.registry.entries import append, entry_numbers, latest_entry
 from pipeline.schema import DESCRIBED_SCHEMA, RULE_SCHEMA
@@ -53,11 +53,11 @@ def test_rules_in_the_users_columns(run: KnownRun, monkeypatch: pytest.MonkeyPat
     rows = run.rows.sort_by("id")
     mine = np.asarray(run.table["age"]) > 45
     assert ((rows["cluster_id"].to_numpy() == 2) == mine).all()
-    assert (found.fidelity, found.held_back_rows, found.fitted_rows) == (1.0, 240, 960)
+    assert (found.fidelity, found.held_out_rows, found.fitted_rows) == (1.0, 240, 960)
     assert found.baseline == pytest.approx(1 / 3, abs=0.1)
     clusters = clusters_of(run, found)
     assert {(row["precision"], row["recall"]) for row in clusters.values()} == {(1.0, 1.0)}
-    assert sum(row["held_back"] for row in clusters.values()) == 240
+    assert sum(row["held_out"] for row in clusters.values()) == 240
 
 
 def test_of_a_large_sample_an_even_choice_is_looked_at(
@@ -67,7 +67,7 @@ def test_of_a_large_sample_an_even_choice_is_looked_at(
     sample = run.sample.model_copy(update=several)
     given = (run.lake, run.model, run.manifest.features, sample, None)
     x, label = labelled_sample(*given)
-    monkeypatch.setattr("pipeline.insight.surrogates._MOST_ROWS", len(x) // 7 + 1)
+    monkeypatch.setattr("pipeline.insight.rules._MOST_ROWS", len(x) // 7 + 1)
     some, of_some = labelled_sample(*given)
     every = 7
     assert run.sample.rows % every  # so that the choice goes on from part to part
@@ -94,7 +94,7 @@ def test_names_by_features(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> No
 def test_nobody_names_and_no_tree(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run.describe(monkeypatch, namer=None, tree_depth=None)
     assert (found.rules, found.fidelity, found.named) == (None, None, 0)
-    assert found.why_no_rules == "explain.tree_depth is null"
+    assert found.no_rules_reason == "explain.tree_depth is null"
     assert {row["name"] for row in clusters_of(run, found).values()} == {None}
 
 
@@ -216,7 +216,7 @@ def test_whatever_fails_is_a_warning(
     found = run.describe(monkeypatch)
     assert [record.levelname for record in caplog.records if record.levelname == "WARNING"]
     assert (found.rules is None) == (gone != "profile")
-    assert bool(found.why_no_rules) == (gone != "profile")
+    assert bool(found.no_rules_reason) == (gone != "profile")
     assert found.named == (0 if gone == "profile" else 3)
     assert sorted(clusters_of(run, found)) == [0, 1, 2]
 

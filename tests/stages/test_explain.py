@@ -17,7 +17,7 @@ from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.models import RefinedModel
 from pipeline.engine import Context, Execution, StageReached
 from pipeline.errors import PipelineError
-from pipeline.insight.profiles import read_exemplars
+from pipeline.insight.profiles.files import read_exemplars
 from pipeline.run import run
 from pipeline.stages.assign import assign
 from pipeline.stages.explain import explain

@@ -29,8 +29,7 @@ from pipeline.stages.fit.sample import sample
 from pipeline.stages.pin import pin
 from pipeline.storage import Store
 from pipeline.tuning.measures import measure
-from pipeline.tuning.trial import Tuning, rows_of
-from pipeline.tuning.trials import TrialFolder
+from pipeline.tuning.trials import TrialFolder, Tuning, rows_of
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 

@@ -9,8 +9,8 @@ import numpy as np
 from pipeline.artifacts.inputs import FeatureColumn
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.records import StoredFile
-from pipeline.clustering.surrogate import Asked, imitate
-from pipeline.insight.surrogates import as_asked, rules_table
+from pipeline.clustering.surrogate import TreeFeature, imitate
+from pipeline.insight.rules import rules_table, tree_features
 from pipeline.model.channels import Channel, TypedScaler
 from pipeline.model.scaling import Scaler
 from pipeline.registry.models import scaler_bytes
@@ -46,21 +46,23 @@ def test_rules_about_categories_are_in_words(tmp_path: Path) -> None:
     colour = random.choice([*CODES, "rare", "none"], 2_000, p=[0.4, 0.3, 0.2, 0.05, 0.05])
     code = np.array([(CODES | {"rare": 99.0, "none": np.nan})[c] for c in colour])
     x = np.column_stack([random.normal(size=2_000), code])
-    x_asked, asked = as_asked(lake, model_of(lake, typed_scaler()), FEATURES, x)
-    assert asked == [
-        Asked("amount"),
-        Asked("colour", "category", "red"),  # the most frequent first; the rare one has no word
-        Asked("colour", "category", "blue"),
-        Asked("colour", "category", "green"),
-        Asked("colour", "missing"),
+    x_tree, features = tree_features(lake, model_of(lake, typed_scaler()), FEATURES, x)
+    assert features == [
+        TreeFeature("amount"),
+        TreeFeature(
+            "colour", "category", "red"
+        ),  # the most frequent first; the rare one has no word
+        TreeFeature("colour", "category", "blue"),
+        TreeFeature("colour", "category", "green"),
+        TreeFeature("colour", "missing"),
     ]
     for place, value in ((1, "red"), (2, "blue"), (3, "green"), (4, "none")):
-        assert ((x_asked[:, place] == 1) == (colour == value)).all()
+        assert ((x_tree[:, place] == 1) == (colour == value)).all()
     label = np.where(colour == "red", 0, np.where(colour == "none", 1, 2))
-    found = imitate(x_asked, label, depth=3, seed=0)
+    found = imitate(x_tree, label, depth=3, seed=0)
     assert found is not None
     assert found.fidelity == 1
-    rules = {r["cluster_id"]: r for r in rules_table(found, asked).to_pylist()}
+    rules = {r["cluster_id"]: r for r in rules_table(found, features).to_pylist()}
     assert rules[0]["rule"] == "colour = red"
     assert set(rules[1]["rule"].split(" and ")) == {"colour ≠ red", "colour is missing"}
     assert set(rules[2]["rule"].split(" and ")) == {"colour ≠ red", "colour is there"}
@@ -74,10 +76,10 @@ def test_rules_about_categories_are_in_words(tmp_path: Path) -> None:
     }
 
 
-def test_plain_numbers_are_asked_about_as_they_are(tmp_path: Path) -> None:
+def test_plain_numbers_are_used_as_they_are(tmp_path: Path) -> None:
     lake = Store(str(tmp_path))
     scaler = Scaler("standard", np.zeros(2), np.zeros(2), np.ones(2))
     x = np.arange(8.0).reshape(4, 2)
-    same, asked = as_asked(lake, model_of(lake, scaler), FEATURES, x)
+    same, features = tree_features(lake, model_of(lake, scaler), FEATURES, x)
     assert same is x
-    assert asked == [Asked("amount"), Asked("colour")]
+    assert features == [TreeFeature("amount"), TreeFeature("colour")]

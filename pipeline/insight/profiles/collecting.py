@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 from pipeline.clustering.profile import GroupMoments, Points, first_of_each
 from pipeline.input.profiled_columns import as_numbers, as_texts
 from pipeline.input.reading import RowBlock
-from pipeline.insight.profiles import (
-    CATEGORY_SCHEMA,
-    Layout,
-    Profile,
-    counted,
-    exemplars_of,
-    first_exemplars,
-)
+from pipeline.insight.profiles.layout import CATEGORY_SCHEMA, Layout, profiled_exemplar_schema
+from pipeline.insight.profiles.merging import Profile, counted, first_exemplars
 from pipeline.schema import EXEMPLAR_KINDS
 
 # Rows whose moments are taken together: some of each cluster, or merging costs more than adding.
@@ -66,7 +60,7 @@ class SliceProfile:
         self._moments = GroupMoments.none(layout.starts[-1])
         self._chosen: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
         self._counts: list[pa.Table] = [CATEGORY_SCHEMA.empty_table()]
-        self._exemplars = _Exemplars(layout, exemplars_of(keys))
+        self._exemplars = _Exemplars(layout, profiled_exemplar_schema(keys))
 
     def add(self, block: RowBlock, found: pa.Table) -> None:
         """Some rows, and their assignments with the key columns."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.tuned import (
+from jobs.commands.tune_results import (
     Outcome,
     best_by_clusters,
     curve_svg,
@@ -21,7 +21,7 @@ from jobs.commands.tuned import (
 from pipeline.config import Config, load_config
 from pipeline.storage import Store
 from pipeline.tuning.measures import Measures
-from pipeline.tuning.rule import recommend
+from pipeline.tuning.recommendation import recommend
 from pipeline.tuning.space import TrialSettings
 from pipeline.tuning.trials import Trial, TrialFolder
 

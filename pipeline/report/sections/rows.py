@@ -17,9 +17,9 @@ from pipeline.input.samples import FEATURES
 from pipeline.insight.maps import X, Y, about
 from pipeline.lake.snapshots import read_file_list, read_snapshot
 from pipeline.registry.cluster_ids import OUTLIER
-from pipeline.report.clusters import Clusters, key_text
 from pipeline.report.pictures import drawable, pixels, png, sheet
 from pipeline.report.reading import RunFiles
+from pipeline.report.sections.clusters import Clusters, key_text
 from pipeline.storage import open_input
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.tuning.measures import Measures
-from pipeline.tuning.rule import breach, on_front, recommend, score_of, searched_score
+from pipeline.tuning.recommendation import breach, on_front, recommend, score_of, searched_score
 from pipeline.tuning.space import TrialSettings
 from pipeline.tuning.trials import Trial, trials_bytes
 

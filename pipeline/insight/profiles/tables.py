@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.clustering.profile import Contrast, GroupMoments, ranks
-from pipeline.insight.profiles import Profile, counted
+from pipeline.insight.profiles.merging import Profile, counted
 from pipeline.schema import EXEMPLAR_KINDS, PROFILE_SCHEMA
 
 QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}

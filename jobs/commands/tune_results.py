@@ -17,7 +17,7 @@ from rich.table import Table
 from pipeline.config import MIN_SAMPLE_ROWS_PER_CLUSTER, Config
 
 if TYPE_CHECKING:  # they import torch, which must not come before keep_to_this_machine()
-    from pipeline.tuning.rule import Recommendation
+    from pipeline.tuning.recommendation import Recommendation
     from pipeline.tuning.trials import Trial, TrialFolder
 
 _BAR = 10  # characters of the curve in a terminal of 80
@@ -127,7 +127,7 @@ def recommended_yaml(outcome: Outcome) -> str:
 
 def write_outcome(outcome: Outcome) -> None:
     """Leave the table of trials, the recommended config, the reason and the curve."""
-    from pipeline.tuning.rule import breach, searched_score
+    from pipeline.tuning.recommendation import breach, searched_score
     from pipeline.tuning.trials import trials_bytes
 
     folder, lake = outcome.folder, outcome.folder.lake
@@ -183,7 +183,7 @@ def print_outcome(outcome: Outcome, stream: IO[str]) -> None:
 
 def best_by_clusters(outcome: Outcome) -> list[tuple[Trial, float]]:
     """The best trial of each number of clusters that breaks no limit, with its score."""
-    from pipeline.tuning.rule import breach, searched_score
+    from pipeline.tuning.recommendation import breach, searched_score
 
     best: dict[int, Trial] = {}
     for trial in outcome.trials:
@@ -224,7 +224,7 @@ def _bar(share: float) -> str:
 
 
 def _front(outcome: Outcome) -> Table:
-    from pipeline.tuning.rule import searched_score
+    from pipeline.tuning.recommendation import searched_score
 
     front = sorted(outcome.found.front, key=searched_score, reverse=True)
     title = "trials that no other one beats in stability, modularity and silhouette"
