@@ -525,7 +525,7 @@ def test_a_damaged_copy_is_no_reason_not_to_publish(
 ) -> None:
     lake.store.write_bytes("cluster_profile/ds=2026-01-01/profile.parquet", b"PAR1 no PAR1")
     night = lake.night("2026-01-01", explained=False)
-    assert "cluster_profile/ds=2026-01-01/profile.parquet is left as it was" in caplog.text
+    assert "cluster_profile/ds=2026-01-01/profile.parquet could not be emptied" in caplog.text
     night.explain()
     copy = lake.store.read_table("cluster_profile/ds=2026-01-01/profile.parquet")
     assert copy.equals(night.profile)
