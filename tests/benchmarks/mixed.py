@@ -235,16 +235,16 @@ TABLES: dict[str, Callable[[], MixedTable]] = {
 
 HEAD = """# Tables of numbers, categories and timestamps
 
-Written by `python -m tests.benchmarks.mixed`; do not edit. Agreement with classes that nobody
-clusters by: the species of 344 penguins (four numbers, island, sex; 19 values are missing), and the
+Written by `python -m tests.benchmarks.mixed`; do not edit. Agreement with classes that are not
+features: the species of 344 penguins (four numbers, island, sex; 19 values are missing), and the
 airline of 10,000 departures (delays, air time and distance; origin and one of about 100
 destinations; the hour of departure; 16 airlines). Mean and standard deviation over the seeds. The
-pipeline's rows are runs of its default config and nothing but the columns' types, on those same
-rows; what is in channels is in [decision 0032](../../infra/decisions/0032-typed-columns.md).
-k-means on one-hot columns and k-prototypes see numbers standardised, the mean for what is missing,
+pipeline's rows are runs of its default config on the same rows, with the columns' types as the only
+setting; [decision 0032](../../infra/decisions/0032-typed-columns.md) describes its channels.
+k-means on one-hot columns and k-prototypes get standardised numbers, the mean for missing numbers,
 null as a value of categories, and timestamps on the same circles. k-prototypes is fitted to 1,500
-rows of the flights. The weight of 1/4 was found with the species in view: 0.93 is what weights can
-do, not what to expect of a table that nobody knows.
+rows of the flights. The weight of 1/4 was chosen with the species in view: 0.93 shows what weights
+can do, not what to expect of an unknown table.
 """
 
 

@@ -365,10 +365,10 @@ def render(results: Iterable[Result]) -> str:
         "# Clustering quality",
         "",
         "Written by `python -m tests.benchmarks.quality`; do not edit. Every run is a `dec run` of",
-        "the default config with 10 clusters, one worker and the settings named here; the labels",
-        "score the result and are used for nothing else. Scores in %: mean over the seeds (least –",
-        "greatest). A target is reached when the mean reaches it. Passes: pretraining + updates",
-        "that refinement made before it stopped. Seconds: the whole command, mean.",
+        "the default config with 10 clusters, one worker and the settings named here; labels are",
+        "used for scoring only. Scores in %: mean over the seeds (minimum – maximum). A target is",
+        "reached when the mean reaches it. Passes: passes of pretraining + updates of refinement",
+        "until it stopped. Seconds: mean duration of the whole command.",
         "",
         "| row | seeds | ACC | NMI | ARI | peer: ACC / NMI / ARI | target | reached "
         "| passes | seconds | settings |",
@@ -380,17 +380,17 @@ def render(results: Iterable[Result]) -> str:
     if any(result.candidates for result in results):
         lines += [
             "",
-            "## What else the same runs compared",
+            "## DEC and its baselines in the same runs",
             "",
-            "DEC and its baselines on the reference sample: means over the seeds in %. Modularity",
-            "needs no labels; preferred: runs whose own comparison ranks the candidate first.",
+            "Scores on the reference sample: means over the seeds in %. Modularity needs no",
+            "labels; preferred: number of runs whose own comparison ranks the candidate first.",
             "",
             "| row | candidate | seeds | ACC | NMI | ARI | modularity | preferred |",
             "|---|---|--:|--:|--:|--:|--:|--:|",
             *(line for row in ROWS for line in _candidate_lines(row, by_row[row.name])),
         ]
         lines += _against_kmeans(by_row)
-    lines += ["", "## Where it was measured", ""]
+    lines += ["", "## Machines and versions", ""]
     lines += sorted({_circumstances(result) for result in results}) or ["Nothing is measured yet."]
     return "\n".join(lines) + "\n"
 
@@ -447,15 +447,16 @@ def _candidate_lines(row: Row, results: Sequence[Result]) -> list[str]:
 
 
 def _against_kmeans(by_row: Mapping[str, Sequence[Result]]) -> list[str]:
-    """DEC less plain k-means by row, in points, and how many seeds win."""
+    """Differences between DEC and plain k-means by row, in points, and the seeds that win."""
     lines = [
         "",
         "## The default config against plain k-means",
         "",
-        "The published clusters less k-means with the same number of clusters, in points: mean",
-        "(least – greatest), and how many seeds win. Rows without settings are the default config,",
-        "untouched. First against k-means on the same scaled features in the same run, best of 20",
-        "starts; then against k-means on the table as it comes, best of several starts.",
+        "Scores of the published clusters minus those of k-means with the same number of clusters,",
+        "in points: mean (minimum – maximum), and the number of seeds that win. Rows without",
+        "settings are the unchanged default config. `same run`: k-means on the same scaled",
+        "features in the same run, best of 20 starts; `unscaled`: k-means on the unscaled table,",
+        "best of several starts.",
         "",
         "| row | settings | seeds | k-means | ACC | NMI | ARI | seeds that win: ACC, NMI, ARI |",
         "|---|---|--:|---|---|---|---|---|",
@@ -467,7 +468,7 @@ def _against_kmeans(by_row: Mapping[str, Sequence[Result]]) -> list[str]:
         same = [{m: 100 * r.candidates["kmeans"][m] for m in METRICS} for r in compared]
         lines.append(_gain_line(row, "same run", compared, same))
         if row.floor:
-            lines.append(_gain_line(row, "as it comes", compared, [row.floor] * len(compared)))
+            lines.append(_gain_line(row, "unscaled", compared, [row.floor] * len(compared)))
     return lines
 
 

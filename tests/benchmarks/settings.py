@@ -186,10 +186,10 @@ def main() -> None:
     options = parser.parse_args()
     start = time.monotonic()
     lines = [
-        "# What each setting is worth",
+        "# Effect of each setting",
         "",
-        "Written by `python -m tests.benchmarks.settings`; do not edit. Means in %; one setting",
-        "differs from the defaults in each line. Labels only score.",
+        "Written by `python -m tests.benchmarks.settings`; do not edit. Means in %; in each line",
+        "one setting differs from the defaults. Labels are used for scoring only.",
     ]
     for name in options.tables:
         if name in FILES and not (options.data / FILES[name]).exists():

@@ -46,6 +46,6 @@ def test_the_table() -> None:
     assert "| digits | 1,797 | 2 | 4 | 10 | 70.0 | 16, 72.0 | 2.0 | yes |" in text
     assert "| digits | 1,797 | 3 | 5 | 16 | 72.0 | 50, 99.0 | 27.0 | **no** |" in text
     assert "Right in 1 of 2 tunings; K between 10 and 16" in text
-    assert "off by 3.0 in the mean" in text
+    assert "off by 3.0 on average" in text
     assert "| mnist | not measured |" in text
     assert "How often" in render([])

@@ -852,12 +852,12 @@ def render(measured: dict[str, Any]) -> str:
     text = [
         "# Throughput",
         "",
-        "Written by `python -m tests.benchmarks.throughput`; do not edit. Ours beside a floor or a",
-        "peer, both measured in one run, medians of repeats that take turns. Network",
+        "Written by `python -m tests.benchmarks.throughput`; do not edit. Our rate beside that of",
+        "a floor or a peer: medians of alternating repeats in the same run. Network",
         f"{'-'.join(map(str, HIDDEN))}-{EMBEDDING}, {FEATURES} features, batches of {BATCH_ROWS},",
-        f"K = {CLUSTERS} unless a row says otherwise. `--only` measures some rows again.",
+        f"K = {CLUSTERS} unless a row says otherwise. `--only` measures single rows again.",
         "",
-        "| measure | against | ours | theirs | ratio | reach | reached |",
+        "| measure | against | ours | theirs | ratio | target | reached |",
         "|---|---|--:|--:|--:|---|---|",
     ]
     for name in MEASURES:

@@ -163,10 +163,10 @@ def render(results: Sequence[Result]) -> str:
         "# How often `dec tune` is right",
         "",
         "Written by `python -m tests.benchmarks.tune`; do not edit. Every line is one `dec tune",
-        f"--clusters {CLUSTERS}` on a sample of a table with ten true classes; the config it is",
-        "given asks for 25. NMI in %: the mean of a trial's two fits, each learnt on half of the",
-        "sample, against labels that decide nothing. *Right* is an NMI at most 3 points below that",
-        "of the best trial of the same tuning.",
+        f"--clusters {CLUSTERS}` on a sample of a table with ten true classes; its config has 25",
+        "clusters. NMI in %: mean of the two fits of a trial, each on half of the sample; labels",
+        "are used for scoring only. *Right*: the NMI is at most 3 points below that of the best",
+        "trial of the same tuning.",
         "",
         "| table | rows | seed | trials | K | NMI | best trial: K, NMI | short by | right "
         "| network | seconds |",
@@ -187,8 +187,8 @@ def render(results: Sequence[Result]) -> str:
             "",
             f"Right in {hits} of {len(results)} tunings; K between "
             f"{min(r.chosen.clusters for r in results)} and "
-            f"{max(r.chosen.clusters for r in results)} where 10 are true, off by "
-            f"{fmean(abs(r.chosen.clusters - CLASSES) for r in results):.1f} in the mean.",
+            f"{max(r.chosen.clusters for r in results)} where 10 is true, off by "
+            f"{fmean(abs(r.chosen.clusters - CLASSES) for r in results):.1f} on average.",
             *_rules(results),
             *_tables(results),
             *_failures(results),
@@ -200,7 +200,7 @@ def render(results: Sequence[Result]) -> str:
 def _rules(results: Sequence[Result]) -> list[str]:
     lines = [
         "",
-        "## What other rules would have chosen from the same trials",
+        "## Choices of other rules from the same trials",
         "",
         "| rule | right | NMI short of the best trial, mean (most) | K off by, mean | K |",
         "|---|--:|--:|--:|---|",
@@ -222,8 +222,8 @@ def _tables(results: Sequence[Result]) -> list[str]:
         "",
         "## By table",
         "",
-        "Order: Spearman's rank correlation of score and NMI over the trials of a tuning, 1 where",
-        "the score puts them into the order that the labels would.",
+        "Order: Spearman's rank correlation of score and NMI over the trials of a tuning; 1 means",
+        "that the score ranks the trials as the labels do.",
         "",
         "| table | right | K by seed | NMI short by, mean | order, by seed |",
         "|---|--:|---|--:|---|",
@@ -258,13 +258,13 @@ def _failures(results: Sequence[Result]) -> list[str]:
                 f"K = {best.clusters} has {100 * best.nmi:.1f}. Order {order(r):.2f}."
             )
     lines += [
-        "- Where the fits are poor, the score knows little: 1,500 rows of MNIST a fit give an NMI",
-        "  near 50, which then rises with K whatever the clusters are, and modularity does not.",
-        "- K is not met exactly on pen digits, and half of the time on digits: the measures prefer",
-        "  13, and so does NMI, whose best trials have 13 too. Why was not looked into; digits",
+        "- Where the fits are poor, the score says little: fits on 1,500 rows of MNIST have an NMI",
+        "  near 50, which then rises with K whatever the clusters are, while modularity does not.",
+        "- K is not exact on pen digits, nor half of the time on digits: the measures prefer 13,",
+        "  and so does NMI, whose best trials have 13, too. The cause was not examined; digits",
         "  that are written in two ways would explain it.",
-        "- The walk visits 5, 7, 10, 13, 19, 26 and 36 clusters, and 10 is among them by chance: a",
-        "  recommended 10 says 9 to 11.",
+        "- The walk tries 5, 7, 10, 13, 19, 26 and 36 clusters, and 10 is among them by chance: a",
+        "  recommended 10 means 9 to 11.",
     ]
     return lines
 
@@ -275,21 +275,21 @@ def _budget(results: Sequence[Result]) -> list[str]:
         "",
         "## Budget and how to read it",
         "",
-        f"- {some['trials']} trials a tuning, half of them a walk over K with the config's own",
-        "  network, half Optuna's; two at a time, a core each. Pretraining of 15 passes or 400",
+        f"- {some['trials']} trials per tuning, half of them a walk over K with the config's own",
+        "  network, half Optuna's; two at a time, one core each. Pretraining of 15 passes or 400",
         "  updates, refinement of at most 10 passes or 300 updates, 5 restarts of k-means; hidden",
-        "  layers as below, and every fit sees half of the sample. That is far less than a run of",
-        "  the default config does, and NMI is far below that of QUALITY.md; what counts here is",
-        "  the difference between trials.",
+        "  layers as below; every fit sees half of the sample. That is far less than a run of the",
+        "  default config, and NMI is far below that of QUALITY.md; only the differences between",
+        "  trials matter here.",
         *(f"- {table}: hidden layers {hidden}." for table, (_, hidden, _) in TABLES.items()),
         "- The weights of the rule (decision 0030) were chosen on digits and pendigits, seeds 0",
         "  and 1, K from 5 to 40 with one network. The seeds here are others, the rows of digits",
-        "  are the same; MNIST and Reuters had no say in them.",
-        "- Seconds are of a machine that did other work meanwhile. Seeds 2 and 3 of the first four",
-        "  tables were measured when the rule took the mean of squared errors for its standard",
+        "  are the same; MNIST and Reuters were not used.",
+        "- Seconds: on a machine that did other work, too. Seeds 2 and 3 of the first four tables",
+        "  were measured when the rule took the mean of squared errors for its standard",
         "  error, and not their median; in all of them the highest score was recommended.",
-        "- NMI itself likes more clusters than there are classes: the best trial often has 12 to",
-        "  20. A recommendation with K = 10 can be short by a point or two for that alone.",
+        "- NMI itself favours more clusters than there are classes: the best trial often has 12 to",
+        "  20. For that reason alone, a recommendation of K = 10 can be a point or two lower.",
         *sorted({f"- {r.machine}" for r in results}),
     ]
     return lines

@@ -64,8 +64,8 @@ def render(lived: Sequence[tuple[Dataset, list[Night], list[str]]]) -> str:
         "# Fourteen nights",
         "",
         "Written by `python -m tests.simulation.full`; do not edit. Labelled: rows that the",
-        "champion read and labelled that night; carried: rows of unchanged shards, whose results",
-        "are those of an earlier night. Passes: over the training rows, learning. Seconds: the",
+        "champion labelled that night; carried: rows of unchanged shards, with the results of an",
+        "earlier night. Passes: training passes over the training rows. Seconds: duration of the",
         f"whole command. {platform.machine()}, {os.cpu_count()} cores, {today}.",
     ]
     for dataset, nights, failures in lived:
