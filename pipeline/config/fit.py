@@ -12,11 +12,8 @@ from pipeline.config.sections import Affects, PositiveFloat, PositiveInt, Sectio
 class AutoClusters(Section, affects=Affects.MODEL):
     """Number of clusters found in the data: `clusters: auto`, or `{most: 30}`."""
 
-    most: Annotated[int, Field(ge=2, le=1000)] = Field(
-        default=30,
-        description="Maximum number of clusters; merging starts from twice as many cells, at "
-        "least 60.",
-    )
+    most: Annotated[int, Field(ge=2, le=1000)] = 30
+    """Maximum number of clusters; merging starts from twice as many cells, at least 60."""
 
 
 def _auto(value: Any) -> Any:
@@ -37,31 +34,27 @@ Clusters = Annotated[
 class Model(Section, affects=Affects.MODEL):
     """Autoencoder."""
 
-    hidden: list[PositiveInt] = Field(
-        default=[500, 500, 2000], description="Widths of the encoder's hidden layers."
-    )
-    embedding: PositiveInt = Field(default=10, description="Width of the embedding.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto",
-        description="Precision of matrix products; auto is bfloat16 where the processor supports "
-        "it. Weights and everything else are float32.",
-    )
+    hidden: list[PositiveInt] = Field([500, 500, 2000])
+    """Widths of the encoder's hidden layers."""
+    embedding: PositiveInt = 10
+    """Width of the embedding."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products; auto is bfloat16 where the processor supports it. Weights and
+    everything else are float32."""
 
 
 class Augment(Section, affects=Affects.MODEL):
     """Augmentation of images; used where `source.image_shape` is given."""
 
-    shift: float = Field(
-        default=0.1, ge=0, lt=1, description="Maximum shift, as a share of height and width."
-    )
-    rotation_degrees: float = Field(default=10.0, ge=0, le=180, description="Maximum rotation.")
-    zoom: float = Field(default=0.1, ge=0, le=1, description="Maximum change of size; 0.1 is 10 %.")
-    function: str | None = Field(
-        default=None,
-        pattern=r"^[\w.]+:\w+$",
-        description="Your own augmentation as module:function, (raw rows, torch.Generator) -> raw "
-        "rows; needs no `source.image_shape`.",
-    )
+    shift: float = Field(0.1, ge=0, lt=1)
+    """Maximum shift, as a share of height and width."""
+    rotation_degrees: float = Field(10.0, ge=0, le=180)
+    """Maximum rotation."""
+    zoom: float = Field(0.1, ge=0, le=1)
+    """Maximum change of size; 0.1 is 10 %."""
+    function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    """Your own augmentation as module:function, (raw rows, torch.Generator) -> raw rows; needs no
+    `source.image_shape`."""
 
 
 class Optimization(Section, affects=Affects.MODEL):
@@ -69,131 +62,81 @@ class Optimization(Section, affects=Affects.MODEL):
 
     learning_rate: PositiveFloat
     passes: int
-    batch_rows: PositiveInt = Field(
-        default=256, description="Rows per update, summed over all workers."
-    )
-    min_updates: int = Field(
-        default=800,
-        ge=0,
-        description="Minimum number of updates; small tables get smaller batches, down to 32 rows, "
-        "to reach it.",
-    )
-    optimizer: Literal["adamw", "sgd"] = Field(
-        default="adamw",
-        description="Optimizer; adamw without weight decay is Adam, sgd has momentum 0.9.",
-    )
-    weight_decay: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Decoupled weight decay per update, as a share of `learning_rate`.",
-    )
-    schedule: Literal["constant", "cosine"] = Field(
-        default="constant",
-        description="Schedule of the learning rate; cosine warms up over 5 % of the passes and "
-        "ends at 0.",
-    )
-    max_gradient_norm: PositiveFloat | None = Field(
-        default=None, description="Maximum norm of a gradient, for clipping; null = no clipping."
-    )
+    batch_rows: PositiveInt = 256
+    """Rows per update, summed over all workers."""
+    min_updates: int = Field(800, ge=0)
+    """Minimum number of updates; small tables get smaller batches, down to 32 rows, to reach it."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer; adamw without weight decay is Adam, sgd has momentum 0.9."""
+    weight_decay: float = Field(0.0, ge=0, lt=1)
+    """Decoupled weight decay per update, as a share of `learning_rate`."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Schedule of the learning rate; cosine warms up over 5 % of the passes and ends at 0."""
+    max_gradient_norm: PositiveFloat | None = None
+    """Maximum norm of a gradient, for clipping; null = no clipping."""
 
 
 class Pretrain(Optimization):
     """Training of the autoencoder to reconstruct the rows."""
 
-    passes: PositiveInt = Field(default=30, description="Number of passes over the training rows.")
-    noise: float | None = Field(
-        default=None,
-        ge=0,
-        lt=1,
-        description="Share of the inputs that are masked and must be reconstructed; null = 0.2 "
-        "where the embedding is at least a tenth as wide as the rows, else 0.",
-    )
-    learning_rate: PositiveFloat = Field(default=1e-3, description="Learning rate.")
-    schedule: Literal["constant", "cosine"] = Field(
-        default="cosine", description=Optimization.model_fields["schedule"].description
-    )
+    passes: PositiveInt = 30
+    """Number of passes over the training rows."""
+    noise: float | None = Field(None, ge=0, lt=1)
+    """Share of the inputs that are masked and must be reconstructed; null = 0.2 where the embedding
+    is at least a tenth as wide as the rows, else 0."""
+    learning_rate: PositiveFloat = 1e-3
+    """Learning rate."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Schedule of the learning rate; cosine warms up over 5 % of the passes and ends at 0."""
 
 
 class Centroids(Section, affects=Affects.MODEL):
     """First centroids: k-means on the embeddings of a sample."""
 
-    sample_rows: PositiveInt = Field(
-        default=100_000, description="Number of rows in the reference sample."
-    )
-    restarts: PositiveInt = Field(
-        default=20,
-        description="Maximum number of k-means starts; the best is kept. Large samples get fewer, "
-        "to bound the time.",
-    )
-    iterations: PositiveInt = Field(default=50, description="Lloyd iterations per start.")
+    sample_rows: PositiveInt = 100_000
+    """Number of rows in the reference sample."""
+    restarts: PositiveInt = 20
+    """Maximum number of k-means starts; the best is kept. Large samples get fewer, to bound the
+    time."""
+    iterations: PositiveInt = 50
+    """Lloyd iterations per start."""
 
 
 class Refine(Optimization):
     """Deep embedded clustering: training of encoder and centroids together."""
 
-    passes: int = Field(
-        default=20,
-        ge=0,
-        description="Maximum number of passes; 0 keeps the k-means partition.",
-    )
-    tol: float = Field(
-        default=0.001,
-        ge=0,
-        le=1,
-        description="Stop rule: minimum share of rows whose label changes between two updates of "
-        "the target.",
-    )
-    alpha: PositiveFloat = Field(
-        default=1.0, description="Degrees of freedom of the Student's t kernel."
-    )
-    start_spread: PositiveFloat | None = Field(
-        default=1.0,
-        description="Root mean square distance per dimension to the first centroids that "
-        "embeddings are scaled to before training; null = no scaling.",
-    )
-    update_interval_rows: PositiveInt | None = Field(
-        default=None,
-        description="Training rows between two updates of the target; null = one pass. Set it "
-        "where a pass takes hours, so that a collapse is noticed in time.",
-    )
-    target: Literal["live", "frozen"] = Field(
-        default="live",
-        description="Model that the target distribution is computed from: the current one, or, as "
-        "in the paper, the one of the last update.",
-    )
-    frequency_rows: PositiveInt = Field(
-        default=1_000_000,
-        description="Number of rows that cluster frequencies are summed over with a live target, "
-        "at most one pass; a frozen target always sums over the whole pass.",
-    )
-    learning_rate: PositiveFloat = Field(default=1e-4, description="Learning rate.")
-    reconstruction_weight: float = Field(
-        default=0.0,
-        ge=0,
-        description="Weight of the reconstruction loss beside KL (gamma in IDEC); 0 = DEC.",
-    )
-    noise: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Share of the inputs that are masked; the target is computed from all inputs.",
-    )
-    max_share: float = Field(
-        default=0.9,
-        gt=0,
-        le=1,
-        description="Maximum share of the rows in one cluster; beyond it the training has "
-        "collapsed.",
-    )
-    select: Literal["dec", "auto"] = Field(
-        default="dec",
-        description="Model that is published: dec, or with auto the best of DEC and its two "
-        "baselines.",
-    )
+    passes: int = Field(20, ge=0)
+    """Maximum number of passes; 0 keeps the k-means partition."""
+    tol: float = Field(0.001, ge=0, le=1)
+    """Stop rule: minimum share of rows whose label changes between two updates of the target."""
+    alpha: PositiveFloat = 1.0
+    """Degrees of freedom of the Student's t kernel."""
+    start_spread: PositiveFloat | None = 1.0
+    """Root mean square distance per dimension to the first centroids that embeddings are scaled to
+    before training; null = no scaling."""
+    update_interval_rows: PositiveInt | None = None
+    """Training rows between two updates of the target; null = one pass. Set it where a pass takes
+    hours, so that a collapse is noticed in time."""
+    target: Literal["live", "frozen"] = "live"
+    """Model that the target distribution is computed from: the current one, or, as in the paper,
+    the one of the last update."""
+    frequency_rows: PositiveInt = 1_000_000
+    """Number of rows that cluster frequencies are summed over with a live target, at most one pass;
+    a frozen target always sums over the whole pass."""
+    learning_rate: PositiveFloat = 1e-4
+    """Learning rate."""
+    reconstruction_weight: float = Field(0.0, ge=0)
+    """Weight of the reconstruction loss beside KL (gamma in IDEC); 0 = DEC."""
+    noise: float = Field(0.0, ge=0, lt=1)
+    """Share of the inputs that are masked; the target is computed from all inputs."""
+    max_share: float = Field(0.9, gt=0, le=1)
+    """Maximum share of the rows in one cluster; beyond it the training has collapsed."""
+    select: Literal["dec", "auto"] = "dec"
+    """Model that is published: dec, or with auto the best of DEC and its two baselines."""
 
 
 class Evaluate(Section, affects=Affects.RESULT):
     """Ground truth, for tables that have it; never used for fitting."""
 
-    label: str | None = Field(default=None, description="Column with the true class.")
+    label: str | None = None
+    """Column with the true class."""

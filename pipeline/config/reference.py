@@ -55,8 +55,9 @@ def _tables(section: type[Section], path: str) -> Iterator[str]:
     for name, field, affects in ((s.path, s.field, s.affects) for s in settings_in(section)):
         if name in properties:  # of this section, not of one in it
             default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
-            cells = (f"`{name}`", _type(properties[name]), default, affects)
-            rows.append(f"| {' | '.join(cells)} | {field.description} |")
+            description = " ".join((field.description or "").split())
+            cells = (f"`{name}`", _type(properties[name]), default, affects, description)
+            rows.append(f"| {' | '.join(cells)} |")
     about = (section.__doc__ or "").partition("\n")[0]
     yield f"\n## `{path}`\n\n{about}\n" if path else "\n## Top level\n"
     if rows:

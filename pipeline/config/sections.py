@@ -48,7 +48,7 @@ class DefaultVersion:
 class Section(BaseModel):
     """A part of the config: frozen; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     affects: ClassVar[Affects]
 
     def __init_subclass__(cls, affects: Affects | None = None, **options: Any) -> None:

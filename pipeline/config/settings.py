@@ -32,12 +32,10 @@ class Config(Section, affects=Affects.MODEL):
     """All settings of a run."""
 
     source: Source
-    output: Annotated[str, Affects.EXECUTION] = Field(
-        min_length=1, description="Location of the lake: a folder, or s3://bucket/prefix/."
-    )
-    clusters: Clusters = Field(
-        description="Number of clusters; auto, or {most: 30}, finds it in the sample."
-    )
+    output: Annotated[str, Affects.EXECUTION] = Field(min_length=1)
+    """Location of the lake: a folder, or s3://bucket/prefix/."""
+    clusters: Clusters
+    """Number of clusters; auto, or {most: 30}, finds it in the sample."""
     model: Model = Model()
     augment: Augment = Augment()
     pretrain: Pretrain = Pretrain()
@@ -55,7 +53,8 @@ class Config(Section, affects=Affects.MODEL):
     storage: Storage = Storage()
     prices: Prices = Prices()
     track: Track = Track()
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of all random numbers.")
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of all random numbers."""
 
     @model_validator(mode="after")
     def _sample_feeds_every_cluster(self) -> Config:

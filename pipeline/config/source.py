@@ -21,18 +21,15 @@ Locations = Annotated[
 class Feature(Section, affects=Affects.MODEL):
     """Feature column with a type, an entry of `features`; see decision 0032."""
 
-    column: str = Field(min_length=1, description="Name of the column, or a glob.")
-    type: Literal["auto", "number", "boolean", "category", "timestamp", "vector"] = Field(
-        default="auto", description="Meaning of the values; auto follows the column's own type."
-    )
-    weight: PositiveFloat = Field(
-        default=1.0, description="Weight of the column in distances and in the loss."
-    )
-    values: Annotated[int, Field(ge=1, le=4096)] = Field(
-        default=128,
-        description="Maximum number of distinct values of a category, the most frequent ones; all "
-        "others count as one.",
-    )
+    column: str = Field(min_length=1)
+    """Name of the column, or a glob."""
+    type: Literal["auto", "number", "boolean", "category", "timestamp", "vector"] = "auto"
+    """Meaning of the values; auto follows the column's own type."""
+    weight: PositiveFloat = 1.0
+    """Weight of the column in distances and in the loss."""
+    values: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Maximum number of distinct values of a category, the most frequent ones; all others count as
+    one."""
 
 
 FeatureEntry = Annotated[
@@ -44,56 +41,33 @@ FeatureEntry = Annotated[
 class Source(Section, affects=Affects.MODEL):
     """Input table: its location, its columns, and the rows to learn from."""
 
-    path: Annotated[Locations, Affects.RESULT] = Field(
-        description="File, folder or glob of Parquet files, local or s3://, or a list of those; "
-        "{ds} stands for the logical date."
-    )
-    features: list[FeatureEntry] = Field(
-        description="Columns to cluster by: vectors or scalars, names or globs such as f_*. An "
-        "entry {column, type, weight} gives a column a type: number, boolean, category, timestamp "
-        "or vector."
-    )
-    keys: Annotated[list[str], Affects.RESULT] = Field(
-        default=[],
-        description="Columns copied into the assignments; without any, shard name and row number.",
-    )
-    scaling: Literal["standard", "minmax", "unit_norm", "none"] = Field(
-        default="standard", description="Scaling of the features before training."
-    )
-    nulls: Literal["error", "mean", "drop"] = Field(
-        default="error",
-        description="Treatment of null, NaN and infinite features: stop the run, use the mean, or "
-        "drop the row. Columns with a type encode missing values instead.",
-    )
-    on_bad_shard: Annotated[Literal["error", "quarantine"], Affects.RESULT] = Field(
-        default="error",
-        description="Treatment of a corrupt, truncated, vanished or replaced shard: stop the run, "
-        "or leave the whole shard out.",
-    )
-    max_bad_share: Annotated[float, Affects.RESULT] = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="Maximum share of the shards that quarantine may leave out; more stop the run.",
-    )
-    fit_rows: PositiveInt | None = Field(
-        default=None, description="Number of rows to train on, drawn by seed; null = all."
-    )
-    held_out: float = Field(
-        default=0.02,
-        ge=0,
-        lt=1,
-        description="Share of the rows held out of training, to detect overfitting.",
-    )
-    image_shape: list[PositiveInt] | None = Field(
-        default=None,
-        description="Shape of the images, [height, width] or [height, width, channels], where "
-        "`features` is one column of pixels in row-major order; turns augmentation on.",
-    )
-    example: Annotated[Literal["digits"] | None, Affects.RESULT] = Field(
-        default=None,
-        description="Example dataset that is written to `path` when nothing is there.",
-    )
+    path: Annotated[Locations, Affects.RESULT]
+    """File, folder or glob of Parquet files, local or s3://, or a list of those; {ds} stands for
+    the logical date."""
+    features: list[FeatureEntry]
+    """Columns to cluster by: vectors or scalars, names or globs such as f_*. An entry {column,
+    type, weight} gives a column a type: number, boolean, category, timestamp or vector."""
+    keys: Annotated[list[str], Affects.RESULT] = Field([])
+    """Columns copied into the assignments; without any, shard name and row number."""
+    scaling: Literal["standard", "minmax", "unit_norm", "none"] = "standard"
+    """Scaling of the features before training."""
+    nulls: Literal["error", "mean", "drop"] = "error"
+    """Treatment of null, NaN and infinite features: stop the run, use the mean, or drop the row.
+    Columns with a type encode missing values instead."""
+    on_bad_shard: Annotated[Literal["error", "quarantine"], Affects.RESULT] = "error"
+    """Treatment of a corrupt, truncated, vanished or replaced shard: stop the run, or leave the
+    whole shard out."""
+    max_bad_share: Annotated[float, Affects.RESULT] = Field(0.1, ge=0, le=1)
+    """Maximum share of the shards that quarantine may leave out; more stop the run."""
+    fit_rows: PositiveInt | None = None
+    """Number of rows to train on, drawn by seed; null = all."""
+    held_out: float = Field(0.02, ge=0, lt=1)
+    """Share of the rows held out of training, to detect overfitting."""
+    image_shape: list[PositiveInt] | None = None
+    """Shape of the images, [height, width] or [height, width, channels], where `features` is one
+    column of pixels in row-major order; turns augmentation on."""
+    example: Annotated[Literal["digits"] | None, Affects.RESULT] = None
+    """Example dataset that is written to `path` when nothing is there."""
 
     @field_validator("path", "features")
     @classmethod
