@@ -114,6 +114,19 @@ class Finished:
 Dec = Callable[..., Finished]
 
 
+def run_dec(folder: Path, *words: str, env: dict[str, str] | None = None) -> Finished:
+    """Run ``dec`` as a process of its own, in this folder."""
+    result = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "COLUMNS": "120", **(env or {})},
+    )
+    return Finished(result.returncode, result.stdout, result.stderr)
+
+
 @pytest.fixture
 def dec(tmp_path: Path) -> Dec:
     """Run ``dec`` as a user does, in an empty folder, with settings as its config file."""
@@ -125,15 +138,7 @@ def dec(tmp_path: Path) -> Dec:
         if settings is not None:
             (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
             arguments.append(str(tmp_path / "config.yaml"))
-        result = subprocess.run(
-            [sys.executable, "-m", "jobs.cli", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**os.environ, "COLUMNS": "120", **(env or {})},
-        )
-        return Finished(result.returncode, result.stdout, result.stderr)
+        return run_dec(tmp_path, *arguments, env=env)
 
     return run
 

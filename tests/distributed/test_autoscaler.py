@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 CARD = [2.0, 1.0]  # CPUs and GPUs of a node that may be added, twice
 

@@ -20,7 +20,7 @@ from conftest import SMALL, blobs, write_shards
 from faults.nights import WIDE_ROWS, Night, assert_every_row_once, ray_processes
 from ray.cluster_utils import Cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 PACED = '''"""Rows as they are; a while later, for as long as a file is there."""
 

@@ -68,6 +68,7 @@ def test_the_number_is_found_once_and_used_by_every_stage(
     assert (other.choice, other.model_id) == (summary.choice, summary.model_id)
 
 
+@pytest.mark.slow
 def test_a_refit_may_come_to_another_number(ray_address: str, tmp_path: Path) -> None:
     table = write_shards(tmp_path / "table", blobs(600))
     settings = {

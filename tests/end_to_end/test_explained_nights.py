@@ -15,6 +15,8 @@ import pytest
 import yaml
 from conftest import SMALL, blobs, published, write_shards
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ("amount", "age", "visits", "orders", "returns", "calls", "mails", "days")
 
 

@@ -33,7 +33,7 @@ from pipeline import storage
 from pipeline.lake.snapshots import assignment_files
 from pipeline.storage import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 ROWS, SHARDS = 24_000, 8
 DS = "2026-01-31"

@@ -25,6 +25,8 @@ from pipeline.operations.forgetting import forget
 from pipeline.operations.forgotten_keys import read_keys
 from pipeline.storage import Store
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, Any] = {
     **SMALL,
     "source": {"path": "digits/{ds}", "example": "digits", "features": ["x"], "keys": ["id"]},

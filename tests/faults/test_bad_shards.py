@@ -31,7 +31,7 @@ from pipeline.input.pinning import pin as pin_input
 from pipeline.run import STAGES, run
 from pipeline.storage import Store
 
-pytestmark = pytest.mark.usefixtures("ray_address")
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_address")]
 
 ROWS, SHARDS = 640, 9  # one of them without rows
 BAD = "shard-5.parquet"
@@ -255,7 +255,6 @@ def test_a_shard_that_goes_bad(night: Night, ledger: Any, stage: str, fault: str
     ledger.survived(name, stage, rows=night.compare(BAD_IDS))
 
 
-@pytest.mark.slow
 def test_several_bad_shards_and_two_workers(
     night: Night, ledger: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,7 +401,6 @@ def test_a_shard_is_wholly_out_and_other_slices_stay(night: Night, ledger: Any) 
 # ------------------------------------------------------------------------------ the commands
 
 
-@pytest.mark.slow
 def test_killed_as_soon_as_a_bad_shard_is_written_down(
     night: Night, dec: Dec, ledger: Any, ray_address: str, tmp_path: Path
 ) -> None:

@@ -27,6 +27,8 @@ from pipeline.lake.lease import take
 from pipeline.lake.snapshots import Partition, latest_snapshot, publish
 from pipeline.storage import Store
 
+pytestmark = pytest.mark.faults
+
 DS = "2026-01-31"
 ROWS = 600
 CONFIG = ConfigError.exit_code
@@ -77,7 +79,6 @@ def wait_for(true: Callable[[], bool], what: str, seconds: float = 240) -> None:
 # ------------------------------------------------------------------------------- two runs at once
 
 
-@pytest.mark.slow
 def test_started_twice_works_once(
     settings: dict[str, Any], ray_address: str, tmp_path: Path, dec: Dec, ledger: Ledger
 ) -> None:
@@ -127,7 +128,6 @@ def test_started_twice_works_once(
     ledger.survived(*fault, rows=ROWS)
 
 
-@pytest.mark.slow
 def test_a_run_that_stood_still_for_too_long_stops(
     settings: dict[str, Any], ray_address: str, tmp_path: Path, dec: Dec, ledger: Ledger
 ) -> None:
@@ -207,7 +207,6 @@ def test_of_many_that_publish_one_ds_at_once_one_wins(tmp_path: Path, ledger: Le
 # ------------------------------------------------------------------ a run id used by another config
 
 
-@pytest.mark.slow
 def test_a_run_id_stands_for_one_input_and_one_ds(
     settings: dict[str, Any], tmp_path: Path, dec: Dec, ledger: Ledger
 ) -> None:

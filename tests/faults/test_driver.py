@@ -16,7 +16,7 @@ from faults.conftest import Ledger
 from faults.nights import PATIENCE_S, Night
 from pipeline.run import STAGES
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 FAULT = "SIGKILL of the driver"
 ROWS = 600

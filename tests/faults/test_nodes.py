@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 from faults.conftest import Ledger
 from faults.nights import WIDE_ROWS, Night, assert_every_row_once, ray_processes, wide_settings
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 REPLACED = "loss of a whole node, with a replacement"
 GONE = "loss of a whole node, without a replacement"

@@ -39,6 +39,8 @@ from pipeline.lake.snapshots import (
 from pipeline.run import STAGES
 from pipeline.storage import Store, open_input, retries, s3
 
+pytestmark = pytest.mark.faults
+
 ROWS = 600
 TABLE = f"s3://{BUCKET}/table"
 DS = "2026-01-31"
@@ -168,7 +170,6 @@ def holds_no_secret(result: Any, lake: str, env: dict[str, str], *folders: Path)
 # ------------------------------------------------------------------------ some of the requests
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kinds", "rate"), [*(((kind,), 0.2) for kind in KINDS), (KINDS, 0.01)], ids=str
 )
@@ -203,7 +204,6 @@ def to_snapshot(request: Request) -> bool:
     return is_write(request) and "/snapshots/" in request.path
 
 
-@pytest.mark.slow
 def test_uploads_that_fail_and_uploads_whose_answer_is_lost(
     night_on_ray: Night, cluster: Any, ledger: Any
 ) -> None:
@@ -412,7 +412,6 @@ def test_no_credentials_at_all(night: Night, tmp_path: Path) -> None:
     assert night.proxy.requests == []
 
 
-@pytest.mark.slow
 def test_each_way_to_fail_has_its_code_and_is_kept_until_it_is_overcome(
     night_on_ray: Night, cluster: Any, ledger: Any, s3_endpoint: str
 ) -> None:

@@ -26,7 +26,7 @@ from faults.nights import (
     wide_settings,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 MIB = 2**20
 ASSIGNER = "MapBatches(Assigner)"

@@ -15,6 +15,8 @@ from published_tables import FORMATS, Night, config_of, expected, first_reader, 
 from pipeline.config import Config
 from pipeline.errors import CommitStateUnknown
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture(params=FORMATS)
 def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:

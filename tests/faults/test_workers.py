@@ -11,7 +11,7 @@ import pytest
 from faults.conftest import Ledger
 from faults.nights import WIDE_ROWS, Night, assert_every_row_once, ray_processes, wide_settings
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 ASSIGNER = "MapWorker(MapBatches(Assigner))"
 TRAINER = "RayTrainWorker"

@@ -24,7 +24,7 @@ from monitoring.test_dashboard_and_alerts import DASHBOARD, RULES
 from pipeline.run import STAGES
 from pipeline.storage import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 ROWS, WIDTH, SHARDS, CLUSTERS = 20_000, 32, 4, 3
 SLICES = 3  # of a MiB
