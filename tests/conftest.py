@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from chat_endpoint import chat  # noqa: F401
+from dec_command import Finished, in_its_own_process, in_this_process
 from object_store import s3_endpoint, s3_env  # noqa: F401
 
 from pipeline.config import Config
@@ -98,49 +94,32 @@ def config_of(settings: dict[str, Any]) -> Config:
     return Config.model_validate(settings)
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 Dec = Callable[..., Finished]
-
-
-def run_dec(folder: Path, *words: str, env: dict[str, str] | None = None) -> Finished:
-    """Run ``dec`` as a process of its own, in this folder."""
-    result = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "COLUMNS": "120", **(env or {})},
-    )
-    return Finished(result.returncode, result.stdout, result.stderr)
 
 
 @pytest.fixture
 def dec(tmp_path: Path) -> Dec:
-    """Run ``dec`` as a user does, in an empty folder, with settings as its config file."""
+    """Run ``dec`` in an empty folder, with settings as its config file."""
+    return _with_settings(tmp_path, in_this_process)
 
-    def run(
+
+@pytest.fixture
+def dec_process(tmp_path: Path) -> Dec:
+    """The same in a process of its own, which starts a Ray unless RAY_ADDRESS names one."""
+    return _with_settings(tmp_path, in_its_own_process)
+
+
+def _with_settings(folder: Path, run: Dec) -> Dec:
+    def dec(
         *words: str, settings: dict[str, Any] | None = None, env: dict[str, str] | None = None
     ) -> Finished:
         arguments = list(words)
         if settings is not None:
-            (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-            arguments.append(str(tmp_path / "config.yaml"))
-        return run_dec(tmp_path, *arguments, env=env)
+            (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+            arguments.append(str(folder / "config.yaml"))
+        return run(folder, *arguments, env=env)
 
-    return run
+    return dec
 
 
 def published(lake: Path | str, ds: str | None = None) -> pa.Table:

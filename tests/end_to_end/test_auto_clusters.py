@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import SMALL, blobs, config_of, published, write_shards
+from dec_command import in_this_process
 
 from pipeline.artifacts.models import InitialCentroids
 from pipeline.engine import Context, Execution, StageReached
@@ -85,17 +82,10 @@ def test_a_refit_may_come_to_another_number(ray_address: str, tmp_path: Path) ->
     config.write_text(yaml.safe_dump(settings))
 
     def night(day: int, *words: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "jobs.cli", "nightly", str(config), "--json", *words]
-        done = subprocess.run(
-            [*command, "--ds", f"2026-03-{day:02}"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, "RAY_ADDRESS": ray_address},
-        )
-        assert done.returncode == 0, (done.stderr, done.stdout)
-        summary: dict[str, Any] = json.loads(done.stdout)
+        ds = f"2026-03-{day:02}"
+        done = in_this_process(tmp_path, "nightly", str(config), "--json", "--ds", ds, *words)
+        assert done.code == 0, (done.err, done.out)
+        summary: dict[str, Any] = done.json
         return summary
 
     first = night(1)

@@ -158,9 +158,9 @@ def on_ray(ray_address: str) -> dict[str, str]:
     return {"RAY_ADDRESS": ray_address}
 
 
-def test_too_few_cpus(dec: Dec, settings: dict[str, Any], on_ray: dict[str, str]) -> None:
+def test_too_few_cpus(dec_process: Dec, settings: dict[str, Any], on_ray: dict[str, str]) -> None:
     settings["execution"] = {"workers": 50}
-    result = dec("run", settings=settings, env=on_ray)
+    result = dec_process("run", settings=settings, env=on_ray)
     refused(result, CONFIG, "execution.workers=50", "25.5 CPUs", "the cluster has 4")
 
 

@@ -145,13 +145,14 @@ def test_wrong_names(
     assert not Path(settings["output"]).exists()
 
 
-def test_a_cluster_that_is_not_there(dec: Dec, settings: dict[str, Any]) -> None:
-    result = dec("run", settings=settings, env={"RAY_ADDRESS": "127.0.0.1:1"})
+def test_a_cluster_that_is_not_there(dec_process: Dec, settings: dict[str, Any]) -> None:
+    result = dec_process("run", settings=settings, env={"RAY_ADDRESS": "127.0.0.1:1"})
     assert result.code == 6
     assert "RAY_ADDRESS=127.0.0.1:1 cannot be reached" in result.err
     assert len(result.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal(
     settings: dict[str, Any], ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,10 +178,11 @@ def test_progress_on_a_terminal(
         assert noise not in text
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_interrupted_and_resumed(
-    settings: dict[str, Any], ray_address: str, tmp_path: Path, dec: Dec, number: signal.Signals
+    settings: dict[str, Any], ray_address: str, tmp_path: Path, dec: Dec
 ) -> None:
+    """By Ctrl-C; end_to_end/test_stopping.py is about SIGTERM."""
     settings["pretrain"] = {"passes": 100_000, "min_updates": 0}  # until somebody stops it
     settings["execution"] = {"workers": 2, "checkpoint_seconds": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -197,19 +199,16 @@ def test_interrupted_and_resumed(
     while not training.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert training.exists()  # Ray Train's workers are at it
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Resume with: dec run config.yaml --run-id night" in err
     assert len(err.splitlines()) == 1
 
-    if number == signal.SIGTERM:  # resuming is the same
-        return
     before = sampled.stat().st_mtime_ns
     settings["pretrain"]["passes"] = 2
     settings["execution"] = {"workers": 1}  # a run may go on with another number of them
-    env = {"RAY_ADDRESS": ray_address}
-    result = dec("run", "--run-id", "night", settings=settings, env=env)
+    result = dec("run", "--run-id", "night", settings=settings)
     assert result.code == 0, result.err
     assert sampled.stat().st_mtime_ns == before  # what was complete was kept
     assert sorted(published(tmp_path / "lake")["id"].to_pylist()) == list(range(600))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import Finished, published, run_dec
+from conftest import published
+from dec_command import Finished, in_its_own_process, in_this_process
 
 from pipeline.lake.snapshots import assignment_files
 from pipeline.schema import assignment_schema
@@ -23,18 +25,19 @@ QUICKSTART = str(Path(__file__).parents[2] / "configs/quickstart.yaml")
 KMEANS_ACC = 0.79
 
 
-def run_digits(folder: Path, *words: str, env: dict[str, str] | None = None) -> Finished:
+def run_digits(folder: Path, *words: str, run: Any = in_this_process, **named: Any) -> Finished:
     """Run the quickstart's config with its table and lake in this folder."""
     places = [f"source.path={folder}/digits", f"output={folder}/lake"]
     sets = [word for place in places for word in ("--set", place)]
-    return run_dec(folder, "run", *words, QUICKSTART, *sets, env=env)
+    finished: Finished = run(folder, "run", *words, QUICKSTART, *sets, **named)
+    return finished
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
     """The quickstart's folder, and what it printed; on a Ray of its own, as on a new laptop."""
     folder = tmp_path_factory.mktemp("digits")
-    return folder, run_digits(folder, "--json", "--run-id", "seed-0")
+    return folder, run_digits(folder, "--json", "--run-id", "seed-0", run=in_its_own_process)
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def test_the_default_config_beats_kmeans_for_other_seeds(
     scores = []
     for seed in (1, 2):
         words = ("--json", "--run-id", f"seed-{seed}", "--set", f"seed={seed}")
-        result = run_digits(tmp_path, *words, env={"RAY_ADDRESS": ray_address})
+        result = run_digits(tmp_path, *words)
         assert result.code == 0, result.err
         scores.append(result.json["scores"]["acc"])
         assert result.json["snapshot"] == seed
@@ -110,7 +113,8 @@ def test_the_same_run_id_again_does_no_work_twice(folder: Path) -> None:
     before = files()
     # With a cluster that does not exist: a complete run must not even look for it.
     nowhere = {"RAY_ADDRESS": "127.0.0.1:1"}
-    result = run_digits(folder, "--json", "--run-id", "seed-0", env=nowhere)
+    words = ("--json", "--run-id", "seed-0")
+    result = run_digits(folder, *words, run=in_its_own_process, env=nowhere)
     assert result.code == 0, result.err
     assert result.json["run_id"] == "seed-0"
     assert files() == before
@@ -122,7 +126,7 @@ def test_a_published_run_id_is_not_reused_for_other_settings(folder: Path) -> No
     assert "run seed-0 is published with other settings (refine.alpha)" in result.err
 
 
-def test_a_published_run_may_be_explained_otherwise(folder: Path) -> None:
+def test_a_published_run_may_be_explained_otherwise(folder: Path, ray_address: str) -> None:
     path = folder / "lake/runs/seed-0/config.yaml"
     before = path.read_text()
     older = {name: part for name, part in yaml.safe_load(before).items() if name != "explain"}

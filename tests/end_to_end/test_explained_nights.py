@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,9 @@ import pyarrow as pa
 import pytest
 import yaml
 from conftest import SMALL, blobs, published, write_shards
+from dec_command import in_this_process
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_address")]
 
 COLUMNS = ("amount", "age", "visits", "orders", "returns", "calls", "mails", "days")
 
@@ -30,7 +28,7 @@ def customers() -> pa.Table:
 class Lake:
     """Its nights, and commands about them."""
 
-    def __init__(self, folder: Path, address: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.lake = folder / "lake"
         settings = {
             "source": {
@@ -46,18 +44,11 @@ class Lake:
         }
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(settings))
-        self._env = {**os.environ, "COLUMNS": "140", "RAY_ADDRESS": address}
 
     def dec(self, name: str, *words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.cli", name, str(self.config), *words],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env=self._env,
-        )
-        assert done.returncode == 0, (done.stderr, done.stdout)
-        return done.stdout
+        done = in_this_process(self.config.parent, name, str(self.config), *words)
+        assert done.code == 0, (done.err, done.out)
+        return done.out
 
     def json(self, name: str, *words: str) -> Any:
         return json.loads(self.dec(name, *words, "--json"))
@@ -69,8 +60,8 @@ class Lake:
         return {c["cluster_id"]: c["name"] for c in self.json("clusters")["clusters"]}
 
 
-def test_names_that_last_and_rules_that_hold(ray_address: str, tmp_path: Path) -> None:
-    lake = Lake(tmp_path, ray_address)
+def test_names_that_last_and_rules_that_hold(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
     first = lake.night(1)
     assert {"explain", "describe"} <= {stage["stage"] for stage in first["stages"]}
     names = lake.names()

@@ -22,6 +22,7 @@ def stages_run(lake: Path, run: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_address")
 def test_a_night_into_delta_and_then_iceberg(
     dec: Dec, settings: dict[str, Any], tmp_path: Path
 ) -> None:

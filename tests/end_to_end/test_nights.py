@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from conftest import SMALL, Finished, blobs, published, write_shards
+from conftest import SMALL, blobs, published, write_shards
+from dec_command import Finished, in_this_process
 from scipy.optimize import linear_sum_assignment
 
 from pipeline.lake.snapshots import assignment_files, latest_snapshot
@@ -25,8 +23,8 @@ RUINED = ("--set", "pretrain.learning_rate=1e20", "--set", "refine.learning_rate
 class Nights:
     """A table of three clear groups, its lake, and the nights so far by their date."""
 
-    def __init__(self, folder: Path, run: Any) -> None:
-        self.lake, self.config, self._run = folder / "lake", folder / "config.yaml", run
+    def __init__(self, folder: Path) -> None:
+        self.lake, self.config = folder / "lake", folder / "config.yaml"
         table = write_shards(folder / "table", blobs(600))
         settings = {
             "source": {"path": str(table), "features": ["x"], "keys": ["id"]},
@@ -41,8 +39,7 @@ class Nights:
 
     def dec(self, *words: str) -> Finished:
         """A command about this config."""
-        finished: Finished = self._run(*words, str(self.config))
-        return finished
+        return in_this_process(self.config.parent, *words, str(self.config))
 
     def night(self, day: int, *words: str, code: int = 0) -> dict[str, Any]:
         """A night, and what it says of itself."""
@@ -63,20 +60,7 @@ class Nights:
 
 @pytest.fixture(scope="module")
 def nights(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    folder = tmp_path_factory.mktemp("nights")
-
-    def run(*words: str) -> Finished:
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.cli", *words],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**os.environ, "COLUMNS": "120", "RAY_ADDRESS": ray_address},
-        )
-        return Finished(done.returncode, done.stdout, done.stderr)
-
-    return Nights(folder, run)
+    return Nights(tmp_path_factory.mktemp("nights"))
 
 
 def test_nights_one_after_another(nights: Nights) -> None:

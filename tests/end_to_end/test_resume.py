@@ -1,4 +1,4 @@
-"""What a run id holds on to: its folder, the input as it was pinned, the files that it lists."""
+"""Runs that go on under their id: after a kill, without their input, with foreign files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Dec, blobs, config_of, published
+from dec_command import in_this_process
+from faults.nights import Night
 
 from jobs.night import default_run_id
 from pipeline.engine import Context, Execution
@@ -35,6 +37,25 @@ def test_a_run_that_goes_on_reads_its_own_folder_only(
     assert again.code == 0, again.err
     assert (tmp_path / "lake/runs/r/manifest.json").read_bytes() == manifest
     assert not (tmp_path / "lake/footers").exists()
+
+
+def test_killed_amid_a_training_and_run_again(
+    settings: dict[str, Any], ray_address: str, tmp_path: Path
+) -> None:
+    settings["pretrain"] = {"passes": 100_000, "min_updates": 0}  # until it is killed
+    settings["execution"] = {"workers": 1, "checkpoint_seconds": 1}
+    night = Night(tmp_path / "night", settings, ray_address)
+    night.start()
+    night.wait_for(night.marker("pretrain").with_name("checkpoint.safetensors").exists)
+    night.kill()
+    sampled = night.marker("sample").stat().st_mtime_ns
+    assert night.snapshots() == []
+    words = ("--run-id", night.run_id, "--set", "pretrain.passes=2")
+    result = in_this_process(night.folder, "run", "config.yaml", *words)
+    assert result.code == 0, result.err
+    assert night.marker("sample").stat().st_mtime_ns == sampled  # what was complete is kept
+    assert "goes on after pass" in night.logs()  # and of the training, what was saved
+    assert night.rows()["id"].to_pylist() == list(range(600))
 
 
 @pytest.mark.slow

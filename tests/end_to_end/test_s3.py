@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -95,11 +94,11 @@ def test_nothing_there(s3_env: dict[str, str]) -> None:
 
 
 def test_the_whole_pipeline(
-    dec: Dec, settings: dict[str, Any], table_on_s3: str, tmp_path: Path, s3_env: dict[str, str]
+    dec_process: Dec, settings: dict[str, Any], table_on_s3: str, s3_env: dict[str, str]
 ) -> None:
     settings["source"] |= {"path": table_on_s3, "keys": ["id", "year"]}
     settings["output"] = f"s3://{BUCKET}/lake"
-    result = dec("run", "--ds", "2026-01-31", "--json", settings=settings, env=s3_env)
+    result = dec_process("run", "--ds", "2026-01-31", "--json", settings=settings, env=s3_env)
     assert result.code == 0, result.err
     lake = Store(settings["output"])
     current = lake.read_json("current.json")

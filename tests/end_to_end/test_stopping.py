@@ -19,8 +19,8 @@ from pipeline.errors import Interrupted
 
 pytestmark = pytest.mark.slow
 
-ROWS = 16_000
-PASSES = 9
+ROWS = 10_000
+PASSES = 8
 DAY_S = 86_400
 
 

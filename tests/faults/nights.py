@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,24 @@ class Night:
     """A run that is started, killed and started again under one run id.
 
     Args:
-        folder: Config, logs and output go here.
+        folder: Folder for the config, logs and output.
         settings: The config; ``output`` is set to ``lake`` in the folder unless given.
-        address: Of the Ray cluster to work on; None starts one with the run.
+        address: Address of the Ray cluster to work on; None starts one with the run.
+        run_id: Name of the run.
+        command: Command of ``dec`` and its options.
     """
 
     def __init__(
-        self, folder: Path, settings: dict[str, Any], address: str | None, run_id: str = "night"
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        address: str | None,
+        run_id: str = "night",
+        command: Sequence[str] = ("run",),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.run_id, self.settings = folder, run_id, settings
+        self._command = command
         settings = {"output": str(folder / "lake"), **settings}
         if "lease_seconds" in Execution.model_fields:  # who was killed cannot give it back
             settings["execution"] = {"lease_seconds": 1, **settings["execution"]}
@@ -59,11 +67,12 @@ class Night:
     def start(self, *words: str) -> None:
         """Start the command in a process group of its own."""
         self._starts += 1
-        self._logs = self.folder / f"start-{self._starts}"
+        self._logs = self.folder / f"{self.run_id}-{self._starts}"
         self._logs.mkdir()
-        command = [sys.executable, "-m", "jobs.cli", "run", "config.yaml", "--run-id", self.run_id]
+        name, *options = self._command
+        command = [sys.executable, "-m", "jobs.cli", name, "config.yaml", "--run-id", self.run_id]
         self.process = subprocess.Popen(
-            [*command, *words],
+            [*command, *options, *words],
             cwd=self.folder,
             env={**self._env, "TMPDIR": str(self._logs)},
             stdout=subprocess.PIPE,

@@ -22,6 +22,7 @@ import pytest
 import yaml
 from conftest import SMALL, Dec, blobs, config_of, published, write_shards
 
+from faults.ledger import FULL
 from jobs.commands.inspection import check_input, make_plan
 from pipeline.engine import Context, Execution, StageReached
 from pipeline.errors import BadShard, InputError
@@ -222,6 +223,11 @@ def test_a_shard_that_is_bad_when_it_is_pinned(night: Night, ledger: Any, fault:
         *itertools.product(AFTER_PIN, ["corrupt page", "truncated", "vanished", "replaced"]),
         ("sample", "corrupt footer"),
         ("assign", "zero bytes"),
+    ]
+    if FULL
+    else [
+        *(("sample", "corrupt page"), ("sample", "corrupt footer"), ("pretrain", "replaced")),
+        *(("refine", "truncated"), ("assign", "vanished"), ("assign", "zero bytes")),
     ],
 )
 def test_a_shard_that_goes_bad(night: Night, ledger: Any, stage: str, fault: str) -> None:

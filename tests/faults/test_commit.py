@@ -20,7 +20,7 @@ import pytest
 import yaml
 from conftest import Dec, blobs, published
 
-from faults.conftest import Ledger
+from faults.ledger import Ledger
 from pipeline.errors import CommitConflict, CommitStateUnknown, ConfigError, LeaseHeld
 from pipeline.lake import snapshots
 from pipeline.lake.lease import take

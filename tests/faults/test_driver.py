@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 import shutil
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pytest
-from conftest import SMALL
+from conftest import SMALL, blobs, published, write_shards
 
-from faults.conftest import Ledger
+from faults.ledger import FULL, Ledger, Line
 from faults.nights import PATIENCE_S, Night
 from pipeline.run import STAGES
 
@@ -20,16 +24,36 @@ pytestmark = pytest.mark.faults
 
 FAULT = "SIGKILL of the driver"
 ROWS = 600
-KILLS = 3
+KILLS = 3 if FULL else 1
+# One of each way in which stages go on after a kill: the driver's own work, parts of Ray Data, a
+# training with checkpoints and one with centroids as well, a task, a commit to the registry, actors
+# that write part files, the commit for readers, and what comes after it.
+PLACES = (
+    *("pin", "sample", "pretrain", "refine", "init_centroids"),
+    *("promote", "assign", "publish", "report"),
+)
+# After the commit, readers see the rows.
+READABLE = ("publish", "explain", "describe", "summary", "report")
 # A stage of a millisecond may be over before it is hit; what it changed is then taken back.
 TRIES = 12
 
 
-@pytest.fixture
-def settings(table_folder: Path) -> dict[str, Any]:
+def killed_in() -> list[str]:
+    """The stages of a run, all of them in the full form."""
+    names = [stage.name for stage in STAGES if stage.name != "warm_start"]  # of refreshes alone
+    return names if FULL else [name for name in names if name in PLACES]
+
+
+def unmeasured(lines: Iterable[Line]) -> list[str]:
+    """Stages during which the driver was never killed."""
+    hit = {line.where for line in lines if line.fault == FAULT and line.injected}
+    return [stage.name for stage in STAGES if stage.name not in hit]
+
+
+def settings_of(table: Path) -> dict[str, Any]:
     """Trainings of many passes and checkpoints, over a small table."""
     return {
-        "source": {"path": str(table_folder), "features": ["x"], "keys": ["id"]},
+        "source": {"path": str(table), "features": ["x"], "keys": ["id"]},
         "clusters": 3,
         **SMALL,
         "pretrain": {"passes": 150, "min_updates": 0, "batch_rows": 32},
@@ -38,62 +62,105 @@ def settings(table_folder: Path) -> dict[str, Any]:
     }
 
 
-def test_killed_in_every_stage_at_three_points_each(
-    settings: dict[str, Any], ray_address: str, tmp_path: Path, ledger: Ledger
-) -> None:
-    calm = Night(tmp_path / "calm", settings, ray_address)
+@dataclass
+class Storm:
+    """A run that is killed again and again, and the same run undisturbed.
+
+    Attributes:
+        seconds: Duration of each stage of the undisturbed run.
+        expected: Rows that it published.
+        survivors: Stages during which the run was killed, one for each kill.
+    """
+
+    night: Night
+    seconds: dict[str, float]
+    expected: pa.Table
+    survivors: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def storm(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storm]:
+    folder = tmp_path_factory.mktemp("storm")
+    settings = settings_of(write_shards(folder / "input", blobs(ROWS)))
+    calm = Night(folder / "calm", settings, ray_address)
     result = calm.run("--json")
     assert result.code == 0, result.err
     seconds = {stage["stage"]: stage["seconds"] for stage in result.json["stages"]}
-    expected = calm.rows()
+    night = Night(folder / "stormy", settings, ray_address)
+    yield Storm(night, seconds, calm.rows())
+    night.stop()
 
-    night = Night(tmp_path / "stormy", settings, ray_address)
-    points = random.Random(5)
-    before = tmp_path / "before"
-    for stage in (stage.name for stage in STAGES):
-        for kill in range(KILLS):
-            shutil.rmtree(before, ignore_errors=True)
-            if night.lake.exists():
-                shutil.copytree(night.lake, before)
-            for attempt in range(TRIES):
-                night.start()
-                night.wait_for_stage(stage)
-                # A third of the stage each; earlier where that came too late.
-                part = (kill + points.random()) / KILLS * 0.7**attempt
-                time.sleep(part * max(0.002, seconds.get(stage, 0)))
-                night.kill()
-                if not night.complete(stage):
-                    break
-                shutil.rmtree(night.lake)
-                if before.exists():
-                    shutil.copytree(before, night.lake)
-            else:
-                pytest.fail(f"stage {stage} was over each time before it could be hit")
-            ledger.injected(FAULT, stage)
-            if stage in (
-                "publish",
-                "explain",
-                "describe",
-                "summary",
-                "report",
-            ):  # readers see all of it or nothing
-                assert night.snapshots() in ([], ["1.json"])
-                assert not night.snapshots() or night.rows().num_rows == ROWS
-            else:
-                assert night.snapshots() == []
-    result = night.run()
+
+def kill_during(night: Night, stage: str, part: float, seconds: float) -> None:
+    """SIGKILL after this part of the stage, earlier where that comes too late."""
+    before = night.folder / "before"
+    shutil.rmtree(before, ignore_errors=True)
+    if night.lake.exists():
+        shutil.copytree(night.lake, before)
+    for attempt in range(TRIES):
+        night.start()
+        night.wait_for_stage(stage)
+        time.sleep(part * 0.7**attempt * max(0.002, seconds))
+        night.kill()
+        if not night.complete(stage):
+            return
+        shutil.rmtree(night.lake)
+        if before.exists():
+            shutil.copytree(before, night.lake)
+    pytest.fail(f"stage {stage} was over each time before it could be hit")
+
+
+@pytest.mark.parametrize("stage", killed_in())
+def test_killed(storm: Storm, stage: str, ledger: Ledger) -> None:
+    """One after the other: each goes on from the kill before."""
+    night, points = storm.night, random.Random(stage)
+    for kill in range(KILLS):
+        kill_during(night, stage, (kill + points.random()) / KILLS, storm.seconds.get(stage, 0))
+        ledger.injected(FAULT, stage)
+        storm.survivors.append(stage)
+        if stage in READABLE:  # all of it or nothing
+            assert night.snapshots() in ([], ["1.json"])
+            assert not night.snapshots() or night.rows().num_rows == ROWS
+        else:
+            assert night.snapshots() == []
+
+
+def test_what_was_killed_ends_as_if_it_had_not_been(storm: Storm, ledger: Ledger) -> None:
+    assert storm.survivors
+    result = storm.night.run()
     assert result.code == 0, result.err
-    assert night.snapshots() == ["1.json"]
-    rows = night.rows()
+    assert storm.night.snapshots() == ["1.json"]
+    rows = storm.night.rows()
     assert rows["id"].to_pylist() == list(range(ROWS))
-    assert rows.equals(expected)  # not only every row once: what an undisturbed run says of it
-    for stage in (stage.name for stage in STAGES):
-        ledger.survived(FAULT, stage, rows=ROWS, times=KILLS)
+    assert rows.equals(storm.expected)
+    for stage, kills in Counter(storm.survivors).items():
+        ledger.survived(FAULT, stage, rows=ROWS, times=kills)
+
+
+@pytest.mark.skipif(not FULL, reason="its first stage goes on as other tasks do")
+def test_a_refresh_that_is_killed(table_folder: Path, ray_address: str, ledger: Ledger) -> None:
+    settings = settings_of(table_folder)
+    folder = table_folder.with_name("refresh")
+    day = Night(folder, settings, ray_address, "first", command=("nightly", "--ds", "2026-03-01"))
+    result = day.run()
+    assert result.code == 0, result.err
+    settings["schedule"] = {"refresh": {"every_days": 1, "passes": 1}}
+    day = Night(folder, settings, ray_address, command=("nightly", "--ds", "2026-03-02"))
+    for kill in range(KILLS):
+        kill_during(day, "warm_start", (kill + 0.5) / KILLS, 0.1)
+        ledger.injected(FAULT, "warm_start")
+    result = day.run("--json")
+    assert result.code == 0, result.err
+    assert result.json["action"] == "refresh"
+    rows = published(day.lake, "2026-03-02").sort_by("id")
+    assert rows["id"].to_pylist() == list(range(ROWS))
+    ledger.survived(FAULT, "warm_start", rows=ROWS, times=KILLS)
 
 
 def test_killed_with_a_ray_of_its_own_and_training_workers(
-    settings: dict[str, Any], tmp_path: Path, ledger: Ledger
+    table_folder: Path, tmp_path: Path, ledger: Ledger
 ) -> None:
+    settings = settings_of(table_folder)
     settings["pretrain"]["passes"] = 100_000  # until it is killed
     settings["execution"]["workers"] = 2
     night = Night(tmp_path / "night", settings, None)

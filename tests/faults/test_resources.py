@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
-from faults.conftest import Ledger
+from faults.ledger import Ledger
 from faults.nights import (
     SLICES,
     WIDE_ROWS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from faults.conftest import Ledger
+from faults.ledger import Ledger
 from faults.nights import WIDE_ROWS, Night, assert_every_row_once, ray_processes, wide_settings
 
 pytestmark = pytest.mark.faults

@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # as pytest finds dec_command
+
 from . import checks
 from .living import Night, cost_table, live
 from .nights import DIGITS, MNIST, PENDIGITS, Dataset

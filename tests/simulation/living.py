@@ -1,4 +1,4 @@
-"""Lives through the nights: a table changes, ``dec nightly`` runs, what it left is read back."""
+"""Runs the nights one by one: the table changes, ``dec nightly`` runs, its output is read back."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from dec_command import in_this_process
 from numpy.typing import NDArray
 
 from pipeline.lake.snapshots import Partition, assignment_files, latest_snapshot
@@ -125,13 +126,16 @@ class Night:
         return float(2 * (mine_N & its_N).sum() / (mine_N.sum() + its_N.sum()))
 
 
-def live(dataset: Dataset, folder: Path, address: str) -> Iterator[Night]:
-    """All nights of a dataset, one after the other, on a Ray cluster that stays.
+def live(
+    dataset: Dataset, folder: Path, address: str, kills: Mapping[int, str] = KILLS
+) -> Iterator[Night]:
+    """All nights of a dataset, one after the other, on the Ray of this process.
 
     Args:
-        dataset: Whose.
-        folder: The table, the lake and logs go here.
-        address: Of the cluster.
+        dataset: The dataset and what happens to it.
+        folder: Folder for the table, the lake and logs.
+        address: Address of that Ray, for nights that are killed: processes of their own.
+        kills: Stage during which a night is killed before it is run again, by day.
     """
     world = World(dataset)
     table = Table(world, folder / "table")
@@ -141,21 +145,20 @@ def live(dataset: Dataset, folder: Path, address: str) -> Iterator[Night]:
     for day in NIGHTS:
         changes = table.become(day)
         started = time.monotonic()
-        if day in KILLS:
-            _kill(_start(config, day, address), lake, day)
-        command = _start(config, day, address)
-        out, err = command.communicate(timeout=PATIENCE_S)
+        if day in kills:
+            _kill(_start(config, day, address), lake, day, kills[day])
+        ended = in_this_process(folder, *_words(config, day))
         seconds = time.monotonic() - started
-        if not out:
-            raise RuntimeError(f"night {day} ended with {command.returncode}:\n{err}")
+        if not ended.out:
+            raise RuntimeError(f"night {day} ended with {ended.code}:\n{ended.err}")
         known = world.known(day)
         rows = published(lake, day)
         keys_N = rows["id"].to_numpy()
         store = Store(str(lake))
         yield Night(
             day=day,
-            code=command.returncode,
-            summary=json.loads(out),
+            code=ended.code,
+            summary=ended.json,
             changes=changes,
             changed_rows=table.changed_rows,
             keys_N=keys_N,
@@ -172,10 +175,8 @@ def live(dataset: Dataset, folder: Path, address: str) -> Iterator[Night]:
 
 def difference(folder: Path, before: int, after: int) -> dict[str, Any]:
     """What ``dec diff`` says of two nights."""
-    words = ["diff", "config.yaml", ds_of(before), ds_of(after), "--json"]
-    command = [sys.executable, "-m", "jobs.cli", *words]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(result.stdout)
+    words = ("diff", "config.yaml", ds_of(before), ds_of(after), "--json")
+    found: dict[str, Any] = in_this_process(folder, *words).json
     return found
 
 
@@ -196,12 +197,15 @@ def transitions(lake: Store) -> pa.Table:
     return pa.concat_tables([lake.read_table(file.path) for file in entry.transitions])
 
 
+def _words(config: Path, day: int) -> list[str]:
+    return ["nightly", config.name, "--ds", ds_of(day), "--run-id", run_id_of(day), "--json"]
+
+
 def _start(config: Path, day: int, address: str) -> subprocess.Popen[str]:
     logs = config.parent / f"logs-{day:02}"
     logs.mkdir(exist_ok=True)
-    words = ["nightly", config.name, "--ds", ds_of(day), "--run-id", run_id_of(day), "--json"]
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *words],
+        [sys.executable, "-m", "jobs.cli", *_words(config, day)],
         cwd=config.parent,
         env={**os.environ, "RAY_ADDRESS": address, "TMPDIR": str(logs), "COLUMNS": "120"},
         stdout=subprocess.PIPE,
@@ -211,10 +215,10 @@ def _start(config: Path, day: int, address: str) -> subprocess.Popen[str]:
     )
 
 
-def _kill(command: subprocess.Popen[str], lake: Path, day: int) -> None:
-    """SIGKILL of the command and all that it started, once it is in the stage of ``KILLS``."""
+def _kill(command: subprocess.Popen[str], lake: Path, day: int, stage: str) -> None:
+    """SIGKILL of the command and all that it started, once it is in this stage."""
     logs = lake.parent / f"logs-{day:02}"
-    line = f"stage {KILLS[day]}: started"
+    line = f"stage {stage}: started"
     deadline = time.monotonic() + PATIENCE_S
     while not any(line in path.read_text(errors="replace") for path in logs.glob("dec-*.log")):
         if command.poll() is not None or time.monotonic() > deadline:
@@ -222,9 +226,9 @@ def _kill(command: subprocess.Popen[str], lake: Path, day: int) -> None:
         time.sleep(0.005)
     os.killpg(command.pid, signal.SIGKILL)
     command.communicate(timeout=PATIENCE_S)
-    done = lake / f"runs/{run_id_of(day)}/stages/{KILLS[day]}/done.json"
+    done = lake / f"runs/{run_id_of(day)}/stages/{stage}/done.json"
     if done.exists():
-        raise RuntimeError(f"night {day}: {KILLS[day]} was complete before it was killed")
+        raise RuntimeError(f"night {day}: {stage} was complete before it was killed")
 
 
 def _trained_passes(lake: Path, day: int) -> int:

@@ -201,14 +201,14 @@ def test_servers_that_are_away_are_one_note_each(settings: dict[str, Any], dec: 
 
 
 def test_a_package_that_is_missing_is_named_at_once(
-    settings: dict[str, Any], tmp_path: Path, dec: Dec
+    settings: dict[str, Any], tmp_path: Path, dec_process: Dec
 ) -> None:
     # A package without a client stands in front of the real one.
     (tmp_path / "first" / "openlineage").mkdir(parents=True)
     (tmp_path / "first" / "openlineage" / "__init__.py").touch()
     track = {"openlineage": {"to": "lineage.jsonl"}}
     path = f"{tmp_path / 'first'}:{Path(__file__).parents[2]}"
-    result = dec("run", settings=settings | {"track": track}, env={"PYTHONPATH": path})
+    result = dec_process("run", settings=settings | {"track": track}, env={"PYTHONPATH": path})
     assert result.code == ConfigError.exit_code
     (line,) = result.err.splitlines()
     assert line.endswith("run: pip install 'dec-pipeline[openlineage]'")
