@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,13 @@ from pipeline.lake.snapshots import Partition, publish
 from pipeline.operations import garbage
 from pipeline.storage import Store, find_parquet
 
+S3 = pytest.mark.s3
+# The one test of these that runs with moto by default.
+ON_A_STORE = (
+    S3,
+    pytest.mark.skipif("DEC_TEST_S3_ENDPOINT" not in os.environ, reason="runs with moto already"),
+)
+
 
 @pytest.fixture
 def table_on_s3(s3_env: dict[str, str]) -> str:
@@ -35,6 +43,7 @@ def table_on_s3(s3_env: dict[str, str]) -> str:
     return store.url
 
 
+@S3
 def test_store(s3_env: dict[str, str]) -> None:
     store = Store(f"s3://{BUCKET}/store")
     store.write_bytes("a/b.txt", b"content")
@@ -50,6 +59,7 @@ def test_store(s3_env: dict[str, str]) -> None:
     assert store.read_json("once.json") == {"n": 1}
 
 
+@S3
 def test_a_reader_sees_one_content_while_it_is_replaced(s3_env: dict[str, str]) -> None:
     store = Store(f"s3://{BUCKET}/replaced")
     contents = [b"short", b"long" * 100]
@@ -69,6 +79,7 @@ def test_a_reader_sees_one_content_while_it_is_replaced(s3_env: dict[str, str]) 
     assert seen == set(contents)
 
 
+@S3
 @pytest.mark.parametrize(
     ("path", "names"),
     [
@@ -88,16 +99,22 @@ def test_find_parquet(table_on_s3: str, path: str, names: list[str]) -> None:
         assert storage.version_of(file.url) == file.version
 
 
+@S3
 def test_nothing_there(s3_env: dict[str, str]) -> None:
     with pytest.raises(FileNotFoundError):
         find_parquet(f"s3://{BUCKET}/nowhere")
 
 
+@pytest.mark.parametrize("lake_name", ["lake", pytest.param("lake-on-a-store", marks=ON_A_STORE)])
 def test_the_whole_pipeline(
-    dec_process: Dec, settings: dict[str, Any], table_on_s3: str, s3_env: dict[str, str]
+    lake_name: str,
+    dec_process: Dec,
+    settings: dict[str, Any],
+    table_on_s3: str,
+    s3_env: dict[str, str],
 ) -> None:
     settings["source"] |= {"path": table_on_s3, "keys": ["id", "year"]}
-    settings["output"] = f"s3://{BUCKET}/lake"
+    settings["output"] = f"s3://{BUCKET}/{lake_name}"
     result = dec_process("run", "--ds", "2026-01-31", "--json", settings=settings, env=s3_env)
     assert result.code == 0, result.err
     lake = Store(settings["output"])
@@ -115,6 +132,7 @@ def test_the_whole_pipeline(
         assert s3_env[name].encode() not in log
 
 
+@S3
 def test_shard_that_changes_under_a_run_is_named(
     settings: dict[str, Any], table_on_s3: str
 ) -> None:
@@ -140,6 +158,7 @@ def test_shard_that_changes_under_a_run_is_named(
         list(reader.blocks(by_shard[1]))
 
 
+@S3
 def test_missing_bucket(dec: Dec, settings: dict[str, Any], s3_env: dict[str, str]) -> None:
     settings["source"]["path"] = "s3://no-such-bucket-here/table"
     result = dec("run", settings=settings, env=s3_env)
@@ -151,6 +170,7 @@ def test_missing_bucket(dec: Dec, settings: dict[str, Any], s3_env: dict[str, st
 # ---------------------------------------------------------------- leases, publishing and dec gc
 
 
+@S3
 def test_files_are_found_and_removed(s3_env: dict[str, str]) -> None:
     store = Store(f"s3://{BUCKET}/walk")
     for name in ("a/1", "a/b/2", "ab/3", ".hidden"):
@@ -171,6 +191,7 @@ def another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_boot", lambda: next(boots))
 
 
+@S3
 def test_leases(s3_env: dict[str, str], another_machine: None) -> None:
     lake, waits = Store(f"s3://{BUCKET}/leased"), []
     first = lease.take(lake, "d", "run a", seconds=2)
@@ -188,6 +209,7 @@ def test_leases(s3_env: dict[str, str], another_machine: None) -> None:
     assert [file.name for file in lake.list("leases/d")] == ["3.json"]
 
 
+@S3
 def test_a_claim_that_is_old_by_the_clock_of_the_store_is_not_waited_for(
     s3_env: dict[str, str], another_machine: None
 ) -> None:
@@ -199,6 +221,7 @@ def test_a_claim_that_is_old_by_the_clock_of_the_store_is_not_waited_for(
     lease.take(lake, "d", "run b", seconds=1, on_wait=pytest.fail).release()
 
 
+@S3
 def test_one_of_many_publishes_a_ds(s3_env: dict[str, str]) -> None:
     lake, meet = Store(f"s3://{BUCKET}/race"), threading.Barrier(4)
 
@@ -217,6 +240,7 @@ def test_one_of_many_publishes_a_ds(s3_env: dict[str, str]) -> None:
     assert lake.read_json("current.json")["run_id"] == winner
 
 
+@S3
 def test_garbage_goes_and_what_is_named_stays(
     s3_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,8 @@ from pipeline.errors import (
 from pipeline.lake.tables import check_table
 from pipeline.storage import Store
 
+pytestmark = pytest.mark.s3
+
 BUCKET = "dec-pipeline-tables"
 
 
