@@ -1,3 +1,3 @@
 """Deep Embedded Clustering of very large Parquet tables, on Ray."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -67,6 +67,17 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         assert not anchor or anchor in anchors(aim), target
 
 
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if d.name != "CHANGELOG.md"], ids=name_of
+)
+def test_every_path_named_exists(document: Path) -> None:
+    text = document.read_text("utf-8")
+    named = re.findall(r"`((?:configs|infra|jobs|pipeline|tests)/[\w./-]*)", text)
+    modules = re.findall(r"python -m ((?:jobs|pipeline|tests)[\w.]+)", text)
+    paths = [*named, *(f"{module.replace('.', '/')}.py" for module in modules)]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 # ------------------------------------------------------------------------------------ commands
 
 
