@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+
+# Before anything loads OpenMP. On two cores, which Ray's processes use as well, threads that wait
+# for each other make small products ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

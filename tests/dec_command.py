@@ -34,13 +34,14 @@ class Finished:
 
 def in_its_own_process(folder: Path, *words: str, env: Environment | None = None) -> Finished:
     """Run ``dec`` as a user does. For what a process is killed, or started with, or imports."""
+    own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     result = subprocess.run(
         [sys.executable, "-m", "jobs.cli", *words],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, "COLUMNS": "120", **(env or {})},
+        env={**own, "COLUMNS": "120", **(env or {})},
     )
     return Finished(result.returncode, result.stdout, result.stderr)
 

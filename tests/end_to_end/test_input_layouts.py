@@ -68,14 +68,16 @@ def test_every_feature_layout(settings: dict[str, Any], context: Context, tmp_pa
     assert [c["width"] for c in manifest["features"]] == [WIDTH] * 5 + [1] * 7
 
 
+@pytest.mark.slow
 def test_bytes_stay_bytes(settings: dict[str, Any], context: Context, tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "images", every_layout(blobs(ROWS)), shards=2)
-    settings["source"] |= {"path": str(folder), "features": ["bytes"]}
+    settings["source"] |= {"path": str(folder), "features": ["bytes"], "scaling": "unit_norm"}
     rows = cluster(settings, context)
     assert sorted(rows["id"].to_pylist()) == list(range(ROWS))
     assert context.lake.read_json("runs/test/manifest.json")["dtype"] == "uint8"
 
 
+@pytest.mark.slow
 def test_shards_that_differ_and_several_keys(
     settings: dict[str, Any], context: Context, tmp_path: Path
 ) -> None:
@@ -99,26 +101,30 @@ def test_shards_that_differ_and_several_keys(
     assert rows["country"].to_pylist() == country.to_pylist()
 
 
+@pytest.mark.slow
 def test_dictionary_key_stays_a_dictionary(
     settings: dict[str, Any], context: Context, tmp_path: Path
 ) -> None:
     table = blobs(ROWS).append_column("sku", pa.array([f"s{i}" for i in range(ROWS)]))
     table = table.set_column(3, "sku", table["sku"].dictionary_encode())
     folder = write_shards(tmp_path / "dictionary", table, shards=3)
-    settings["source"] |= {"path": str(folder), "keys": ["sku"]}
+    settings["source"] |= {"path": str(folder), "keys": ["sku"], "scaling": "minmax"}
     rows = cluster(settings, context)
     assert pa.types.is_dictionary(rows.schema.field("sku").type)
     assert sorted(rows["sku"].to_pylist()) == sorted(f"s{i}" for i in range(ROWS))
 
 
+@pytest.mark.slow
 def test_without_keys_shard_and_row_number_stand_in(
     settings: dict[str, Any], context: Context, tmp_path: Path
 ) -> None:
-    folder = write_shards(tmp_path / "keyless", blobs(ROWS), shards=3, row_group_size=30)
-    settings["source"] = {"path": str(folder), "features": ["x"]}
+    """Shards that a list of a file and a glob names."""
+    folder = write_shards(tmp_path / "keyless", blobs(ROWS), shards=4, row_group_size=30)
+    paths = [str(folder / "shard-0.parquet"), str(folder / "shard-[23].parquet")]
+    settings["source"] = {"path": paths, "features": ["x"]}
     rows = cluster(settings, context)
     found = set(zip(rows["shard"].to_pylist(), rows["row_number"].to_pylist(), strict=True))
-    assert found == {(f"shard-{s}.parquet", row) for s in range(3) for row in range(100)}
+    assert found == {(f"shard-{s}.parquet", row) for s in (0, 2, 3) for row in range(75)}
 
 
 def test_hive_folders_as_key_and_as_feature(
@@ -137,21 +143,3 @@ def test_hive_folders_as_key_and_as_feature(
     rows = cluster(settings, context).sort_by("id")
     assert rows["id"].to_pylist() == list(range(ROWS))
     assert rows["country"].to_pylist() == ["nl"] * 100 + ["de"] * 100 + ["nl"] * 100
-
-
-@pytest.mark.parametrize("scaling", ["minmax", "unit_norm"])
-def test_scaling(settings: dict[str, Any], context: Context, scaling: str) -> None:
-    settings["source"]["scaling"] = scaling
-    rows = cluster(settings, context)
-    assert sorted(rows["id"].to_pylist()) == list(range(600))
-
-
-def test_a_list_of_a_file_and_a_glob(
-    settings: dict[str, Any], context: Context, table_folder: Path
-) -> None:
-    settings["source"]["path"] = [
-        str(table_folder / "shard-0.parquet"),
-        str(table_folder / "shard-[23].parquet"),
-    ]
-    rows = cluster(settings, context)
-    assert sorted(rows["id"].to_pylist()) == [*range(150), *range(300, 600)]
