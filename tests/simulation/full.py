@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1]))  # as pytest finds dec_command
+sys.path.append(str(Path(__file__).parents[1]))  # where pytest finds dec_command
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # tests have one thread
 
 from . import checks
 from .living import Night, cost_table, live
@@ -27,7 +28,7 @@ NIGHTS = Path(__file__).with_name("NIGHTS.md")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Live through the nights of each dataset and write down what they did and cost."""
+    """Run the nights of each dataset, and write down what they did and cost."""
     import ray
 
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.full")

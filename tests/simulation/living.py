@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import faults.nights
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,8 +33,6 @@ from .nights import (
     ds_of,
 )
 
-# For what takes seconds on a quiet machine: a hang fails, a slow machine does not.
-PATIENCE_S = 900.0
 # The stage during which a night is killed.
 KILLS: Mapping[int, str] = {KILLED: "pretrain", 10: "assign"}
 
@@ -141,13 +136,14 @@ def live(
     table = Table(world, folder / "table")
     lake = folder / "lake"
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(settings_of(dataset, table.folder, lake)))
+    settings = settings_of(dataset, table.folder, lake)
+    config.write_text(yaml.safe_dump(settings))
     for day in NIGHTS:
         changes = table.become(day)
         started = time.monotonic()
         if day in kills:
-            _kill(_start(config, day, address), lake, day, kills[day])
-        ended = in_this_process(folder, *_words(config, day))
+            _kill(folder / "killed", settings, address, day, kills[day])
+        ended = in_this_process(folder, "nightly", config.name, *_words(day), "--json")
         seconds = time.monotonic() - started
         if not ended.out:
             raise RuntimeError(f"night {day} ended with {ended.code}:\n{ended.err}")
@@ -197,37 +193,18 @@ def transitions(lake: Store) -> pa.Table:
     return pa.concat_tables([lake.read_table(file.path) for file in entry.transitions])
 
 
-def _words(config: Path, day: int) -> list[str]:
-    return ["nightly", config.name, "--ds", ds_of(day), "--run-id", run_id_of(day), "--json"]
+def _words(day: int) -> tuple[str, ...]:
+    return ("--ds", ds_of(day), "--run-id", run_id_of(day))
 
 
-def _start(config: Path, day: int, address: str) -> subprocess.Popen[str]:
-    logs = config.parent / f"logs-{day:02}"
-    logs.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *_words(config, day)],
-        cwd=config.parent,
-        env={**os.environ, "RAY_ADDRESS": address, "TMPDIR": str(logs), "COLUMNS": "120"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def _kill(command: subprocess.Popen[str], lake: Path, day: int, stage: str) -> None:
-    """SIGKILL of the command and all that it started, once it is in this stage."""
-    logs = lake.parent / f"logs-{day:02}"
-    line = f"stage {stage}: started"
-    deadline = time.monotonic() + PATIENCE_S
-    while not any(line in path.read_text(errors="replace") for path in logs.glob("dec-*.log")):
-        if command.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"night {day} was over before it was killed: {command.stderr}")
-        time.sleep(0.005)
-    os.killpg(command.pid, signal.SIGKILL)
-    command.communicate(timeout=PATIENCE_S)
-    done = lake / f"runs/{run_id_of(day)}/stages/{stage}/done.json"
-    if done.exists():
+def _kill(folder: Path, settings: dict[str, Any], address: str, day: int, stage: str) -> None:
+    """Start a night in a process of its own, and kill it during this stage."""
+    command = ("nightly", "--ds", ds_of(day))
+    run = faults.nights.Night(folder, settings, address, run_id_of(day), command)
+    run.start()
+    run.wait_for_stage(stage)
+    run.kill()
+    if run.complete(stage):
         raise RuntimeError(f"night {day}: {stage} was complete before it was killed")
 
 
