@@ -10,12 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer.main
 import yaml
 
 from jobs.cli import app
+from pipeline.artifacts.assignments import PartFile
 from pipeline.config import load_config
+from pipeline.lake.snapshots import FileList, Partition, publish
+from pipeline.storage import Store
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -162,3 +167,27 @@ def test_every_config_is_understood(settings: dict[str, Any], tmp_path: Path) ->
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(whole), "utf-8")
     load_config(str(path))
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def test_duckdb_reads_the_assignments_as_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (program,) = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    lake = Store("dec-quickstart/lake")
+    parts = []
+    for name, clusters in {"a": [7, 7], "b": [8]}.items():
+        path = f"runs/r/assignments/part-{name}.parquet"
+        Path(lake.locate(path)).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"cluster_id": clusters}), lake.locate(path))
+        parts.append(PartFile(path=path, rows=len(clusters), bytes=1))
+    lake.write_json("runs/r/files.json", FileList(rows=3, files=tuple(parts)).model_dump())
+    partition = Partition(run_id="r", model_id="m", rows=3, files="runs/r/files.json")
+    publish(lake, "undated", partition, "commit")
+    exec(program, {})
+    shown = capsys.readouterr().out
+    assert re.search(r"\b7 │ +2\b", shown)
+    assert re.search(r"\b8 │ +1\b", shown)
