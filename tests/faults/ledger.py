@@ -97,7 +97,7 @@ class Results:
             "same run id again where the fault requires it; or if the run fails with one clear",
             "message and publishes nothing.",
             "",
-            f"Last complete result: {self.complete}; rows measured again since have their own date.",
+            f"Last complete result: {self.complete}; rows measured later show their date.",
             "",
             "| fault | where | injected | survived | rows compared | measured again |",
             "|---|---|--:|--:|--:|---|",
