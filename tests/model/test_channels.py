@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo import run_workers
 from torch import Tensor
 
 from pipeline.config import Pretrain
@@ -343,7 +343,7 @@ def _on_worker(rank: int, folder: str) -> None:
 
 
 def test_two_workers_learn_typed_rows_as_one_does(tmp_path: Path) -> None:
-    mp.spawn(_on_worker, args=(str(tmp_path),), nprocs=2)
+    run_workers(_on_worker, tmp_path, 2)
     losses, weights = trained()
     for rank in range(2):
         others, theirs = torch.load(tmp_path / f"{rank}.pt", weights_only=False)

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import blobs, write_shards
+from gloo import run_workers
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import adjusted_rand_score
 from test_training import MemoryRows
@@ -513,7 +513,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workers(table: Path) -> list[dict[str, Any]]:
     """What each of four processes found."""
     folder = table.parent
-    mp.spawn(_on_worker, args=(str(folder),), nprocs=4)
+    run_workers(_on_worker, folder, 4)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(4)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo import run_workers
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -129,7 +129,7 @@ def _on_worker(rank: int, folder: str) -> None:
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[int, Trained]]:
     """What each of two processes ends with, for each number of rows."""
     folder = Path(tmp_path_factory.mktemp("gloo"))
-    mp.spawn(_on_worker, args=(str(folder),), nprocs=WORKERS)
+    run_workers(_on_worker, folder, WORKERS)
     loaded = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORKERS)]
     return [{n: Trained(**results[n]) for n in ROW_COUNTS} for results in loaded]
 
