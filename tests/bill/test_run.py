@@ -22,6 +22,8 @@ from jobs.cli import app
 from pipeline.run import STAGES
 from pipeline.storage import Store, parquet_bytes
 
+pytestmark = pytest.mark.slow
+
 SHARDS, ROW_GROUPS = 12, 4
 TABLE, LAKE = f"s3://{BUCKET}/counted", f"s3://{BUCKET}/counting"
 

@@ -90,6 +90,7 @@ def test_every_candidate_is_measured_in_every_space(
     assert comparison.generalisation is None
 
 
+@pytest.mark.slow
 def test_generalisation_is_measured_on_rows_that_training_did_not_see(
     settings: dict[str, Any], context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +101,7 @@ def test_generalisation_is_measured_on_rows_that_training_did_not_see(
     assert comparison.generalisation == pytest.approx(1, abs=0.3)  # rows of the same three groups
 
 
+@pytest.mark.slow
 def test_labels_decide_nothing(settings: dict[str, Any], context: Context) -> None:
     with_labels = run(Execution(config_of(settings), context)).comparison
     del settings["evaluate"]
@@ -110,6 +112,7 @@ def test_labels_decide_nothing(settings: dict[str, Any], context: Context) -> No
     assert without.candidates == tuple(unlabelled)
 
 
+@pytest.mark.slow
 def test_auto_ships_kmeans_where_it_wins(
     hidden_from_the_autoencoder: dict[str, Any], context: Context, tmp_path: Path
 ) -> None:

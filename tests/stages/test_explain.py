@@ -33,6 +33,7 @@ def left_by(context: Context, stage: Any) -> Any:
     return stage.artifact_type.model_validate(marker["artifact"])
 
 
+@pytest.mark.slow
 def test_a_tree_of_tasks_and_a_stage_that_fails(
     settings: dict[str, Any], context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_collapse_is_told_and_the_last_sound_state_is_published(
     assert scores["dec"] == pytest.approx(scores["autoencoder"])
 
 
+@pytest.mark.slow
 def test_parts_that_are_there_are_kept_and_damaged_ones_replaced(
     settings: dict[str, Any], tmp_path: Path, context: Context
 ) -> None:
@@ -230,7 +231,7 @@ def test_streamed_and_cached_passes_see_every_row_once(
     assert 0.1 < 1 - len(learnt) / len(everything) < 0.3
 
 
-@pytest.mark.parametrize("nulls", ["mean", "drop"])
+@pytest.mark.parametrize("nulls", ["mean", pytest.param("drop", marks=pytest.mark.slow)])
 def test_missing_values_are_replaced_or_dropped_by_rule(
     settings: dict[str, Any], context: Context, table_folder: Path, tmp_path: Path, nulls: str
 ) -> None:

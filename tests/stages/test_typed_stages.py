@@ -38,6 +38,7 @@ def context_of(folder: Path, ds: str, *, nights: bool = False) -> Context:
     return Context(f"run-{ds}", ds, Store(str(folder / "lake")), nightly=nights)
 
 
+@pytest.mark.slow
 def test_penguins_of_four_kinds_of_columns(tmp_path: Path) -> None:
     table = light(penguins())
     rows = table.rows.append_column("id", pa.array(np.arange(len(table.rows))))
@@ -143,6 +144,7 @@ def night_config(folder: Path, day: str, **schedule: Any) -> Config:
     )
 
 
+@pytest.mark.slow
 def test_nights_with_values_that_the_champion_never_saw(tmp_path: Path) -> None:
     """In one test, because each goes on from the one before."""
     write_shards(tmp_path / "2026-01-05", colors(300, list("abc"), seed=1, day="2026-01-05"))
