@@ -27,7 +27,7 @@ README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "infra" / "guides").glob("*.md"))
 DOCUMENTS = sorted(
     path
-    for folder in ("", "configs", "infra", "infra/guides", "infra/decisions", "tests/*")
+    for folder in ("", "configs", "infra", "infra/guides", "infra/decisions", "tests", "tests/*")
     for path in ROOT.glob(f"{folder}/*.md" if folder else "*.md")
 )
 
