@@ -1,10 +1,11 @@
-"""Bad shards: what makes a shard one, told apart from a storage that fails."""
+"""Bad shards, as opposed to a storage that fails."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
@@ -15,7 +16,9 @@ from pipeline.errors import BadShard, InputError, PipelineError, TransientError
 from pipeline.storage import S3_SCHEME, open_input, version_of, why
 from pipeline.storage.retries import is_passing
 
-VANISHED = "it does not exist"  # as ``why`` puts it
+T = TypeVar("T")
+
+VANISHED = "it does not exist"  # as ``why`` says it
 CHANGED = "it changed since it was pinned"
 _HINT = "or go on without it: source.on_bad_shard: quarantine"
 
@@ -30,7 +33,7 @@ class ShardVersion:
 
 
 def changed(shard: ShardVersion) -> BadShard:
-    """Another version lies there now."""
+    """The error for a shard that was replaced by another version."""
     return BadShard(
         f"shard {shard.name} changed since this run pinned it; a run reads one version of its "
         f"input. Start a new run id to use the new one, {_HINT}",
@@ -39,27 +42,40 @@ def changed(shard: ShardVersion) -> BadShard:
     )
 
 
+def read_shard(shard: ShardVersion, read: Callable[[pa.NativeFile], T]) -> T:
+    """Open a shard and read from it.
+
+    Raises:
+        BadShard: The shard cannot be decoded, is gone, or has changed; for others see
+            ``diagnosed``.
+    """
+    try:
+        with open_input(shard.url) as source:
+            return read(source)
+    except (OSError, pa.ArrowException) as error:
+        raise diagnosed(shard, error, read) from None
+
+
 def diagnosed(
     shard: ShardVersion, error: Exception, read_again: Callable[[pa.NativeFile], object]
 ) -> PipelineError:
-    """What an error means that came up while a shard was read.
+    """Find out whether a failed read is the shard's fault or the storage's.
 
-    The error alone does not tell. Arrow raises an OSError for a page that it cannot decode and for
-    what S3 answers, and an answer that was cut short looks like a truncated file. So this looks
-    again. The shard is bad when it is gone, when it is of another version, or when its storage
-    hands over every byte that is asked for and they still cannot be decoded. Whatever else goes
-    wrong is the storage's failure, and no shard is blamed for it.
+    The error alone does not tell: Arrow raises an OSError for a page that it cannot decode as well
+    as for an answer of S3, and a short answer looks like a truncated file. So the shard is read
+    again. It is bad when it is gone, when it has another version, or when the storage returns every
+    requested byte and they still cannot be decoded. Everything else is a failure of the storage.
 
     Args:
-        shard: As it was pinned.
+        shard: The shard as it was pinned.
         error: OSError or ArrowException.
-        read_again: Reads what could not be read, from the file that it is given.
+        read_again: Repeats the failed read on the file that it is given.
 
     Returns:
-        The error to raise: BadShard, or what a storage that fails leads to.
+        The error to raise: BadShard, or that of a failing storage.
 
     Raises:
-        MemoryError: There was not enough of it, which is no fault of the shard.
+        MemoryError: Memory ran out, which is no fault of the shard.
     """
     if isinstance(error, MemoryError):
         raise error
@@ -86,8 +102,8 @@ def diagnosed(
     except OSError as failure:
         return storage_error(shard.name, failure)
     return TransientError(
-        f"shard {shard.name} could not be read, and a moment later it could: {why(error)}; "
-        "the same run id continues"
+        f"shard {shard.name} could not be read at first, but a second read succeeded: "
+        f"{why(error)}; the same run id continues"
     )
 
 
@@ -101,7 +117,7 @@ def _unreadable(shard: ShardVersion, reason: str) -> BadShard:
 
 
 def storage_error(shard: str, error: Exception) -> PipelineError:
-    """What a storage that fails leads to, for now or for good; it makes no shard a bad one."""
+    """The error for a storage that fails, for now or permanently."""
     reason = why(error)
     if is_passing(error):
         return TransientError(
@@ -114,9 +130,9 @@ def storage_error(shard: str, error: Exception) -> PipelineError:
 
 
 class _WatchedFile:
-    """A shard that is read to find out whose fault it is: it notes what its storage does wrong.
+    """A file that records failures of its storage.
 
-    Never mapped into memory, where a disk's error would end the process.
+    It is never memory-mapped: there, a disk error would kill the process.
     """
 
     def __init__(self, url: str) -> None:
@@ -133,7 +149,7 @@ class _WatchedFile:
 
     @property
     def closed(self) -> bool:
-        """Asked for by Arrow, like all below."""
+        """Part of the interface that Arrow needs, like all methods below."""
         return bool(self._file.closed)
 
     def close(self) -> None:
@@ -157,25 +173,19 @@ class _WatchedFile:
             self.failure = failure
             raise
         if len(content) < expected:
-            self.failure = ConnectionError(f"{len(content)} of {expected} bytes came")
+            self.failure = ConnectionError(f"received {len(content)} of {expected} bytes")
             raise self.failure
         return content
 
 
 def check_bound(config: Config, bad: Sequence[QuarantinedShard], shards: int) -> None:
-    """Raise an InputError when more shards are bad than may be left out.
-
-    Args:
-        config: The settings.
-        bad: The bad shards.
-        shards: All shards, these included.
-    """
+    """Raise an InputError when more of all ``shards`` are bad than may be left out."""
     allowed = math.floor(config.source.max_bad_share * shards + 1e-9)  # 0.29 * 100 is 28.99…
     if bad and (len(bad) > allowed or len(bad) == shards):
         some = "; ".join(f"{shard.name}: {shard.reason}" for shard in bad[:3])
         raise InputError(
             f"{len(bad)} of {shards} shards are bad ({some}); "
-            f"source.max_bad_share={config.source.max_bad_share} lets a run leave out {allowed}. "
+            f"source.max_bad_share={config.source.max_bad_share} allows to leave out {allowed}. "
             "Restore them, or take them out of source.path"
             + ("" if len(bad) == shards else ", or raise the setting")
         )

@@ -1,4 +1,4 @@
-"""Feature columns: which Arrow types can be features, and Arrow → one matrix without row loops."""
+"""Feature columns: Arrow types that can be features, and Arrow → one matrix without row loops."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts.inputs import ColumnType, FeatureColumn
 from pipeline.errors import InputError
+from pipeline.schema import value_type
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 
@@ -36,17 +37,14 @@ def is_vector(kind: pa.DataType) -> bool:
 
 
 def number_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type of the numbers in a feature column; None when it does not hold numbers."""
+    """Type of the numbers in a feature column; None where it does not hold numbers."""
     kind = storage_type(kind)
-    if is_vector(kind):
-        kind = storage_type(kind.value_type)
-    elif pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = storage_type(kind.value_type) if is_vector(kind) else value_type(kind)
     numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     return kind if numeric or pa.types.is_boolean(kind) else None
 
 
-# What each type of a feature column may be stored as, in words.
+# Storage types of each type of feature column, for messages.
 EXPECTED: dict[ColumnType, str] = {
     "number": "integers, floats or decimals",
     "boolean": "booleans",
@@ -57,7 +55,7 @@ EXPECTED: dict[ColumnType, str] = {
 
 
 def column_type(kind: pa.DataType) -> ColumnType | None:
-    """The type that a feature column of this Arrow type has by itself; None: it can be none."""
+    """Type of a feature column of this Arrow type; None where it cannot be a feature."""
     kind = storage_type(kind)
     if is_vector(kind):
         return "vector" if number_type(kind) is not None else None
@@ -71,7 +69,7 @@ def column_type(kind: pa.DataType) -> ColumnType | None:
 
 
 def may_be(kind: pa.DataType, wanted: ColumnType) -> bool:
-    """Whether a column of this Arrow type can be a feature column of that type."""
+    """Whether a column of this Arrow type can be a feature of the wanted type."""
     if wanted == "category":
         return category_family(kind) is not None
     if wanted == "number":
@@ -80,17 +78,15 @@ def may_be(kind: pa.DataType, wanted: ColumnType) -> bool:
 
 
 def category_family(kind: pa.DataType) -> str | None:
-    """What the values of a category are, "text" or "integers": they are never equal across both."""
-    kind = storage_type(kind)
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    """Kind of a category's values, "text" or "integers": never equal across both; else None."""
+    kind = value_type(storage_type(kind))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return "text"
     return "integers" if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else None
 
 
 def unknown_zone(kind: pa.DataType) -> str | None:
-    """Why the clock of a timestamp's zone cannot be told here; None where it can."""
+    """Reason why the local time of a timestamp's zone is unknown here; None where it is known."""
     kind = storage_type(kind)
     if pa.types.is_timestamp(kind) and kind.tz is not None:
         try:
@@ -101,19 +97,18 @@ def unknown_zone(kind: pa.DataType) -> str | None:
 
 
 def raw_type(kind: pa.DataType, of: ColumnType | None) -> pa.DataType | None:
-    """The type of number that a raw row needs for the values of a feature column."""
+    """Type of number that holds the values of a feature column in a raw row."""
     if of == "timestamp":
         return pa.float64()  # float32 cannot tell two seconds of one minute apart
     if of == "category":
-        plain = storage_type(kind)
-        plain = plain.value_type if pa.types.is_dictionary(plain) else plain
+        plain = value_type(storage_type(kind))
         small = category_family(plain) == "integers" and plain.bit_width <= 16
         return plain if small else pa.float64()
     return number_type(kind)
 
 
 def memory_dtype(kinds: Sequence[pa.DataType], *, may_miss: bool) -> str:
-    """The narrowest type that holds a row of these number types for the network.
+    """Narrowest numpy type that holds a raw row of these number types.
 
     Small integers stay small (an image of 784 bytes need not become 3 KiB); what float32 cannot
     hold exactly stays float64 until it is scaled.
@@ -139,14 +134,14 @@ def feature_matrix(
     """Put feature columns side by side.
 
     Args:
-        columns: One a feature column, of the same number of rows.
+        columns: Feature columns, all of the same length.
         layout: Their names and widths, in the same order.
         dtype: numpy type of the result, from ``memory_dtype``.
 
     Returns:
-        The matrix, shape (rows, features), a view of Arrow's memory where that is possible; and
-        which rows miss a value (null, NaN or infinite) of a column without a type, or None when no
-        row does. Columns with a type have a place for what is missing, which is NaN here.
+        The matrix, shape (rows, features), a view of Arrow's memory where possible; and a mask of
+        the rows with a missing value (null, NaN or infinite) in a column without a type, or None
+        where there is no such row. Columns with a type encode missing values, which are NaN here.
 
     Raises:
         RaggedVectors: A vector is wider or narrower than the layout says.
@@ -191,7 +186,9 @@ def _numbers(column: Column, spec: FeatureColumn) -> NDArray[np.generic]:
     if spec.type == "category":
         return category_codes(array).reshape(-1, 1)
     if spec.type == "timestamp":
-        return _seconds(array).reshape(-1, 1)
+        local = pa.types.is_timestamp(array.type) and array.type.tz is not None
+        array = pc.local_timestamp(array) if local else array
+        return seconds_since_1970(array).reshape(-1, 1)
     if not spec.vector:
         return _flat_numbers(array).reshape(-1, 1)
     widths = pc.min_max(pc.list_value_length(array))
@@ -223,7 +220,7 @@ def _flat_numbers(array: pa.Array) -> NDArray[np.generic]:
 
 
 def missing_values_error(shard: str, names: Sequence[str], rows: int, total: int) -> InputError:
-    """What ``source.nulls: error`` says."""
+    """The error of ``source.nulls: error``."""
     return InputError(
         f"shard {shard}, column {', '.join(names)}: {rows} of {total} rows hold null, NaN or "
         "infinite values; expected finite numbers. Clean the column, or set source.nulls to "
@@ -233,29 +230,27 @@ def missing_values_error(shard: str, names: Sequence[str], rows: int, total: int
 
 # Integers up to here are their own codes; float64 holds all of them, and as many again above.
 _PLAIN_CODES = 2**52
-# Odd, and without a pattern: the golden ratio in 64 bits, and two of splitmix64 (Steele et al.
-# 2014, "Fast Splittable Pseudorandom Number Generators").
-_GOLDEN, _FIRST, _SECOND = (
+# Constants of splitmix64; the first is the golden ratio in 64 bits.
+GOLDEN, _FIRST, _SECOND = (
     np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
 
 
 def category_codes(array: pa.Array) -> NDArray[np.float64]:
-    """Numbers that stand for the values of a category: equal for equal values, in any shard.
+    """Codes of a category's values: equal for equal values, in any shard.
 
-    They need no vocabulary, so that rows are the same whichever model looks at them. An integer is
-    its own code up to 2^52; for a string, and beyond, it is a hash of 52 bits (two of a thousand
-    values share one once in ten thousand million columns).
+    They need no vocabulary, so raw rows do not depend on a model. An integer up to 2^52 is its own
+    code; larger ones and strings are hashed to 52 bits (two of a thousand values collide in one of
+    ten thousand million columns).
 
     Returns:
         Codes, shape (rows,); NaN for null.
     """
     if isinstance(array, pa.DictionaryArray) and array.dictionary.null_count:
         array = array.dictionary_decode()
-    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-    if not pa.types.is_dictionary(array.type) and category_family(kind) == "text":
+    if not pa.types.is_dictionary(array.type) and category_family(array.type) == "text":
         # A hash for each value, not for each row; Arrow does not encode views.
-        array = array.cast(pa.large_string()) if pa.types.is_string_view(kind) else array
+        array = array.cast(pa.large_string()) if pa.types.is_string_view(array.type) else array
         array = array.dictionary_encode()
     if isinstance(array, pa.DictionaryArray):
         codes = category_codes_of_values(array.dictionary)
@@ -271,14 +266,14 @@ def category_codes(array: pa.Array) -> NDArray[np.float64]:
 
 
 def category_codes_of_values(values: pa.Array) -> NDArray[np.float64]:
-    """Codes of strings or integers, one by one; those of nulls mean nothing."""
+    """Codes of strings or integers, one by one; those of nulls are arbitrary."""
     if category_family(values.type) == "text":
         return (_string_hashes(values) >> np.uint64(12)).astype(np.float64)
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
     numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
     wide = numbers.astype(np.int64)  # the same bits for what only uint64 holds
-    hashed = _PLAIN_CODES + (_mixed(wide.view(np.uint64)) >> np.uint64(12)).astype(np.float64)
+    hashed = _PLAIN_CODES + (splitmix64(wide.view(np.uint64)) >> np.uint64(12)).astype(np.float64)
     plain = (numbers > -_PLAIN_CODES) & (numbers < _PLAIN_CODES)
     return np.where(plain, wide.astype(np.float64), hashed)
 
@@ -294,21 +289,21 @@ def _string_hashes(values: pa.Array) -> NDArray[np.uint64]:
     lengths = np.diff(edges)
     place = np.arange(len(letters)) - np.repeat(edges[:-1], lengths)
     with np.errstate(over="ignore"):
-        powers = np.cumprod(np.full(int(lengths.max(initial=0)), _GOLDEN))
-        sums = np.cumsum(_mixed(letters + np.uint64(1)) * powers[place], dtype=np.uint64)
+        powers = np.cumprod(np.full(int(lengths.max(initial=0)), GOLDEN))
+        sums = np.cumsum(splitmix64(letters + np.uint64(1)) * powers[place], dtype=np.uint64)
         sums = np.concatenate([np.zeros(1, np.uint64), sums])
-        return _mixed(sums[edges[1:]] - sums[edges[:-1]] + lengths.astype(np.uint64))
+        return splitmix64(sums[edges[1:]] - sums[edges[:-1]] + lengths.astype(np.uint64))
 
 
 def code_hashes(codes_N: NDArray[np.float64]) -> NDArray[np.uint64]:
-    """Evenly spread numbers, one for each code: what is different among them can be estimated."""
-    return _mixed(codes_N.view(np.uint64))
+    """Evenly distributed hashes of codes, to estimate the number of distinct ones."""
+    return splitmix64(codes_N.view(np.uint64))
 
 
-def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64: every bit of the number decides about every bit of the result."""
+def splitmix64(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Mix each number so that every bit depends on all of its bits (Steele, Lea & Flood 2014)."""
     with np.errstate(over="ignore"):
-        mixed = numbers + _GOLDEN
+        mixed = numbers + GOLDEN
         mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
         mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
         return mixed ^ (mixed >> np.uint64(31))
@@ -317,13 +312,9 @@ def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
-def _seconds(array: pa.Array) -> NDArray[np.float64]:
-    """Seconds since 1970 on the clock of the column's own time zone; null as NaN."""
-    if pa.types.is_date(array.type):
-        array = array.cast(pa.timestamp("s" if pa.types.is_date32(array.type) else "ms"))
-    if array.type.tz is not None:
-        array = pc.local_timestamp(array)
-    seconds = array.cast(pa.int64()).fill_null(0).to_numpy() / _PER_SECOND[array.type.unit]
-    if array.null_count:
-        seconds[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
-    return seconds  # type: ignore[no-any-return]
+def seconds_since_1970(column: Column) -> NDArray[np.float64]:
+    """Timestamps or dates in seconds since 1970, in UTC where they have a zone; null as NaN."""
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("s" if pa.types.is_date32(column.type) else "ms"))
+    numbers = column.cast(pa.int64()).cast(pa.float64(), safe=False).fill_null(np.nan)
+    return numbers.to_numpy() / _PER_SECOND[column.type.unit]  # type: ignore[no-any-return]

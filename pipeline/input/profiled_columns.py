@@ -1,8 +1,7 @@
-"""The columns of ``explain.columns``: which types they may have, and Arrow → numbers or texts."""
+"""Columns of ``explain.columns``: their types, and Arrow → numbers or texts."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
 
@@ -16,59 +15,49 @@ from pipeline.artifacts.explanations import ProfiledColumn
 from pipeline.artifacts.inputs import Manifest
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.input.bad_shards import ShardVersion, diagnosed
+from pipeline.input.bad_shards import ShardVersion, read_shard
+from pipeline.input.columns import seconds_since_1970
 from pipeline.input.hive import hive_types_of, with_hive_columns
-from pipeline.storage import Store, open_input
+from pipeline.input.selection import field_of
+from pipeline.schema import decoded, value_type
+from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
-
-_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_DAY_S = 86_400
+_ANOTHER_TYPE = "a column of explain.columns has different types in different shards: %s"
 
 
 def explained_columns(
     names: Sequence[str], schema: pa.Schema, shard: str
 ) -> tuple[ProfiledColumn, ...]:
-    """What the config names, as a shard has it.
+    """Find the columns of ``explain.columns`` in a shard.
 
     Args:
-        names: ``explain.columns``.
-        schema: Of the shard, its folders' columns too.
-        shard: Its name.
+        names: Names of the columns.
+        schema: Schema of the shard, with the columns of its folders.
+        shard: Name of the shard.
 
     Raises:
-        InputError: A column is missing, or of a type that has neither numbers nor categories.
+        InputError: A column is missing, or its type is neither numeric nor categorical.
     """
     found = []
     for name in names:
-        if schema.names.count(name) != 1:
-            if name in schema.names:
-                raise InputError(f"shard {shard} has more than one column {name}; rename one")
-            near = difflib.get_close_matches(name, schema.names, n=1)
-            known = ", ".join(schema.names[:20]) + (" and more" if len(schema.names) > 20 else "")
-            hint = f"did you mean {near[0]}?" if near else f"it has {known}"
-            raise InputError(f"explain.columns: shard {shard} has no column {name}; {hint}")
-        kind = schema.field(name).type
-        if _is_number(kind):
-            found.append(ProfiledColumn(name=name, kind="number", type=str(kind), clustered=False))
-        elif _is_category(kind):
-            plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-            of = {"kind": "category", "type": str(plain), "clustered": False}
-            found.append(ProfiledColumn(name=name, **of))
-        else:
+        kind = field_of(schema, name, shard, setting="explain.columns").type
+        if not (_is_number(kind) or _is_category(kind)):
             raise InputError(
                 f"shard {shard}, column {name}: type {kind} cannot be profiled; explain.columns "
                 "are numbers, booleans, text, dictionaries of those, dates and timestamps. "
                 "Convert the column or take it out of explain.columns"
             )
+        column = {"kind": "number" if _is_number(kind) else "category", "clustered": False}
+        found.append(ProfiledColumn(name=name, type=str(value_type(kind)), **column))
     return tuple(found)
 
 
 def explained_of(config: Config, manifest: Manifest, lake: Store) -> tuple[ProfiledColumn, ...]:
-    """What the config names, and features whose raw rows are codes, as the first shard has them.
+    """The columns of the config and the features whose raw rows are codes.
 
-    That is the first that has rows. Others may lack a column: it is missing in all their rows.
-    Other features are profiled as raw rows have them.
+    Types are those of the first shard that has rows. Other shards may lack a column: its values are
+    then missing in all their rows. Other features are profiled from raw rows.
 
     Raises:
         BadShard: That shard cannot be read.
@@ -86,15 +75,7 @@ def explained_of(config: Config, manifest: Manifest, lake: Store) -> tuple[Profi
     )
     (first,) = usable.slice(0, 1).to_pylist()
     shard = ShardVersion(first["url"], first["name"], first["version"])
-
-    def schema_in(source: pa.NativeFile) -> pa.Schema:
-        return pq.ParquetFile(source).schema_arrow
-
-    try:
-        with open_input(shard.url) as source:
-            schema = schema_in(source)
-    except (OSError, pa.ArrowException) as error:
-        raise diagnosed(shard, error, schema_in) from None
+    schema = read_shard(shard, lambda source: pq.ParquetFile(source).schema_arrow)
     schema = with_hive_columns(schema, shard.url, hive_types_of(shards["url"].to_pylist()))
     of_features = {"kind": "category", "clustered": True}  # numbers too, where they are categories
     return tuple(
@@ -104,47 +85,33 @@ def explained_of(config: Config, manifest: Manifest, lake: Store) -> tuple[Profi
 
 
 def as_numbers(column: pa.ChunkedArray | None, rows: int) -> NDArray[np.float64]:
-    """A column as numbers, points in time in seconds since 1970; NaN where it has none.
+    """A column as numbers, points in time in seconds since 1970; NaN where values are missing.
 
-    Also where it is of another kind than in the first shard: that ends no run, for nothing is
-    clustered by it.
+    A column whose type does not fit that of the first shard counts as missing too, and does not
+    fail the run: rows are not clustered by it.
     """
     if column is None:
         return np.full(rows, np.nan)
     try:
-        return _as_numbers(column)
+        column = decoded(column)
+        if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+            return seconds_since_1970(column)
+        numbers: NDArray[np.float64]
+        numbers = column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
+        return numbers
     except pa.ArrowException as error:
-        log.warning("a column of explain.columns is not of one kind in all shards: %s", error)
+        log.warning(_ANOTHER_TYPE, error)
         return np.full(rows, np.nan)
 
 
-def _as_numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-        kind = kind.value_type
-    per_second = 1.0
-    if pa.types.is_timestamp(kind):
-        column, per_second = column.cast(pa.int64()), _UNITS[kind.unit]
-    elif pa.types.is_date32(kind):
-        column, per_second = column.cast(pa.int32()), 1 / _DAY_S
-    elif pa.types.is_date64(kind):
-        column, per_second = column.cast(pa.int64()), _UNITS["ms"]
-    numbers = column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
-    found: NDArray[np.float64] = numbers / per_second if per_second != 1 else numbers
-    return found
-
-
 def as_texts(column: pa.ChunkedArray | None, rows: int) -> pa.Array:
-    """A column as texts; null where it has none, or is of a kind that has no texts."""
+    """A column as texts; null where values are missing, or where its type has no texts."""
     if column is None:
         return pa.nulls(rows, pa.string())
     try:
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        return column.cast(pa.string()).combine_chunks()
+        return decoded(column).cast(pa.string()).combine_chunks()
     except pa.ArrowException as error:
-        log.warning("a column of explain.columns is not of one kind in all shards: %s", error)
+        log.warning(_ANOTHER_TYPE, error)
         return pa.nulls(rows, pa.string())
 
 

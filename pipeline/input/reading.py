@@ -21,10 +21,11 @@ from pipeline.counts import count
 from pipeline.errors import InputError, says_out_of_memory
 from pipeline.input.bad_shards import ShardVersion, changed, diagnosed, storage_error
 from pipeline.input.columns import RaggedVectors, feature_matrix, missing_values_error
+from pipeline.input.footers import ragged_error
 from pipeline.input.hive import hive_column, hive_values
-from pipeline.input.pinning import PinnedInput, ragged_error
+from pipeline.input.pinning import PinnedInput
 from pipeline.input.slices import cut_slices
-from pipeline.schema import SHARD_KEY_FIELDS
+from pipeline.schema import SHARD_KEY_FIELDS, decoded
 from pipeline.storage import S3_SCHEME, Store, open_input, version_of
 
 # Memory of a block of raw rows: enough to hide the cost of a call, little beside a worker's.
@@ -184,17 +185,15 @@ class Reader:
                 raise pa.ArrowInvalid(f"row group {piece['row_group']} ends after {position} rows")
 
     def _with_hive(self, table: pa.Table, url: str) -> pa.Table:
-        if not all(name in table.column_names for name in self._names()):
-            for name, value in hive_values(url).items():
-                if name in self._names() and name not in table.column_names:
-                    kind = pa.int64()  # as a plain feature it must read as a number
-                    if name in self._categories():
-                        kind = pa.string()
-                    if name in self.carried.names:
-                        kind = self.carried.field(name).type
-                    elif any(c.name == name and c.kind == "category" for c in self.explained):
-                        kind = pa.string()
-                    table = table.append_column(name, hive_column(value, len(table), kind))
+        profiled = [column.name for column in self.explained if column.kind == "category"]
+        for name, value in hive_values(url).items():
+            if name in self._names() and name not in table.column_names:
+                kind = pa.int64()  # a feature without a type must be a number
+                if name in self.carried.names:
+                    kind = self.carried.field(name).type
+                elif name in (*self._categories(), *profiled):
+                    kind = pa.string()
+                table = table.append_column(name, hive_column(value, len(table), kind))
         return table
 
     def _names(self) -> list[str]:
@@ -320,8 +319,4 @@ def _roots(parquet: pq.ParquetFile) -> list[str]:
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    if column.type == kind:
-        return column
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return column.cast(kind)
+    return column if column.type == kind else decoded(column).cast(kind)

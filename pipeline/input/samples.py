@@ -19,6 +19,7 @@ from pipeline.input.reading import Reader
 from pipeline.input.slices import held_out
 from pipeline.input.statistics import VALUE_COUNTS, RowStatistics
 from pipeline.model.scaling import Moments, Scaler
+from pipeline.schema import decoded
 from pipeline.storage import Store, parquet_bytes, sha256
 
 _ENCODE_ROWS = 2048
@@ -33,15 +34,15 @@ class SamplePart:
     """What a task reports of its part: a file and statistics, never rows.
 
     Attributes:
-        name: Of the file.
-        sha256: Of its content.
-        bytes: Its size.
-        rows: Rows in it.
+        name: Name of the file.
+        sha256: Digest of its content.
+        bytes: Size of the file.
+        rows: Rows in the file.
         scanned: Rows that the statistics come from.
-        count_F: See ``Moments``, like those below.
-        values: See ``RowStatistics``, one list a column of it; none where no column is a category.
-        hashes: See there; names and numbers.
-        cut: See there.
+        moments: Lists of ``Moments``, by name.
+        values: ``RowStatistics.values``, a list per column; None without categories.
+        hashes: ``RowStatistics.hashes``, names and numbers.
+        cut: ``RowStatistics.cut``.
     """
 
     name: str
@@ -49,26 +50,14 @@ class SamplePart:
     bytes: int
     rows: int
     scanned: int
-    count_F: list[int]
-    mean_F: list[float]
-    m2_F: list[float]
-    min_F: list[float]
-    max_F: list[float]
-    missing_F: list[int]
+    moments: dict[str, list[Any]]
     values: dict[str, list[Any]] | None = None
     hashes: dict[str, list[Any]] | None = None
     cut: tuple[str, ...] = ()
 
     def statistics(self) -> RowStatistics:
         """The statistics as arrays."""
-        moments = Moments(
-            count_F=np.array(self.count_F, np.int64),
-            mean_F=np.array(self.mean_F),
-            m2_F=np.array(self.m2_F),
-            min_F=np.array(self.min_F),
-            max_F=np.array(self.max_F),
-            missing_F=np.array(self.missing_F, np.int64),
-        )
+        moments = Moments(**{name: np.array(numbers) for name, numbers in self.moments.items()})
         values = pa.table(self.values or VALUE_COUNTS.empty_table().to_pydict(), VALUE_COUNTS)
         found = zip(*self.hashes.values(), strict=True) if self.hashes else ()
         hashes = {name: np.array(numbers, np.uint64) for name, numbers in found}
@@ -158,7 +147,9 @@ def write_sample_part(
     name = part_name(pieces["slice"][0].as_py())
     folder.write_bytes(name, content)
     (found,) = seen  # a slice has rows
-    statistics: dict[str, Any] = {k: [v.tolist()] for k, v in vars(found.moments).items()}
+    statistics: dict[str, Any] = {
+        "moments": [{name: numbers.tolist() for name, numbers in vars(found.moments).items()}]
+    }
     if any(column.type == "category" for column in reader.features):
         found = found.bounded()
         # With their types, which lists of nothing would not have.
@@ -221,8 +212,7 @@ def sampled_held_out(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.b
 def sampled_classes(lake: Store, parts: tuple[StoredFile, ...], label: str) -> NDArray[np.int64]:
     """True classes of the sample's rows, numbered from 0, shape (rows,); −1 where unknown."""
     columns = [lake.read_table(part.path, [label])[label] for part in parts]
-    if pa.types.is_dictionary(columns[0].type):  # each part has one of its own
-        columns = [column.cast(column.type.value_type) for column in columns]
+    columns = [decoded(column) for column in columns]  # each part has a dictionary of its own
     chunks = [chunk for column in columns for chunk in column.chunks]
     labels = pa.chunked_array(chunks, type=columns[0].type).combine_chunks()
     codes = labels.dictionary_encode().indices

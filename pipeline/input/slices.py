@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.input.columns import GOLDEN, splitmix64
+
 # Row groups that the sample is drawn from at most: each costs a read of its own, and this many
 # spread over the table represent it even when shards are sorted.
 MAX_SAMPLED_ROW_GROUPS = 512
@@ -147,12 +149,9 @@ def held_out(
         seed: Another seed holds out other rows.
     """
     place = np.random.SeedSequence([seed, shard]).generate_state(1, np.uint64)[0]
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is what is meant
-        z_B = place + row_numbers_B.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z_B = (z_B ^ (z_B >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z_B = (z_B ^ (z_B >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z_B ^= z_B >> np.uint64(31)
-    held: NDArray[np.bool_] = z_B < np.uint64(share * 2.0**64)
+    with np.errstate(over="ignore"):  # modulo 2^64
+        state_B = place + (row_numbers_B.astype(np.uint64) - np.uint64(1)) * GOLDEN
+    held: NDArray[np.bool_] = splitmix64(state_B) < np.uint64(share * 2.0**64)
     return held
 
 

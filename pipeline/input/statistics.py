@@ -28,6 +28,7 @@ from pipeline.input.columns import category_codes_of_values, code_hashes
 from pipeline.input.reading import RowBlock
 from pipeline.model.channels import ColumnSpec, TypedScaler, on_circles
 from pipeline.model.scaling import Moments, Scaler
+from pipeline.schema import decoded
 
 log = logging.getLogger(__name__)
 
@@ -154,9 +155,7 @@ def _smallest(*hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _counted(name: str, column: pa.ChunkedArray) -> pa.Table:
     """How many rows have each value, nulls left out."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    counts = pc.value_counts(column.combine_chunks())
+    counts = pc.value_counts(decoded(column).combine_chunks())
     values, rows = counts.field("values"), counts.field("counts")
     there = values.is_valid()
     values, rows = values.filter(there), rows.filter(there)

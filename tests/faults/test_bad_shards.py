@@ -328,10 +328,10 @@ def test_a_storage_that_is_gone_makes_no_shard_a_bad_one(night: Night, ledger: A
     away = night.input.rename(night.folder / "away")
     source = {"on_bad_shard": "quarantine", "max_bad_share": 1.0}
     ledger.injected("vanished shard", "sample")
-    with pytest.raises(InputError, match="there is nothing at"):
+    with pytest.raises(InputError, match="nothing exists at"):
         run(night.begin(**source))
     night.input.mkdir()  # a mount point without its mount
-    with pytest.raises(InputError, match="no Parquet file is there"):
+    with pytest.raises(InputError, match="holds no Parquet file"):
         run(night.begin(**source))
     assert not (night.run_folder / "quarantine.json").exists()
     night.input.rmdir()

@@ -22,7 +22,7 @@ import s3fs
 from pipeline import storage
 from pipeline.artifacts.inputs import FeatureColumn
 from pipeline.errors import BadShard, PipelineError, TransientError
-from pipeline.input.pinning import SHARD_SCHEMA
+from pipeline.input.footers import SHARD_SCHEMA
 from pipeline.input.reading import Reader, pieces_of_shards
 from pipeline.storage import find_parquet
 

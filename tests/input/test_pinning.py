@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.input import pinning
+from pipeline.input import footers, pinning
 from pipeline.input.hive import hive_values
 from pipeline.input.pinning import PinnedInput, check_enough_rows, list_shards, pin
 from pipeline.storage import parquet_bytes
@@ -103,14 +103,14 @@ def test_size_and_version_follow_the_file(tmp_path: Path) -> None:
 
 
 def test_missing_path(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"source\.path=.*absent: there is nothing at"):
+    with pytest.raises(InputError, match=r"source\.path=.*absent: nothing exists at"):
         names(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("location", ["", "*.parquet"])
 def test_no_parquet(tmp_path: Path, location: str) -> None:
     (tmp_path / "notes.txt").write_text("no table")
-    with pytest.raises(InputError, match="no Parquet file is there"):
+    with pytest.raises(InputError, match="holds no Parquet file"):
         names(tmp_path / location)
 
 
@@ -160,13 +160,14 @@ def test_progress_counts_footers(tmp_path: Path) -> None:
 def footers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards whose footers are read from here on, sorted when looked at."""
     read: list[str] = []
-    footer = pinning._footer
+    footer = footers.read_footer
 
     def counted(file: Any) -> Any:
         read.append(file.name)
         return footer(file)
 
-    monkeypatch.setattr(pinning, "_footer", counted)
+    for module in (pinning, footers):
+        monkeypatch.setattr(module, "read_footer", counted)
     return read
 
 
@@ -416,7 +417,7 @@ def test_unknown_column_has_a_suggestion(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [{"keys": ["zzz"]}, {"label": "zzz"}])
 def test_unknown_key_or_label_lists_the_columns(tmp_path: Path, source: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="no column zzz; it has id, x"):
+    with pytest.raises(InputError, match="no column zzz; its columns are id, x"):
         pinned(shard(tmp_path / "a.parquet"), **source)
 
 

@@ -286,8 +286,8 @@ def test_shards_that_store_the_same_differently(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ({"scaling": "minmax"}, "source.scaling=minmax is for rows of plain numbers; column c"),
-        ({"scaling": "unit_norm"}, "source.scaling=unit_norm is for rows of plain numbers"),
+        ({"scaling": "minmax"}, "source.scaling=minmax works only on plain numbers; column c"),
+        ({"scaling": "unit_norm"}, "source.scaling=unit_norm works only on plain numbers"),
         ({"image_shape": [1, 1]}, "image_shape"),
     ],
 )
@@ -302,7 +302,7 @@ def test_own_augmentation_is_refused(tmp_path: Path) -> None:
     settings = config(path, ["c"])
     augment = settings.augment.model_copy(update={"function": "my:function"})
     settings = settings.model_copy(update={"augment": augment})
-    with pytest.raises(InputError, match=r"augment\.function=my:function is for rows of plain"):
+    with pytest.raises(InputError, match=r"augment\.function=my:function works only on plain"):
         pin(settings, list_shards(settings))
 
 
@@ -424,7 +424,7 @@ def test_parts_in_any_order_are_merged_in_one() -> None:
         moments = {name: values.tolist() for name, values in vars(found.moments).items()}
         hashes = {"column": ["w"], "hashes": [found.hashes["w"].tolist()]}
         parts.append(
-            SamplePart(part_name(number), "", 0, 1500, 1500, **moments, hashes=hashes,
+            SamplePart(part_name(number), "", 0, 1500, 1500, moments, hashes=hashes,
                        values=found.values.to_pydict(), cut=tuple(found.cut))
         )  # fmt: skip
     merged = []

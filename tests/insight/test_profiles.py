@@ -590,7 +590,7 @@ def test_a_shard_that_lacks_an_explained_column(lake: Lake) -> None:
     ("columns", "message"),
     [
         (["colou"], r"explain.columns: shard 00.parquet has no column colou; did you mean colour"),
-        (["nothing"], r"has no column nothing; it has id, x, a, colour"),
+        (["nothing"], r"has no column nothing; its columns are id, x, a, colour"),
         (["x", "list"], r"column list: type list<.*> cannot be profiled"),
     ],
 )

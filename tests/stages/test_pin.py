@@ -9,7 +9,7 @@ import pytest
 from conftest import blobs, config_of, write_shards
 
 from pipeline.engine import Context
-from pipeline.input import pinning
+from pipeline.input import footers, pinning
 from pipeline.stages.pin import pin
 
 
@@ -17,13 +17,14 @@ def test_the_next_night_reads_what_changed(
     settings: dict[str, Any], context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    footer = pinning._footer
+    footer = footers.read_footer
 
     def counted(file: Any) -> Any:
         read.append(file.name)
         return footer(file)
 
-    monkeypatch.setattr(pinning, "_footer", counted)
+    for module in (pinning, footers):
+        monkeypatch.setattr(module, "read_footer", counted)
     folder = write_shards(tmp_path / "table", blobs(600), shards=5)
     settings["source"] |= {"path": str(folder)}
     first = pin.run(config_of(settings), context)

@@ -1,0 +1,193 @@
+"""Footers of shards: row groups, sizes and widths of the selected columns."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.artifacts.inputs import decode_schema, encode_schema
+from pipeline.errors import InputError
+from pipeline.input.bad_shards import ShardVersion, read_shard
+from pipeline.input.columns import is_vector, storage_type
+from pipeline.input.hive import with_hive_columns
+from pipeline.input.selection import Selection
+from pipeline.storage import FoundFile
+
+SHARD_SCHEMA = pa.schema(
+    [
+        ("url", pa.string()),
+        ("name", pa.string()),  # path below the source; the key where the config names none
+        ("bytes", pa.int64()),
+        ("version", pa.string()),
+        ("rows", pa.int64()),
+        ("row_group_rows", pa.list_(pa.int64())),
+        ("row_group_bytes", pa.list_(pa.int64())),  # of the selected columns, as stored
+        ("widths", pa.list_(pa.int32())),  # of the feature columns that are vectors
+        ("schema", pa.int32()),  # index into the schemas in the table's metadata; null: no rows
+    ]
+)
+_METADATA_KEY = b"dec_pipeline"
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """What the footer of one shard says about the selected columns.
+
+    Attributes:
+        schema: Schema of the columns in the file itself, without those of its folders; None for a
+            shard without rows, whose types do not matter.
+        widths: Widths of the features that are vectors, in their order; None where no row tells.
+        rows: Rows of each row group.
+        bytes: Stored bytes of the selected columns in each row group.
+    """
+
+    schema: pa.Schema | None
+    widths: Sequence[int | None]
+    rows: Sequence[int]
+    bytes: Sequence[int]
+
+
+class KnownFooters:
+    """Facts of an earlier pinning of the same columns, by url, version and size.
+
+    Args:
+        shards: Table of ``with_schemas``; None for none.
+        selection: Columns that are selected now; facts about others are not used.
+    """
+
+    def __init__(self, shards: pa.Table | None, selection: Selection) -> None:
+        self._facts: dict[tuple[str, str, int], ShardFacts] = {}
+        meta = json.loads((shards.schema.metadata or {}).get(_METADATA_KEY, "{}")) if shards else {}
+        if shards is None or meta.get("columns") != list(selection.all):
+            return
+        schemas = [decode_schema(text) for text in meta["schemas"]]
+        names = ("url", "version", "bytes", "schema", "widths", "row_group_rows", "row_group_bytes")
+        for url, version, size, place, *rest in zip(
+            *(shards[name].to_pylist() for name in names), strict=True
+        ):
+            if version:  # without an entity tag, a new file looks like the old one
+                schema = None if place is None else schemas[place]
+                self._facts[url, version, size] = ShardFacts(schema, *rest)
+
+    def of(self, file: FoundFile) -> ShardFacts | None:
+        """Facts of exactly this file, if they are known."""
+        return self._facts.get((file.url, file.version, file.bytes))
+
+
+def with_schemas(shards: pa.Table, selection: Selection, schemas: Sequence[pa.Schema]) -> pa.Table:
+    """A table of shards with what ``KnownFooters`` needs of the schemas that it refers to."""
+    content = {"columns": selection.all, "schemas": [encode_schema(schema) for schema in schemas]}
+    return shards.replace_schema_metadata({_METADATA_KEY: json.dumps(content)})
+
+
+def shard_facts(
+    file: FoundFile, selection: Selection, hive_types: dict[str, pa.DataType]
+) -> ShardFacts:
+    """Read a footer, and check that the shard has the selected columns."""
+    footer = read_footer(file)
+    if not sum(footer.rows):
+        return ShardFacts(None, (), footer.rows, [0] * len(footer.rows))
+    selection.check(with_hive_columns(footer.schema, file.url, hive_types), file.name)
+    own = [name for name in selection.all if name in footer.schema.names]
+    schema = pa.schema([footer.schema.field(name).remove_metadata() for name in own])
+    vectors = [n for n in selection.features if n in own and is_vector(schema.field(n).type)]
+    widths = [_width(footer, name, file) for name in vectors]
+    return ShardFacts(schema, widths, footer.rows, footer.stored_bytes(own))
+
+
+@dataclass(frozen=True)
+class Footer:
+    """The footer of a shard."""
+
+    schema: pa.Schema
+    metadata: pq.FileMetaData
+
+    @functools.cached_property
+    def rows(self) -> list[int]:
+        """Rows of each row group."""
+        return [self.metadata.row_group(g).num_rows for g in range(self.metadata.num_row_groups)]
+
+    @functools.cached_property
+    def leaves(self) -> dict[str, list[int]]:
+        """Numbers of the Parquet columns that store each Arrow column."""
+        if not self.metadata.num_row_groups:
+            return {}
+        group = self.metadata.row_group(0)
+        names: set[str] = set(self.schema.names)
+        leaves: dict[str, list[int]] = {}
+        for number in range(group.num_columns):
+            name = group.column(number).path_in_schema
+            # "x.norm" may be a column of its own beside "x", whose leaf is "x.list.element".
+            while name not in names and "." in name:
+                name = name.rpartition(".")[0]
+            leaves.setdefault(name, []).append(number)
+        return leaves
+
+    def stored_bytes(self, names: Iterable[str]) -> list[int]:
+        """Stored bytes of these columns in each row group."""
+        leaves = [leaf for name in names for leaf in self.leaves.get(name, [])]
+        return [
+            sum(self.metadata.row_group(g).column(c).total_compressed_size for c in leaves)
+            for g in range(self.metadata.num_row_groups)
+        ]
+
+
+def read_footer(file: FoundFile) -> Footer:
+    """Read the footer of a shard.
+
+    Raises:
+        BadShard: It cannot be read.
+    """
+
+    def read(source: pa.NativeFile) -> Footer:
+        parquet = pq.ParquetFile(source)
+        return Footer(parquet.schema_arrow, parquet.metadata)
+
+    return read_shard(ShardVersion(file.url, file.name, file.version), read)
+
+
+def _width(footer: Footer, name: str, file: FoundFile) -> int | None:
+    """Width of a vector column; None for a scalar, and where no row tells."""
+    kind = storage_type(footer.schema.field(name).type)
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    (leaf,) = footer.leaves[name]
+    for group in (g for g, rows in enumerate(footer.rows) if rows):
+        chunk = footer.metadata.row_group(group).column(leaf)
+        # The footer counts a null list as one value, so it tells the width only without nulls.
+        counted = chunk.statistics is not None and chunk.statistics.has_null_count
+        width, rest = divmod(chunk.num_values, footer.rows[group])
+        if counted and not chunk.statistics.null_count and not rest:
+            return int(width)
+        widths = _widths_in(file, group, name)
+        if len(widths) > 1:
+            raise ragged_error(file.name, name, min(widths), max(widths))
+        if widths:
+            return widths[0]
+    return None
+
+
+def _widths_in(file: FoundFile, group: int, name: str) -> list[int]:
+    """Widths of the lists in one row group."""
+
+    def read(source: pa.NativeFile) -> list[int]:
+        column = pq.ParquetFile(source).read_row_group(group, columns=[name])[name]
+        column = column.cast(storage_type(column.type))
+        widths: list[int] = pc.unique(pc.list_value_length(column)).drop_null().to_pylist()
+        return widths
+
+    return read_shard(ShardVersion(file.url, file.name, file.version), read)
+
+
+def ragged_error(shard: str, column: str, narrowest: int, widest: int) -> InputError:
+    """The error for a list column whose rows differ in width."""
+    return InputError(
+        f"shard {shard}, column {column}: lists of {narrowest} to {widest} values; "
+        "expected vectors of one width. Pad or cut them, or take the column out of source.features"
+    )

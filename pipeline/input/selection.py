@@ -1,0 +1,228 @@
+"""The columns that the config selects, and checks of a shard's schema against them."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.artifacts.inputs import ColumnType
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.input.columns import (
+    EXPECTED,
+    category_family,
+    column_type,
+    is_vector,
+    may_be,
+    number_type,
+    storage_type,
+    unknown_zone,
+)
+from pipeline.schema import value_type
+
+
+def field_of(schema: pa.Schema, name: str, shard: str, setting: str = "") -> pa.Field:
+    """The field of a column that a shard must have exactly once.
+
+    Args:
+        schema: Schema of the shard.
+        name: Name of the column.
+        shard: Name of the shard, for the message.
+        setting: Setting that names the column, for the message.
+
+    Raises:
+        InputError: The shard has no such column, or several.
+    """
+    if name not in schema.names:
+        near = difflib.get_close_matches(name, schema.names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"its columns are {listed(schema.names)}"
+        where = f"{setting}: shard" if setting else "shard"
+        raise InputError(f"{where} {shard} has no column {name}; {hint}")
+    if schema.names.count(name) > 1:
+        raise InputError(f"shard {shard} has more than one column {name}; rename one")
+    return schema.field(name)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message; of many, the first twenty."""
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The columns that the config selects, with its globs resolved.
+
+    Attributes:
+        features: Feature columns, in the order of the config.
+        carried: Key columns and the label.
+        label: Name of the label column.
+        types: Types of the features that the config gives one.
+        folders: Features whose values are in the names of folders.
+    """
+
+    features: tuple[str, ...]
+    carried: tuple[str, ...]
+    label: str | None
+    types: Mapping[str, str]
+    folders: frozenset[str]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All columns to read, each once."""
+        return tuple(dict.fromkeys((*self.features, *self.carried)))
+
+    @classmethod
+    def of(
+        cls, config: Config, schema: pa.Schema, shard: str, hive_types: Mapping[str, pa.DataType]
+    ) -> Selection:
+        """Resolve the config's globs against the schema of the first shard that has rows."""
+        features: list[str] = []
+        for pattern in config.source.feature_patterns:
+            if pattern in schema.names or not re.search(r"[*?\[]", pattern):
+                features.append(pattern)
+                continue
+            # Keys and the label are no features, although a glob may match them.
+            others = {*config.source.keys, config.evaluate.label}
+            matches = fnmatch.filter(schema.names, pattern)
+            matches = [name for name in matches if name not in others]
+            if not matches:
+                raise InputError(
+                    f"source.features: {pattern} matches no column of shard {shard}; "
+                    f"its columns are {listed(schema.names)}"
+                )
+            features += matches
+        if twice := sorted({name for name in features if features.count(name) > 1}):
+            raise InputError(
+                f"source.features names column {', '.join(twice)} more than once after its globs "
+                "are resolved; name each column once"
+            )
+        label = config.evaluate.label
+        carried = (*config.source.keys, *([label] if label else []))
+        typed = {name: config.source.feature(name) for name in features}
+        types = {name: feature.type for name, feature in typed.items() if feature}
+        folders = frozenset(features) & hive_types.keys()
+        return cls(tuple(features), tuple(dict.fromkeys(carried)), label, types, folders)
+
+    def type_of(self, name: str, kind: pa.DataType) -> ColumnType | None:
+        """The type of a feature column of this Arrow type; None: plain numbers, or no feature."""
+        given = self.types.get(name)
+        # A new folder can turn numbers into text, so folders' columns need a type in the config.
+        if given is None and (number_type(kind) is not None or name in self.folders):
+            return None
+        return column_type(kind) if given in (None, "auto") else typing.cast(ColumnType, given)
+
+    def check(self, schema: pa.Schema, shard: str) -> None:
+        """Check that a shard has all columns, of types that fit.
+
+        Raises:
+            InputError: A column is missing, or of the wrong type.
+        """
+        for name in self.all:
+            field_of(schema, name, shard)
+        if self.label is not None:
+            kind = schema.field(self.label).type
+            if pa.types.is_nested(storage_type(kind)) or pa.types.is_binary(kind):
+                raise InputError(
+                    f"shard {shard}, column {self.label}: type {kind} cannot be a label; "
+                    "evaluate.label must name a column of numbers or strings"
+                )
+        for name in self.features:
+            self._check_feature(name, schema.field(name).type, shard)
+
+    def _check_feature(self, name: str, kind: pa.DataType, shard: str) -> None:
+        where = f"shard {shard}, column {name}"
+        found = self.type_of(name, kind)
+        if found is None:
+            if number_type(kind) is not None:
+                return
+            hint = (
+                "features must be numbers, booleans, strings, timestamps, dates or vectors of "
+                "numbers. Convert the column or take it out of source.features"
+            )
+            if name in self.folders:
+                hint = (
+                    "names of folders are categories only where source.features says so: "
+                    f"{{column: {name}, type: category}}"
+                )
+            raise InputError(f"{where}: type {kind} is not a number; {hint}")
+        if found == "timestamp" and (reason := unknown_zone(kind)):
+            raise InputError(
+                f"{where}: {reason}; hours of the day need the zone's rules. "
+                "Write the column in UTC or without a zone"
+            )
+        if not may_be(kind, found):
+            own = column_type(kind)
+            hint = f"Make it type: {own}" if own else "Convert the column"
+            raise InputError(
+                f"{where}: type {kind} cannot be a {found}, the type in source.features; "
+                f"expected {EXPECTED[found]}. {hint}, or take it out of source.features"
+            )
+
+    def check_same_meaning(
+        self, name: str, kind: pa.DataType, shard: str, expected: pa.DataType, first_shard: str
+    ) -> None:
+        """Check that a feature column means the same in a shard as in the first one.
+
+        Raises:
+            InputError: It does not.
+        """
+        if is_vector(kind) != is_vector(expected):
+            raise InputError(
+                f"shard {shard}, column {name}: type {kind}; expected {expected} as in shard "
+                f"{first_shard}: vectors in all shards, or scalars in all"
+            )
+        here, there = self.type_of(name, kind), self.type_of(name, expected)
+        if here != there or (
+            here == "category" and category_family(kind) != category_family(expected)
+        ):
+            raise InputError(
+                f"shard {shard}, column {name}: type {kind} does not mean what {expected} means in "
+                f"shard {first_shard}; write the column with one type, or set its type in "
+                "source.features"
+            )
+
+
+def unified(schemas: Sequence[tuple[str, pa.Schema]], names: Sequence[str]) -> pa.Schema:
+    """One type for each column that holds the values of every shard.
+
+    Args:
+        schemas: Shards with their schemas; at least one.
+        names: Names of the columns.
+
+    Raises:
+        InputError: No type holds the values of all shards.
+    """
+    (_, first), *others = (
+        (shard, pa.schema([schema.field(name).remove_metadata() for name in names]))
+        for shard, schema in schemas
+    )
+    for shard, other in others:
+        if other == first:
+            continue
+        # Dictionaries survive only where every shard has the same; else their plain values do.
+        left, right = _plain_where_different(first, other), _plain_where_different(other, first)
+        try:
+            first = pa.unify_schemas([left, right], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            name = next(n for n in names if left.field(n).type != right.field(n).type)
+            raise InputError(
+                f"shard {shard}, column {name}: type {right.field(name).type} does not fit "
+                f"{left.field(name).type} as in the shards before; write the column with one type"
+            ) from None
+    return first
+
+
+def _plain_where_different(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
+    return pa.schema(
+        field
+        if field.type == other.field(field.name).type
+        # A dictionary's values fit those of another.
+        else field.with_type(value_type(field.type))
+        for field in schema
+    )
