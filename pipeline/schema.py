@@ -1,4 +1,4 @@
-"""Names and types of the columns that we publish. Other jobs rely on them."""
+"""Names and types of the published columns, which other jobs rely on."""
 
 from __future__ import annotations
 
@@ -7,56 +7,54 @@ from typing import Any
 
 import pyarrow as pa
 
-# Identifies a row when the config names no key: the shard's path below the source and the row's
-# position in that shard.
+# Key of a row where the config names none: the shard's path below the source, and the row's
+# position in the shard.
 SHARD_KEY_COLUMNS = ("shard", "row_number")
 SHARD_KEY_FIELDS = (pa.field("shard", pa.string()), pa.field("row_number", pa.int64()))
 
-# One value in all rows of a file: a dictionary stores it once.
+# A dictionary stores a value that all rows of a file share only once.
 _CONSTANT = pa.dictionary(pa.int32(), pa.string())
 
 ASSIGNMENT_FIELDS = (
-    pa.field("cluster_id", pa.int32(), nullable=False),  # -1: an outlier
-    pa.field("confidence", pa.float32(), nullable=False),  # q of the nearest
-    pa.field("cluster_id_2", pa.int32(), nullable=False),  # the runner-up
+    pa.field("cluster_id", pa.int32(), nullable=False),  # -1: outlier
+    pa.field("confidence", pa.float32(), nullable=False),  # soft assignment q of that cluster
+    pa.field("cluster_id_2", pa.int32(), nullable=False),  # second nearest cluster
     pa.field("confidence_2", pa.float32(), nullable=False),
-    pa.field("distance", pa.float32(), nullable=False),  # ‖z − μ‖ in the embedding
+    pa.field("distance", pa.float32(), nullable=False),  # to the centroid, ‖z − μ‖
     pa.field("is_outlier", pa.bool_(), nullable=False),
     pa.field("model_id", _CONSTANT, nullable=False),
-    # The run that labelled the row, and its ds. Rows of an input that did not change are carried
-    # from night to night with those of the night that labelled them; which rows a ds consists of
-    # is said by the snapshot alone.
+    # The run that labelled the row, and its ds. Rows of unchanged shards keep those of the night
+    # that labelled them; only the snapshot tells which rows a ds consists of.
     pa.field("run_id", _CONSTANT, nullable=False),
     pa.field("ds", _CONSTANT, nullable=False),
 )
 
 RESERVED_COLUMNS = tuple(field.name for field in ASSIGNMENT_FIELDS)
 
-# The ds of a run that was given no logical date: the table as a whole, not one night of it.
+# The ds of a run without a logical date.
 UNDATED = "undated"
 
 
 def assignment_schema(carried: pa.Schema, keys: Sequence[str]) -> pa.Schema:
-    """Schema of the assignments table: the keys, unchanged, then what DEC found.
+    """Schema of the assignments table: the keys, unchanged, then the columns of DEC.
 
     Args:
-        carried: Has a field for each key; more do no harm.
-        keys: Names of the key columns; none: shard name and row number stand in.
+        carried: Schema with a field for each key, and possibly more.
+        keys: Names of the key columns; without any, shard name and row number.
     """
     key_fields = [carried.field(name) for name in keys] or SHARD_KEY_FIELDS
     return pa.schema([*key_fields, *ASSIGNMENT_FIELDS])
 
 
-# What a run id, a ds or a model id may be: safe as a folder's name, in SQL and in HTML.
+# Run ids, ds and model ids: safe as names of folders, in SQL and in HTML.
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
+_RUN_FIELDS = tuple(pa.field(n, pa.string(), nullable=False) for n in ("ds", "run_id", "model_id"))
 
 # cluster_profile: one row per cluster and feature, in the units of the user's columns.
 PROFILE_SCHEMA = pa.schema(
     [
-        pa.field("ds", pa.string(), nullable=False),
-        pa.field("run_id", pa.string(), nullable=False),
-        pa.field("model_id", pa.string(), nullable=False),
+        *_RUN_FIELDS,
         pa.field("cluster_id", pa.int32(), nullable=False),  # -1: outliers
         pa.field("rows", pa.int64(), nullable=False),  # rows of the cluster
         pa.field("feature", pa.string(), nullable=False),  # the user's column
@@ -131,9 +129,7 @@ DESCRIBED_SCHEMA = pa.schema(
 
 # cluster_exemplars, besides the user's keys.
 _EXEMPLAR_FIELDS = (
-    pa.field("ds", pa.string(), nullable=False),
-    pa.field("run_id", pa.string(), nullable=False),
-    pa.field("model_id", pa.string(), nullable=False),
+    *_RUN_FIELDS,
     pa.field("cluster_id", pa.int32(), nullable=False),
     # central: smallest distance; typical: highest confidence; ambiguous: smallest confidence -
     # confidence_2. Ties: the first by shard and row number.

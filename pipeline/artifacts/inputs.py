@@ -1,4 +1,4 @@
-"""What is known of the input: columns, shards, and the reference sample."""
+"""Artifacts about the input: its columns, its shards, and the reference sample."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class FeatureColumn(Record):
     """A column that rows are clustered by: a scalar, or a vector of fixed width.
 
     Attributes:
-        name: Of the column.
-        width: Values of a raw row that it has.
+        name: Name of the column.
+        width: Number of its values in a raw row.
         vector: Whether it holds vectors.
-        type: How its values are understood; None: plain numbers, as ``source.scaling`` and
-            ``source.nulls`` say. Left out of what is written where it is None.
+        type: Meaning of its values; None: plain numbers, treated by ``source.scaling`` and
+            ``source.nulls``. Not written where it is None.
     """
 
     name: str
@@ -31,16 +31,16 @@ class FeatureColumn(Record):
 
 
 class QuarantinedShard(Record):
-    """A bad shard that the run goes on without; see ``source.on_bad_shard``.
+    """A bad shard that the run leaves out; see ``source.on_bad_shard``.
 
     Attributes:
-        name: Below the source.
-        url: Where it lies.
-        version: As it was listed.
-        bytes: Its size, as it was listed.
-        rows: By its footer; None where that could not be read.
-        stage: That found it.
-        reason: What is wrong with it.
+        name: Path below the source.
+        url: Location of the shard.
+        version: Version when it was listed.
+        bytes: Size when it was listed.
+        rows: Rows by its footer; None where that cannot be read.
+        stage: Stage that found it.
+        reason: Reason why it cannot be used.
     """
 
     name: str
@@ -56,22 +56,22 @@ class Manifest(Artifact):
     """The pinned input.
 
     Attributes:
-        shards: Parquet file with one row a shard: url, name, bytes, version, rows, row groups.
+        shards: Parquet file with one row per shard: url, name, bytes, version, rows, row groups.
         rows: Rows of all shards.
         bytes: Size of all shards.
-        wanted_bytes: Size of the wanted columns in them, as stored.
-        shard_count: Shards, empty ones included.
-        row_groups: Row groups of all shards.
-        slice_count: Units of work.
-        target_slice_mib: What the slices were cut for.
-        features: The feature columns in the order of the config, globs resolved.
-        dtype: numpy name of the type that a raw row has in memory.
+        wanted_bytes: Stored size of the selected columns.
+        shard_count: Number of shards, with empty ones.
+        row_groups: Number of row groups.
+        slice_count: Number of slices, the units of work.
+        target_slice_mib: Target size of the slices.
+        features: Feature columns in the order of the config, with its globs resolved.
+        dtype: numpy name of the type of a raw row.
         carried: Arrow schema of the key columns and the label, base64 of its IPC form.
-        nulls: What a missing feature does; see ``source.nulls``.
-        keys: Names of the key columns; empty: shard name and row number stand in.
+        nulls: ``source.nulls``.
+        keys: Names of the key columns; empty: shard name and row number.
         label: Name of the label column.
-        quarantined: Bad shards that nothing is read of. Those that pin found are in none of the
-            figures above; those that a later stage found are.
+        quarantined: Bad shards that are left out. The figures above include those that a stage
+            after pin found.
     """
 
     shards: StoredFile
@@ -97,27 +97,27 @@ class Manifest(Artifact):
 
     @property
     def typed(self) -> bool:
-        """Whether rows hold more than plain numbers."""
+        """Whether a feature column has a type, so that rows hold more than plain numbers."""
         return any(column.type for column in self.features)
 
     @property
     def described_columns(self) -> tuple[str, ...]:
-        """Feature columns that are told in their own values: what a raw row has of them is a code.
+        """Feature columns that are described by original values, since raw rows hold codes.
 
-        Their values are in the column itself, and for a model's categories in its vocabulary; see
+        The shards have the values, and so has a model's vocabulary; see
         ``pipeline.registry.models.load_vocabulary``.
         """
-        told = ("category", "boolean")
-        return tuple(column.name for column in self.features if column.type in told)
+        coded = ("category", "boolean")
+        return tuple(column.name for column in self.features if column.type in coded)
 
     @property
     def carried_schema(self) -> pa.Schema:
-        """Names and types of the key columns and of the label."""
+        """Schema of the key columns and the label."""
         return decode_schema(self.carried)
 
 
 def encode_schema(schema: pa.Schema) -> str:
-    """The form in which JSON keeps a schema."""
+    """A schema as text, for JSON."""
     return base64.b64encode(schema.remove_metadata().serialize().to_pybytes()).decode()
 
 
@@ -127,15 +127,15 @@ def decode_schema(text: str) -> pa.Schema:
 
 
 class Sample(Artifact):
-    """The reference sample and what was learnt from it.
+    """The reference sample, and the scaler that is fitted on it.
 
     Attributes:
         parts: Parquet files with the sampled rows: keys, label, and ``features`` as a vector.
-        rows: Rows in them.
+        rows: Number of sampled rows.
         scanned_rows: Rows that the scaler's statistics come from.
         missing_values: Null, NaN or infinite features among those.
-        scaler: Parquet file with one row a feature: mean, offset, factor.
-        scaling: How the scaler works; see ``pipeline.model.scaling.Scaler``.
+        scaler: Parquet file with one row per feature: mean, offset, factor.
+        scaling: Method of the scaler; see ``pipeline.model.scaling.Scaler``.
     """
 
     parts: tuple[StoredFile, ...]

@@ -1,4 +1,4 @@
-"""The base of all artifacts: frozen records, stored files, fingerprints."""
+"""Base of all artifacts: frozen records, stored files, fingerprints."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ def _inside(path: str) -> str:
     return path
 
 
-# A name or a path that is read back is checked: what it names is opened, published or removed.
+# Names and paths are checked when they are read back: what they name is opened or removed.
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME_PATTERN}$")]
-
-
 LakePath = Annotated[str, AfterValidator(_inside)]
 
 
 class Record(BaseModel):
-    """A frozen part of an artifact; reading one back refuses fields that it does not know."""
+    """A frozen part of an artifact; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class StoredFile(Record):
-    """A file of the run: its path below the output, and its content's digest."""
+    """A file of a run: path below the output, digest and size."""
 
     path: LakePath
     sha256: str
@@ -39,7 +37,7 @@ class StoredFile(Record):
 
 
 class Artifact(Record):
-    """What one stage leaves."""
+    """The result of a stage."""
 
     @property
     def fingerprint(self) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import types
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pipeline.config.sections import Section, sections_in
 from pipeline.config.settings import Config
-from pipeline.config.source import Feature
 from pipeline.credentials import find_credential
 from pipeline.errors import ConfigError
 
@@ -106,13 +104,8 @@ def _describe(error: ValidationError) -> Iterator[str]:
 
 def _settings_of(location: Sequence[str]) -> list[str]:
     """Names of the settings in the section at this path."""
-    section: Any = Config
+    section: type[Section] = Config
     for name in location:
-        if name.isdecimal():  # an item of source.features
-            section = Feature
-            continue
-        section = section.model_fields[name].annotation
-        if isinstance(section, types.UnionType) or typing.get_origin(section) is typing.Union:
-            kinds = (getattr(kind, "__origin__", kind) for kind in typing.get_args(section))
-            section = next(kind for kind in kinds if hasattr(kind, "model_fields"))
+        if not name.isdecimal():  # the place of an entry in source.features
+            (section,) = sections_in(section.model_fields[name].annotation)
     return list(section.model_fields)

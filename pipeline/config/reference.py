@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-import typing
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.config.sections import Affects, Section, settings_in
+from pipeline.config.sections import Affects, Section, sections_in, settings_in
 from pipeline.config.settings import Config
 
 _CHANGES = {
@@ -64,15 +63,8 @@ def _tables(section: type[Section], path: str) -> Iterator[str]:
         yield "| Setting | Type | Default | Affects | Description |\n|---|---|---|---|---|"
         yield from rows
     for name, field in section.model_fields.items():
-        for inner in _sections_of(field.annotation):
+        for inner in sections_in(field.annotation):
             yield from _tables(inner, f"{path}.{name}" if path else name)
-
-
-def _sections_of(annotation: Any) -> list[type[Section]]:
-    """The sections in an annotation: itself, an optional one, or one in a union or a list."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for of in typing.get_args(annotation) for section in _sections_of(of)]
 
 
 def _type(of: dict[str, Any]) -> str:

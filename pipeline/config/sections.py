@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import functools
 import operator
+import typing
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -96,6 +97,13 @@ def settings_in(section: type[Section], prefix: str = "") -> tuple[Setting, ...]
             affects = (marker for marker in field.metadata if isinstance(marker, Affects))
             found.append(Setting(prefix + name, field, next(affects, section.affects)))
     return tuple(found)
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections in an annotation: itself, an optional one, or one in a union or a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for of in typing.get_args(annotation) for section in sections_in(of)]
 
 
 def _content(field: FieldInfo, value: Any) -> tuple[Any] | None:
