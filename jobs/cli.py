@@ -165,21 +165,21 @@ def tune(
     clusters: Annotated[
         str | None,
         typer.Option(
-            metavar="FEWEST:MOST", help="Numbers of clusters. Default: 5:50, or as rows allow."
+            metavar="MIN:MAX", help="Number of clusters. Default: 5:50, or as rows allow."
         ),
     ] = None,
     trials: Annotated[
-        int, typer.Option(min=1, metavar="N", help="In all, those done before included.")
+        int, typer.Option(min=1, metavar="N", help="Total number, earlier trials included.")
     ] = 24,
     rows: Annotated[
-        int, typer.Option(min=40, metavar="ROWS", help="Of the sample that is tried on.")
+        int, typer.Option(min=40, metavar="ROWS", help="Maximum number of rows in the sample.")
     ] = 5_000,  # a trial fits either half of them: enough for the measures to peak
     run_id: Annotated[
         str | None,
         typer.Option(
             "--run-id",
             metavar="ID",
-            help="Names the tuning; the same id again resumes it. Default: from what is asked.",
+            help="Id of the tuning; the same id resumes it. Default: from settings and input.",
         ),
     ] = None,
     ds: Ds = None,
@@ -188,8 +188,8 @@ def tune(
 ) -> None:
     """Choose K, embedding, width, scaling, augmentation and refinement on a sample, without labels.
 
-    Trials run in parallel, and each is kept when it ends: the same command goes on where it was
-    stopped. Leaves all trials and a recommended config in tuning/ID/ of the output.
+    Trials run in parallel, and each is kept when it ends: the same command resumes an interrupted
+    tuning. Writes all trials and a recommended config to tuning/ID/ of the output.
 
     Exit codes: 0 done · 1 unexpected · 2 config · 3 input · 4 no trial may be recommended ·
     6 try again · 130 interrupted.
@@ -197,10 +197,10 @@ def tune(
     from jobs.night import guarded
 
     def act() -> None:
-        from jobs.commands.tune import Wish, tune_config
+        from jobs.commands.tune import TuneRequest, tune_config
 
-        wish = Wish(clusters, trials, rows, run_id, ds)
-        tune_config(config, overrides or [], wish, as_json=as_json)
+        request = TuneRequest(clusters, trials, rows, run_id, ds)
+        tune_config(config, overrides or [], request, as_json=as_json)
 
     raise typer.Exit(guarded(act, as_json))
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
-import tempfile
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pipeline
-from jobs.commands.tune_results import Outcome, print_outcome, write_outcome
+from jobs.commands.tune_results import print_result
+from jobs.commands.tune_search import run_trials
 from jobs.night import checked_ds, checked_run_id, listen, of_ds
 from jobs.session import (
     Screen,
@@ -29,20 +28,25 @@ from pipeline.artifacts.records import fingerprint_of
 from pipeline.config import Config
 from pipeline.engine import Context, Execution
 from pipeline.errors import ConfigError, Interrupted, NumericalError, TransientError
+from pipeline.input.pinning import list_shards
 from pipeline.lake import lease
 from pipeline.storage import Store, check_writable, why
+from pipeline.tuning.recommendation import recommend
+from pipeline.tuning.results import TuneResult
+from pipeline.tuning.space import cluster_range, parsed_range
+from pipeline.tuning.trials import Study, TrialFolder, Tuning
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the command line asks for.
+class TuneRequest:
+    """Options of ``dec tune``.
 
     Attributes:
-        clusters: The range, "5:50"; None for the default.
-        trials: To do in all, those of earlier attempts included.
-        rows: Of the sample, at most.
-        run_id: Names the tuning; None: after what it is of.
-        ds: Logical date, where the source has a place for one.
+        clusters: Range of the number of clusters, "5:50"; None for the default.
+        trials: Total number of trials, those of earlier attempts included.
+        rows: Maximum number of rows in the sample.
+        run_id: Id of the tuning; None: derived from the request.
+        ds: Logical date, where the source's path contains one.
     """
 
     clusters: str | None
@@ -53,65 +57,67 @@ class Wish:
 
 
 def tune_config(
-    config_path: str, overrides: Sequence[str], wish: Wish, *, as_json: bool = False
+    config_path: str, overrides: Sequence[str], request: TuneRequest, *, as_json: bool = False
 ) -> None:
-    """Do the trials that are left, and print what all of them say.
+    """Run the trials that are left, and print the result of all.
 
     Raises:
-        PipelineError: What stopped it; what is done is kept.
+        PipelineError: The tuning stopped; finished trials are kept.
     """
     keep_to_this_machine()  # before anything imports Ray
-    # Light work first: what is wrong with config, input or range shows before anything starts.
+    # Mistakes in config, input or range show before anything starts.
     given = configured(config_path, overrides)
-    tuner = _Tuner(given, of_ds(given, checked_ds(wish.ds)), wish)
+    tuner = _Tuner(given, of_ds(given, checked_ds(request.ds)), request)
     listen()
     with own_screen(wanted_format()) as screen:
         tuner.screen = screen
         try:
-            outcome = tuner.outcome()
+            result = tuner.result()
         except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a scheduler's SIGTERM
-            raise Interrupted(_how_to_resume(config_path, wish, tuner.id, overrides)) from None
+            raise Interrupted(_how_to_resume(config_path, request, tuner.id, overrides)) from None
         finally:
             stop_ray()
         if as_json:
-            print(json.dumps(outcome.to_json(), indent=2), file=screen.out)
+            print(json.dumps(result.to_json(), indent=2), file=screen.out)
         else:
-            print_outcome(outcome, screen.out)
+            print_result(result, screen.out)
 
 
 class _Tuner:
     """One attempt at a tuning.
 
     Attributes:
-        id: Of the tuning.
-        screen: Where it tells how it goes on.
+        id: Id of the tuning.
+        screen: Receiver of progress lines.
     """
 
-    def __init__(self, given: Config, config: Config, wish: Wish) -> None:
-        from pipeline.input.pinning import list_shards
-        from pipeline.tuning.space import cluster_range, parsed_range
-        from pipeline.tuning.trials import TrialFolder
-
-        if wish.clusters is not None:
-            parsed_range(wish.clusters)  # before the input is listed
-        # As large as the range may be, whatever the config's own K is; pin and sample do not care.
-        rows = wish.rows
-        self._range: Callable[[int], tuple[int, int]] = lambda n: cluster_range(wish.clusters, n)
-        fewest, most = self._range(rows)
-        self.config = _sampled(config, rows)
-        # What is recommended is for every date, as what was given is.
-        self._given, self._wish, self.screen = given, wish, Screen()
+    def __init__(self, given: Config, config: Config, request: TuneRequest) -> None:
+        if request.clusters is not None:
+            parsed_range(request.clusters)  # before the input is listed
+        # Pin and sample see a K that the sample is never too small for: trials have their own.
+        sampling = config.centroids.model_copy(update={"sample_rows": request.rows})
+        self.config = config.model_copy(update={"centroids": sampling})
+        # The recommended config is for every date, as the given one is.
+        self._given, self._request, self.screen = given, request, Screen()
         files = [[file.url, file.bytes, file.version] for file in list_shards(config)]
-        identity = [_searched(self.config), files, rows, fewest, most, pipeline.__version__]
+        settings = self.config.fit_settings()
+        settings |= {"label": config.evaluate.label, "nulls": config.source.nulls}
+        bounds = cluster_range(request.clusters, request.rows)
+        identity = [settings, files, request.rows, *bounds, pipeline.__version__]
         self._fingerprint = fingerprint_of(identity)
-        self.id = checked_run_id(wish.run_id) or f"tune-{self._fingerprint[:8]}"
+        self.id = checked_run_id(request.run_id) or f"tune-{self._fingerprint[:8]}"
         self.lake = Store(config.output)
         self.folder = TrialFolder(self.lake, self.id)
-        # Of no date: the ds is the tuning, and so is the lease that keeps others off.
+        # A tuning has no date: its id stands for the ds, and so the lease keeps others off.
         self._context = Context(self.id, self.id, self.lake, start_ray=self._start_ray)
 
-    def outcome(self) -> Outcome:
-        """Do what is left, and choose; nobody else does the same meanwhile."""
+    def result(self) -> TuneResult:
+        """Run the trials that are left, and choose; under a lease.
+
+        Raises:
+            ConfigError: The output cannot be written, or the id belongs to something else.
+            NumericalError: No trial may be recommended.
+        """
         try:
             check_writable(self.config.output)
         except OSError as error:
@@ -120,7 +126,12 @@ class _Tuner:
                 "give a folder or bucket that you may write to"
             ) from None
         logs.begin(self.id, pipeline="tune")
-        self._check_same()
+        known = self.folder.study()
+        if known is not None and known.fingerprint != self._fingerprint:
+            raise ConfigError(
+                f"tuning {self.id} has other settings, input, --clusters or --rows; its trials say "
+                "nothing about these. Use another --run-id"
+            )
         held = lease.take(
             self.lake,
             self.id,
@@ -130,82 +141,71 @@ class _Tuner:
             on_lost=lambda _: os.kill(os.getpid(), signal.SIGINT),
         )
         try:
-            return self._tuned()
+            return self._tune()
         finally:
             held.release()
 
-    def _tuned(self) -> Outcome:
-        from pipeline.tuning.recommendation import recommend
-
-        manifest, sample = self._sampled()
-        fewest, most = self._range(sample.rows)
-        self._begin(sample, fewest, most)
-        done = self.folder.all()
-        if max(len(done), self._asked_before()) < self._wish.trials:
-            note = f", {len(done)} of them done before" if done else ""
-            self._say(
-                f"{self._wish.trials} trials on {sample.rows:,} rows, {fewest} to {most} clusters"
-                f"{note}; results in {self.lake.locate(self.folder.path(''))}"
-            )
-            self._start_ray()
-            self._search(manifest, sample, fewest, most)
-        trials = self.folder.all()
-        found = recommend(trials)
-        if found is None:
-            reasons = {trial.failed for trial in trials if trial.failed}
-            raise NumericalError(
-                f"tune: none of {len(trials)} trials may be recommended: "
-                f"{'; '.join(sorted(reasons)) or 'all break a limit on cluster sizes'}. "
-                "Try another --clusters, or more --rows"
-            )
-        outcome = Outcome(
-            config=self._given,
-            folder=self.folder,
-            rows=sample.rows,
-            fewest=fewest,
-            most=most,
-            trials=tuple(trials),
-            found=found,
-            asked=max(self._wish.trials, self._asked_before()),
-        )
-        write_outcome(outcome)
-        return outcome
-
-    def _asked_before(self) -> int:
-        """Trials of a search that came to its end: a suggestion that came twice is there once."""
-        try:
-            asked = self.lake.read_json(self.folder.path("recommendation.json"))["asked"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return 0
-        return asked if isinstance(asked, int) else 0
-
-    def _check_same(self) -> None:
-        """An id that was given by hand stands for one question."""
-        study = self.folder.study()
-        if study is not None and study.fingerprint != self._fingerprint:
-            raise ConfigError(
-                f"tuning {self.id} is of other settings, input, --clusters or --rows; its trials "
-                "say nothing about these. Use another --run-id"
-            )
-
-    def _begin(self, sample: Sample, fewest: int, most: int) -> None:
-        from pipeline.tuning.trials import Study
-
+    def _tune(self) -> TuneResult:
+        manifest, sample = self._pinned_sample()
+        low, high = cluster_range(self._request.clusters, sample.rows)
         study = Study(
             id=self.id,
             fingerprint=self._fingerprint,
-            fewest=fewest,
-            most=most,
+            min_clusters=low,
+            max_clusters=high,
             rows=sample.rows,
         )
         if self.folder.study() != study:
             self.folder.begin(study)
+        done, wanted = self.folder.all(), self._request.trials
+        requested = max(wanted, self._requested_before())
+        if max(len(done), self._requested_before()) < wanted:
+            note = f", {len(done)} of them finished before" if done else ""
+            self._say(
+                f"{wanted} trials on {sample.rows:,} rows, {low} to {high} clusters{note}; results "
+                f"in {self.lake.locate(self.folder.path(''))}"
+            )
+            self._start_ray()
+            run = self.config.execution
+            threads = max(1, int(run.cpus_per_worker or 1))
+            tuning = Tuning(
+                self.config, self.folder, manifest, sample, threads, run.gpus_per_worker
+            )
+            errors = run_trials(tuning, (low, high), wanted, say=self._say)
+            if errors:
+                self._say(f"{len(errors)} trials ended without a result: {errors[0]}")
+            if not self.folder.all():
+                reason = errors[0] if errors else "for an unknown reason"
+                raise TransientError(
+                    f"tune: no trial finished: {reason}; the same command continues"
+                )
+        trials = self.folder.all()
+        found = recommend(trials)
+        if found is None:
+            reasons = sorted({trial.failure for trial in trials if trial.failure})
+            raise NumericalError(
+                f"tune: none of {len(trials)} trials may be recommended: "
+                f"{'; '.join(reasons) or 'all break a limit on cluster sizes'}. "
+                "Try another --clusters, or more --rows"
+            )
+        result = TuneResult(self._given, self.folder, study, tuple(trials), found, requested)
+        result.write()
+        return result
 
-    def _sampled(self) -> tuple[Manifest, Sample]:
-        """Pin the input and draw the sample, as a run does; read once, whatever is tried.
+    def _requested_before(self) -> int:
+        """Trials of a finished search, which may have suggested the same settings twice."""
+        try:
+            path = self.folder.path("recommendation.json")
+            requested = self.lake.read_json(path)["requested_trials"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return 0
+        return requested if isinstance(requested, int) else 0
 
-        Both lie in the folder of a run of this id that is never published, where ``dec forget``
-        finds the rows, and ``dec gc`` removes them; it removes old trials by their own age.
+    def _pinned_sample(self) -> tuple[Manifest, Sample]:
+        """Pin the input and draw the sample, as a run does.
+
+        Both are in the folder of a run of this id that is never published, where ``dec forget``
+        finds the rows. ``dec gc`` removes them, and old trials by their own age.
         """
         from pipeline.stages.fit.sample import sample
         from pipeline.stages.pin import pin
@@ -214,188 +214,27 @@ class _Tuner:
         path = f"{self._context.run_path}/run.json"
         if not self.lake.create_json(path, identity) and self.lake.read_json(path)["ds"] != self.id:
             raise ConfigError(f"--run-id {self.id} is a run, not a tuning; use another --run-id")
-        night = Execution(self.config, self._context)
-        manifest = night.complete(pin)
-        return manifest, night.complete(sample, manifest)
+        stages = Execution(self.config, self._context)
+        manifest = stages.complete(pin)
+        return manifest, stages.complete(sample, manifest)
 
     def _start_ray(self) -> None:
         try:
             start_ray(self.config, on_wait=self._say)
-        finally:  # Ray has put handlers of its own in place
+        finally:  # Ray has installed signal handlers of its own
             listen()
 
     def _say(self, line: str) -> None:
         self.screen.say(f"tune: {line}")
 
-    def _search(self, manifest: Manifest, sample: Sample, fewest: int, most: int) -> None:
-        """Ray Tune runs the trials that are left, as many at a time as fit; Optuna suggests."""
-        from pipeline.tuning.trials import Tuning
 
-        run = self.config.execution
-        cpus = run.cpus_per_worker or 1
-        tuning = Tuning(
-            self.config, self.folder, manifest, sample, max(1, int(cpus)), run.gpus_per_worker
-        )
-        with tempfile.TemporaryDirectory(prefix="dec-tune-") as scratch:
-            errors = _search(
-                tuning,
-                (fewest, most),
-                self._wish.trials,
-                claim={"CPU": cpus, **({"GPU": run.gpus_per_worker} if tuning.gpus else {})},
-                scratch=scratch,
-                say=self._say,
-            )
-        if errors:
-            self._say(f"{len(errors)} trials ended without a result: {errors[0]}")
-        if not self.folder.all():
-            raise TransientError(
-                f"tune: no trial came to an end: {errors[0] if errors else 'no reason is known'}; "
-                "the same command continues"
-            )
-
-
-def _search(
-    tuning: Any,
-    clusters: tuple[int, int],
-    wanted: int,
-    *,
-    claim: dict[str, float],
-    scratch: str,
-    say: Callable[[str], None],
-) -> list[str]:
-    """Run trials until so many have ended, those from before included.
-
-    Ray Tune's own files go to ``scratch``: what is needed to go on, the trials keep themselves.
-
-    Returns:
-        What went wrong with those that left no result.
-    """
-    # Ctrl-C and SIGTERM are ours; and what Tune would log, trials log themselves.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    optuna, OptunaSearch = _optuna()
-    from ray import tune
-
-    from pipeline.tuning.recommendation import searched_score
-    from pipeline.tuning.space import choices, first_trials, from_parameters
-    from pipeline.tuning.trials import run_trial
-
-    config, done = tuning.config, tuning.folder.all()
-    of_each = choices(config, typed=any(c.type for c in tuning.manifest.features))
-    searched = {name: values for name, values in of_each.items() if len(values) > 1}
-    space = {
-        "clusters": optuna.distributions.IntDistribution(*clusters, log=True),
-        **{n: optuna.distributions.CategoricalDistribution(v) for n, v in searched.items()},
-    }
-
-    def parameters(settings: Any) -> dict[str, Any]:
-        return {name: getattr(settings, name) for name in space}
-
-    known = {trial.settings.key for trial in done}
-    first = first_trials(config, *clusters, wanted)
-    search = OptunaSearch(
-        space=space,
-        metric="score",
-        mode="max",
-        points_to_evaluate=[parameters(s) for s in first if s.key not in known],
-        sampler=optuna.samplers.TPESampler(
-            # Resumed, it would begin with the random suggestions that it has made already.
-            seed=(config.seed + len(done)) % 2**32,
-            n_startup_trials=len(first),
-            constant_liar=True,  # several at a time: what is under way is not suggested again
-        ),
-    )
-    for trial in done:
-        search.add_evaluated_point(parameters(trial.settings), searched_score(trial))
-    where = logs.here()
-
-    def attempt(parameters: dict[str, Any]) -> dict[str, float]:
-        from pipeline.distributed.workers import enter
-
-        enter(where)
-        trial = run_trial(tuning, from_parameters(parameters, config))
-        return {"score": searched_score(trial)}
-
-    watch = _watch(tuning, len(done), wanted, say)
-    results = tune.Tuner(
-        tune.with_resources(attempt, claim),
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            metric="score",
-            mode="max",
-            num_samples=wanted - len(done),
-            reuse_actors=True,  # else each trial would import torch again
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=scratch,
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=config.execution.retries),
-            callbacks=[watch],
-        ),
-    ).fit()
-    return [" ".join(str(error).split())[-300:] for error in results.errors]
-
-
-def _optuna() -> tuple[Any, Any]:
-    try:
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-    except ImportError as error:
-        raise ConfigError(
-            f'dec tune needs Ray Tune and Optuna: {error}; pip install "dec-pipeline[tune]"'
-        ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    return optuna, OptunaSearch
-
-
-def _watch(tuning: Any, done: int, wanted: int, say: Callable[[str], None]) -> Any:
-    """Tells of each trial when it ends."""
-    from ray import tune
-
-    from jobs.commands.tune_results import line_of
-    from pipeline.tuning.space import from_parameters
-
-    class Watch(tune.Callback):
-        def __init__(self) -> None:
-            self.ended = done
-
-        def __reduce__(self) -> Any:  # Tune pickles it for a restore that never comes
-            return tune.Callback, ()
-
-        def _tell(self, parameters: dict[str, Any]) -> None:
-            self.ended += 1
-            settings = from_parameters(parameters, tuning.config)
-            trial = tuning.folder.find(settings)
-            text = line_of(trial) if trial else f"{settings.clusters} clusters: no result"
-            say(f"trial {self.ended} of {wanted}: {text}")
-
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            self._tell(trial.config)
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            self._tell(trial.config)
-
-    return Watch()
-
-
-def _sampled(config: Config, rows: int) -> Config:
-    """The config that pin and sample see: so many rows, and no K that they could be too few for."""
-    centroids = config.centroids.model_copy(update={"sample_rows": rows})
-    return config.model_copy(update={"centroids": centroids})
-
-
-def _searched(config: Config) -> dict[str, Any]:
-    """What decides a trial's result beside its own settings."""
-    settings = config.fit_settings()
-    return settings | {"label": config.evaluate.label, "nulls": config.source.nulls}
-
-
-def _how_to_resume(config_path: str, wish: Wish, tuning_id: str, overrides: Sequence[str]) -> str:
-    words = [f"dec tune {config_path} --run-id {tuning_id} --trials {wish.trials}"]
-    words += [f"--rows {wish.rows}"]
-    words += [f"--clusters {wish.clusters}"] if wish.clusters else []
-    words += [f"--ds {wish.ds}"] if wish.ds else []
-    words += [f"--set {override!r}" for override in overrides]
-    return f"interrupted; finished trials are kept. Resume with: {' '.join(words)}"
+def _how_to_resume(
+    config_path: str, request: TuneRequest, tuning_id: str, overrides: Sequence[str]
+) -> str:
+    words = ["dec", "tune", config_path, "--run-id", tuning_id]
+    words += ["--trials", str(request.trials), "--rows", str(request.rows)]
+    words += ["--clusters", request.clusters] if request.clusters else []
+    words += ["--ds", request.ds] if request.ds else []
+    for override in overrides:
+        words += ["--set", override]
+    return f"interrupted; finished trials are kept. Resume with: {shlex.join(words)}"

@@ -1,4 +1,4 @@
-"""A fit of the sample in memory, on one processor: the pipeline's own model, without Ray."""
+"""Fit of a sample in memory in one process: the pipeline's own model, without Ray."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pipeline.model.scaling import Moments, Scaler
 
 
 class RowsInMemory:
-    """Rows that one process has all of, in a seeded order a pass (a ``TrainingRows``).
+    """Rows in the memory of one process, in a seeded order per pass (a ``TrainingRows``).
 
     Args:
         x_NF: Raw rows, shape (rows, features).
-        seed: With the pass, decides the order.
+        seed: Seed of the order, with the number of the pass.
     """
 
     def __init__(self, x_NF: Tensor, seed: int) -> None:
@@ -46,13 +46,13 @@ class RowsInMemory:
 
 @dataclass(frozen=True)
 class Fit:
-    """A model, and what it makes of rows.
+    """A fitted model.
 
     Attributes:
-        encoder: Of scaled rows.
-        scaler: Of raw rows.
-        centroids_KD: Shape (n_clusters, embedding).
-        updates: Of the target that refinement made.
+        encoder: Encoder of scaled rows.
+        scaler: Scaler of raw rows.
+        centroids_KD: Centroids, shape (n_clusters, embedding).
+        updates: Number of updates of the target during refinement.
     """
 
     encoder: torch.nn.Module
@@ -73,14 +73,14 @@ def fit(
     device: torch.device | None = None,
     typed: TypedScaler | None = None,
 ) -> Fit:
-    """Scaler, autoencoder, k-means, DEC: what the stages of a run do, on these rows alone.
+    """Fit scaler, autoencoder, k-means and DEC as the stages of a run do, on these rows alone.
 
     Args:
-        config: Decides the model and both trainings.
+        config: Settings of the model and of both trainings.
         x_NF: Raw rows, shape (rows, features).
-        widths: Features that each column holds.
-        device: Where it computes; None: on the processor.
-        typed: Of typed columns, whose vocabulary is that of the whole sample.
+        widths: Number of features in each column.
+        device: Device to compute on; None: CPU.
+        typed: Scaler of typed columns, with the vocabulary of the whole sample.
 
     Raises:
         NumericalError: A training diverged, or ended without a partition.

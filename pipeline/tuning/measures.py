@@ -1,8 +1,8 @@
-"""What a trial is judged by, without labels and in a space that no trial has made.
+"""Measures of a trial, without labels and in a space that does not depend on the trial.
 
-A fit looks best in its own embedding, and another trial has another embedding; so the judge is the
-space of the scaled features as they came, the same for every trial whatever scaling it tries. See
-decisions 0007 and 0030.
+A fit looks best in its own embedding, and every trial has another one; so trials are judged in the
+space of the scaled features, the same for all whatever scaling they try. See decisions 0007 and
+0030.
 """
 
 from __future__ import annotations
@@ -37,20 +37,21 @@ _ASKED_ROWS = 10_000
 
 
 class Measures(Record):
-    """The measures of a trial: means over its two fits, each on a half of the sample.
+    """Measures of a trial: means over its two fits, each on a half of the sample.
 
     Attributes:
         stability: ARI of the two fits' partitions of the whole sample; 1 where they are the same.
-        modularity: Of the neighbour graph of the common space; see ``clustering.quality``.
-        modularity_error: Standard error of that mean, from the two.
-        silhouette: Macro-averaged, in the common space.
-        silhouette_error: Of that mean.
-        generalisation: KL of the half that a fit saw over that of the other half, near 1 where it
-            has learnt, small where it has memorised; None where a half has no KL left.
-        empty_clusters: Clusters without a row, in the worse of the fits.
-        smallest_share: Of the rows, in the smallest cluster of both fits.
-        largest_share: Of the rows, in the largest.
-        nmi: Agreement with the label column; decides nothing. None without one.
+        modularity: Modularity on the neighbour graph of the common space; see
+            ``clustering.quality``.
+        modularity_error: Standard error of this mean, from the two fits.
+        silhouette: Macro-averaged silhouette in the common space.
+        silhouette_error: Standard error of this mean.
+        generalisation: KL on the half that a fit was trained on / KL on the other half: near 1
+            where it has learnt, small where it has memorised; None where a half has no KL left.
+        empty_clusters: Number of clusters without a row, in the worse of the fits.
+        smallest_share: Share of the rows in the smallest cluster of both fits.
+        largest_share: Share of the rows in the largest cluster of both fits.
+        nmi: Agreement with the label column, for information alone; None without one.
     """
 
     stability: float
@@ -66,17 +67,18 @@ class Measures(Record):
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The rows of a tuning, and the space in which all trials are judged.
+class TuningRows:
+    """The rows of a tuning, and the common space in which all trials are judged.
 
     Attributes:
         x_NF: Raw rows, shape (rows, features).
-        widths: Features that each column holds.
+        widths: Number of features in each column.
         space_NF: The same rows in the common space, float32.
         near_QM: Nearest neighbours there; see ``nearest_neighbours``.
-        order_N: The rows in random order: the first half is the first fit's, the rest the other's.
-        classes_N: True classes, for scoring alone; None where nobody knows them.
-        typed: Makes the network's input of typed columns; None where there are none.
+        order_N: Random order of the rows: the first half is for the first fit, the rest for the
+            second.
+        classes_N: True classes, for scoring alone; None where they are unknown.
+        typed: Scaler of typed columns for the network's input; None where there are none.
     """
 
     x_NF: NDArray[np.generic]
@@ -96,14 +98,14 @@ class Judged:
         *,
         seed: int,
         classes_N: NDArray[np.int64] | None = None,
-    ) -> Judged:
+    ) -> TuningRows:
         """Prepare rows for any number of trials.
 
         Args:
             x_NF: Raw rows, shape (rows, features).
-            widths: Features that each column holds.
-            scaling: Makes the common space of raw rows; None: every column to variance 1.
-            seed: Decides the halves, and which rows are asked for their neighbours.
+            widths: Number of features in each column.
+            scaling: Scaler from raw rows to the common space; None: every column to variance 1.
+            seed: Seed of the halves and of the rows whose neighbours are found.
             classes_N: True classes, −1 where unknown, shape (rows,).
         """
         scaling = scaling or Scaler.fit("standard", Moments.of(x_NF), widths)
@@ -122,16 +124,16 @@ class Judged:
 
     @property
     def halves(self) -> tuple[slice, slice]:
-        """The rows of either fit: disjoint, of the same size, at most one row left over."""
+        """Rows of each fit: disjoint, of the same size, at most one row left over."""
         half = len(self.x_NF) // 2
         return slice(0, half), slice(half, 2 * half)
 
 
-def measure(config: Config, rows: Judged, device: torch.device | None = None) -> Measures:
-    """Fit each half with a seed of its own, label all rows with both, and judge.
+def measure(config: Config, rows: TuningRows, device: torch.device | None = None) -> Measures:
+    """Fit each half with a seed of its own, label all rows with both fits, and judge them.
 
     Raises:
-        NumericalError: A fit came to nothing.
+        NumericalError: A fit diverged, or ended without a partition.
     """
     seeds = (config.seed, (config.seed + 1) % 2**32)
     fits = [
@@ -147,8 +149,8 @@ def measure(config: Config, rows: Judged, device: torch.device | None = None) ->
     return judge(config, rows, fits)
 
 
-def judge(config: Config, rows: Judged, fits: Sequence[Fit]) -> Measures:
-    """The measures of two fits, of the first and of the second half of the rows."""
+def judge(config: Config, rows: TuningRows, fits: Sequence[Fit]) -> Measures:
+    """Measures of two fits, on the first and on the second half of the rows."""
     x = torch.from_numpy(rows.x_NF)
     partitions, generalisations = [], []
     for found, half in zip(fits, rows.halves, strict=True):
@@ -160,15 +162,15 @@ def judge(config: Config, rows: Judged, fits: Sequence[Fit]) -> Measures:
             generalisation(z_ND, found.centroids_KD, unseen_N, config.refine.alpha)
         )
     known = [value for value in generalisations if value is not None]
-    return judged_partitions(rows, partitions, config.most_clusters, config.seed).model_copy(
+    return judge_partitions(rows, partitions, config.most_clusters, config.seed).model_copy(
         update={"generalisation": float(np.mean(known)) if known else None}
     )
 
 
-def judged_partitions(
-    rows: Judged, partitions: Sequence[NDArray[np.int64]], clusters: int, seed: int
+def judge_partitions(
+    rows: TuningRows, partitions: Sequence[NDArray[np.int64]], clusters: int, seed: int
 ) -> Measures:
-    """The measures of two partitions of the rows, shape (rows,) each, without generalisation."""
+    """Measures of two partitions of the rows, shape (rows,) each, without generalisation."""
     modularities, silhouettes, scores, sizes = [], [], [], []
     for labels_N in partitions:
         drawn = stratified_rows(labels_N, clusters, seed)

@@ -1,4 +1,4 @@
-"""Which trial is recommended: limits, a score, and the smallest of those that tie.
+"""The recommended trial: limits, a score, and the smallest network among those that tie.
 
 Decision 0030 says why each part is there, and tests/benchmarks/TUNE.md how often it is right.
 """
@@ -13,26 +13,26 @@ import numpy as np
 from pipeline.tuning.measures import Measures
 from pipeline.tuning.trials import Trial
 
-# Of an even share, in the smallest cluster: fewer rows are stragglers, not a cluster.
+# Minimum size of the smallest cluster, as a share of an even split: fewer rows are stragglers.
 _LEAST_OF_EVEN = 0.05
-# Of the rows, in the largest; that of gate.max_cluster_share.
+# Maximum share of the rows in the largest cluster, as gate.max_cluster_share.
 _MOST_SHARE = 0.9
-# A model whose KL on rows that it did not see is three times that on its own has memorised them.
+# A model whose KL on held-out rows is three times that on its training rows has memorised them.
 _LEAST_GENERALISATION = 1 / 3
 FAILED_SCORE = -1.0
-# Of silhouette and stability beside modularity, which has 1. A silhouette prefers round clusters,
-# which the true ones need not be. Two fits agree by chance: from one K to the next, stability goes
-# up and down by a tenth, modularity by less than a hundredth. Decision 0030 has the figures.
+# Weights of silhouette and stability; modularity has 1. A silhouette prefers round clusters, which
+# the true ones need not be. Two fits agree by chance: from one K to the next, stability varies by a
+# tenth, modularity by less than a hundredth. Decision 0030 has the figures.
 _SILHOUETTE, _STABILITY = 0.5, 0.05
-# Of the square of a standard normal: what a median of squares is of their mean.
+# Median of the square of a standard normal variable, whose mean is 1.
 _MEDIAN = 0.455
 
 
 def breach(trial: Trial) -> str | None:
-    """Which limit a trial breaks, in words; None where it may be recommended."""
+    """Description of the limit that a trial breaks; None where it may be recommended."""
     measures = trial.measures
     if measures is None:
-        return trial.failed or "failed"
+        return trial.failure or "failed"
     if measures.empty_clusters:
         return f"{measures.empty_clusters} clusters without rows"
     if measures.smallest_share * trial.settings.clusters < _LEAST_OF_EVEN:
@@ -40,24 +40,24 @@ def breach(trial: Trial) -> str | None:
     if measures.largest_share > _MOST_SHARE:
         return f"largest cluster has {measures.largest_share:.0%} of the rows"
     if (ratio := measures.generalisation) is not None and ratio < _LEAST_GENERALISATION:
-        return f"KL on unseen rows is {1 / max(ratio, 1e-9):.1f} times that on its own"
+        return f"KL on held-out rows is {1 / max(ratio, 1e-9):.1f} times that on training rows"
     return None
 
 
 def score_of(measures: Measures) -> float:
-    """Modularity + silhouette / 2 + stability / 20: each with about as much noise as the first."""
+    """Modularity + silhouette / 2 + stability / 20: weighted so that each has similar noise."""
     return measures.modularity + _SILHOUETTE * measures.silhouette + _STABILITY * measures.stability
 
 
-def searched_score(trial: Trial) -> float:
-    """What the searcher is told: the score, or less than any where a limit is broken."""
+def search_score(trial: Trial) -> float:
+    """Objective of the search: the score, or less than any score where a limit is broken."""
     if trial.measures is None or breach(trial):
         return FAILED_SCORE
     return score_of(trial.measures)
 
 
 def on_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that no other one beats in one of stability, modularity, silhouette and loses none."""
+    """The Pareto front of stability, modularity and silhouette."""
     points = [_figures(trial) for trial in trials]
     return [
         trial
@@ -74,72 +74,71 @@ def _figures(trial: Trial) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The choice, and how it came about.
+    """The recommended trial, and how it was chosen.
 
     Attributes:
-        trial: That is recommended.
+        trial: The recommended trial.
         score: Its score.
         best: The trial with the highest score.
-        best_score: That score.
-        error: A standard error of a score; see ``score_error``.
-        front: The Pareto front of stability, modularity and silhouette: what there is to trade.
-        tied: Those within one error of the best, the recommended one among them.
-        left_out: Those that break a limit, with the limit.
+        best_score: The highest score.
+        standard_error: Standard error of a score; see ``score_error``.
+        front: The Pareto front of stability, modularity and silhouette.
+        tied: Trials within one standard error of the best, the recommended one among them.
+        rejected: Trials that break a limit, with the limit.
     """
 
     trial: Trial
     score: float
     best: Trial
     best_score: float
-    error: float
+    standard_error: float
     front: tuple[Trial, ...]
     tied: tuple[Trial, ...]
-    left_out: tuple[tuple[Trial, str], ...]
+    rejected: tuple[tuple[Trial, str], ...]
 
 
 def recommend(trials: Sequence[Trial]) -> Recommendation | None:
-    """Choose; None where every trial breaks a limit.
+    """Choose a trial; None where every trial breaks a limit.
 
-    1. Trials that break a limit are out.
-    2. Of the others, the one with the highest score is the best. No other one beats it in one of
-       stability, modularity and silhouette without losing in another.
+    1. Trials that break a limit are rejected.
+    2. Of the others, the one with the highest score is the best. It is on the Pareto front of
+       stability, modularity and silhouette.
     3. Of those within one standard error of it, the smallest network is recommended: the narrowest,
-       then the one with the smallest embedding, then the one that is refined for the fewest passes;
-       and among equals the one with the highest score. The number of clusters is no size to be kept
-       small: too few are as wrong as too many.
+       then the smallest embedding, then the fewest passes of refinement; among equals the highest
+       score. The number of clusters is not kept small: too few are as wrong as too many.
     """
-    left_out = [(trial, why) for trial in trials if (why := breach(trial))]
+    rejected = [(trial, why) for trial in trials if (why := breach(trial))]
     allowed = [trial for trial in trials if not breach(trial)]
     if not allowed:
         return None
-    best = max(allowed, key=searched_score)
+    best = max(allowed, key=search_score)
     error = score_error(allowed)
-    tied = [t for t in allowed if searched_score(t) >= searched_score(best) - error]
+    tied = [t for t in allowed if search_score(t) >= search_score(best) - error]
     chosen = min(tied, key=_cost)
     return Recommendation(
         trial=chosen,
-        score=searched_score(chosen),
+        score=search_score(chosen),
         best=best,
-        best_score=searched_score(best),
-        error=error,
+        best_score=search_score(best),
+        standard_error=error,
         front=tuple(on_front(allowed)),
         tied=tuple(tied),
-        left_out=tuple(left_out),
+        rejected=tuple(rejected),
     )
 
 
 def _cost(trial: Trial) -> tuple[float, ...]:
     settings = trial.settings
     network = (settings.width, settings.embedding, settings.refine_passes)
-    return (*network, -searched_score(trial))
+    return (*network, -search_score(trial))
 
 
 def score_error(trials: Sequence[Trial]) -> float:
-    """A standard error of a score, pooled over trials.
+    """Standard error of a score, pooled over trials.
 
-    A trial has two fits, too few to say how much its own score varies; all trials together have
-    many. By their median, for the worst trials vary most and shall not decide what ties with the
-    best. Stability, which is one number of both fits, adds to it what nobody can tell from them.
+    A trial has two fits, too few to estimate how much its own score varies; all trials together
+    have many. Their median is used, because the worst trials vary most and must not decide what
+    ties with the best. The error of stability, one number of both fits, cannot be estimated.
     """
     squares = [
         found.modularity_error**2 + (_SILHOUETTE * found.silhouette_error) ** 2

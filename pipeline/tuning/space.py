@@ -1,4 +1,4 @@
-"""What a tuning may try: settings of a trial, the space that they come from, the first of them."""
+"""Search space of a tuning: settings of a trial, their allowed values, and the first trials."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.artifacts.records import Record, fingerprint_of
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 
-# Where nobody says how many clusters there may be.
+# Range where --clusters is not given.
 DEFAULT_CLUSTERS = (5, 50)
-# Of a half of the sample, a cluster: with fewer, k-means finds noise, and two fits never agree.
+# Per cluster in a half of the sample: with fewer, k-means finds noise, and two fits never agree.
 MIN_ROWS_PER_CLUSTER = 10
-# Shares of the config's own: half and twice, as far as that makes another network.
+# Factors of the config's own values.
 _WIDTHS = (0.25, 0.5, 1.0)
 _EMBEDDINGS = (0.5, 1.0, 2.0)
 _STRENGTHS = (0.0, 0.5, 1.0, 1.5)
@@ -26,16 +26,16 @@ _LEAST_WIDTH = 8
 
 
 class TrialSettings(Record):
-    """What differs between trials; all else is the config's.
+    """Settings that differ between trials; all others are the config's.
 
     Attributes:
-        clusters: K.
-        embedding: ``model.embedding``.
-        width: Of the hidden layers, as a share of ``model.hidden``.
-        scaling: ``source.scaling``.
-        augmentation: Strength, as a share of ``augment.shift``, ``rotation_degrees`` and ``zoom``;
-            None where the rows are no images.
-        refine_passes: ``refine.passes``.
+        clusters: Number of clusters.
+        embedding: Value of ``model.embedding``.
+        width: Factor of the widths in ``model.hidden``.
+        scaling: Value of ``source.scaling``.
+        augmentation: Factor of ``augment.shift``, ``rotation_degrees`` and ``zoom``; None where
+            rows are not images.
+        refine_passes: Value of ``refine.passes``.
     """
 
     clusters: int
@@ -47,11 +47,11 @@ class TrialSettings(Record):
 
     @property
     def key(self) -> str:
-        """The same for the same settings: a trial is done once."""
+        """Name of the trial's file: the same settings are tried once."""
         return fingerprint_of(self.model_dump(mode="json"))[:16]
 
     def applied(self, config: Config) -> Config:
-        """The config with these settings; what it holds together with others is not checked."""
+        """The config with these settings, without cross-field checks."""
         source = config.source.model_copy(update={"scaling": self.scaling})
         shape = {"embedding": self.embedding, "hidden": hidden_of(config, self.width)}
         changed: dict[str, Any] = {
@@ -72,24 +72,24 @@ class TrialSettings(Record):
 
 
 def hidden_of(config: Config, width: float) -> list[int]:
-    """Widths of the hidden layers; a layer is never narrower than 8, unless it was."""
+    """Widths of the hidden layers; never narrower than 8, unless the config's are."""
     return [max(min(n, _LEAST_WIDTH), round(n * width)) for n in config.model.hidden]
 
 
 def cluster_range(text: str | None, rows: int) -> tuple[int, int]:
-    """The fewest and the most clusters to try.
+    """Minimum and maximum number of clusters to try.
 
     Args:
         text: "5:50" or one number; None for the default, as far as the sample allows it.
-        rows: Of the sample.
+        rows: Number of rows in the sample.
 
     Raises:
-        ConfigError: It is no range, or the sample is too small for it.
+        ConfigError: The text is not a range, or the sample is too small for it.
     """
     most = rows // (2 * MIN_ROWS_PER_CLUSTER)
     allowed = (
-        f"{MIN_ROWS_PER_CLUSTER} rows a cluster in each half of the sample's {rows:,} rows allow "
-        f"{most} at most"
+        f"{MIN_ROWS_PER_CLUSTER} rows per cluster in each half of the sample's {rows:,} rows allow "
+        f"at most {most}"
     )
     if text is None:
         low, high = DEFAULT_CLUSTERS[0], min(DEFAULT_CLUSTERS[1], most)
@@ -108,24 +108,22 @@ def parsed_range(text: str) -> tuple[int, int]:
     """The two numbers of "5:50".
 
     Raises:
-        ConfigError: They are no range.
+        ConfigError: The text is not a range.
     """
     match = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", text.strip())
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 2 <= low <= high:
-        raise ConfigError(
-            f"--clusters {text!r} must be FEWEST:MOST with 2 <= FEWEST <= MOST, such as 5:50"
-        )
+        raise ConfigError(f"--clusters {text!r} must be MIN:MAX with 2 <= MIN <= MAX, such as 5:50")
     return low, high
 
 
 def choices(config: Config, *, typed: bool = False) -> dict[str, list[Any]]:
-    """What may be tried of each setting but the number of clusters, ascending; the config's first.
+    """Values to try for each setting except the number of clusters.
 
-    Settings with one value that is left are not searched.
+    Settings with a single value are not searched.
 
     Args:
-        config: Of the run.
+        config: Config that the tuning starts from.
         typed: Whether columns have types, each of which has a scaling of its own.
     """
     model, passes = config.model, config.refine.passes
@@ -159,15 +157,15 @@ def start_of(config: Config, clusters: int) -> TrialSettings:
 
 
 def first_trials(config: Config, low: int, high: int, trials: int) -> list[TrialSettings]:
-    """The trials that do not depend on others: the config's own K, then a walk over the range.
+    """The trials that do not depend on others: the config's own K, then K over the whole range.
 
-    Half of all trials. With everything else as in the config they make the curve over K; the other
-    half is the searcher's, who may change everything.
+    Half of all trials: with everything else as in the config they make the curve over K. In the
+    other half the search may change everything.
     """
     wanted = max(1, -(-trials // 2))
     walk = {round(k) for k in np.geomspace(low, high, max(1, wanted))}
     own = config.clusters if isinstance(config.clusters, int) else 0
-    # Those next to one another last: a walk that is cut short has still seen the whole range.
+    # Neighbours last: a walk that is cut short has still covered the whole range.
     order = sorted(walk, key=lambda k: _bit_reversed(sorted(walk).index(k)))
     counts = ([own] if low <= own <= high else []) + order
     return [start_of(config, k) for k in list(dict.fromkeys(counts))[:wanted]]
@@ -178,6 +176,6 @@ def _bit_reversed(number: int) -> int:
 
 
 def from_parameters(parameters: Mapping[str, Any], config: Config) -> TrialSettings:
-    """What a searcher suggests, as settings; what it leaves out is the config's."""
+    """Settings from suggested parameters; the config's where none is suggested."""
     own = start_of(config, int(parameters["clusters"])).model_dump()
     return TrialSettings.model_validate(own | dict(parameters))

@@ -15,62 +15,61 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import ValidationError
 
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.records import Record
 from pipeline.clustering.kmeans import use_threads
 from pipeline.config import Config
-from pipeline.errors import NumericalError
+from pipeline.errors import ConfigError, NumericalError
 from pipeline.input.samples import sampled_classes, sampled_features
 from pipeline.model.devices import claimed_device
 from pipeline.registry.models import load_scaler
 from pipeline.storage import Store, parquet_bytes
-from pipeline.tuning.measures import Judged, Measures, measure
+from pipeline.tuning.measures import Measures, TuningRows, measure
 from pipeline.tuning.space import TrialSettings
 
 log = logging.getLogger(__name__)
 
 FOLDER = "tuning"
 _READ_AT_A_TIME = 16
-# A label column with more classes than this is a key.
+# A label column with more classes is a key.
 _MOST_CLASSES = 10_000
-# Of the tuning that this process works for.
-_kept: dict[tuple[str, str], Judged] = {}
+# Rows of the current tuning, by output and sample.
+_kept: dict[tuple[str, str], TuningRows] = {}
 
 
 class Trial(Record):
-    """A trial that has ended.
+    """A finished trial.
 
     Attributes:
-        settings: That it tried.
-        measures: What it was found to be; None where it failed.
-        failed: Why, in one line; empty where it did not.
-        seconds: It took.
+        settings: Settings tried.
+        measures: Measures of its two fits; None where it failed.
+        failure: Reason in one line; empty where it did not fail.
+        seconds: Duration.
     """
 
     settings: TrialSettings
     measures: Measures | None
-    failed: str = ""
+    failure: str = ""
     seconds: float = 0.0
 
 
 class Study(Record):
-    """``tuning/<id>/tuning.json``: what the trials of a folder have in common.
+    """``tuning/<id>/tuning.json``: what all trials of a tuning have in common.
 
     Attributes:
-        id: Of the tuning.
-        fingerprint: Of the settings, the input, the rows and the range; trials of another one say
-            nothing here.
-        fewest: Clusters, the bounds of the range.
-        most: The other one.
-        rows: Of the sample.
+        id: Id of the tuning.
+        fingerprint: Fingerprint of settings, input, rows and range; trials with another one are of
+            no use here.
+        min_clusters: Lower bound of the number of clusters.
+        max_clusters: Upper bound.
+        rows: Number of rows in the sample.
     """
 
     id: str
     fingerprint: str
-    fewest: int
-    most: int
+    min_clusters: int
+    max_clusters: int
     rows: int
 
 
@@ -79,39 +78,48 @@ class TrialFolder:
     """The folder of a tuning.
 
     Attributes:
-        lake: The output.
-        id: Of the tuning.
+        lake: Output folder.
+        id: Id of the tuning.
     """
 
     lake: Store
     id: str
 
     def path(self, name: str) -> str:
-        """Of a file of this tuning, below the output."""
+        """Path of a file of this tuning, below the output."""
         return f"{FOLDER}/{self.id}/{name}"
 
     def study(self) -> Study | None:
-        """What the trials that are there have in common; None where there are none yet."""
+        """The study of the existing trials; None where there are none yet.
+
+        Raises:
+            ConfigError: Another version wrote it.
+        """
         try:
             return Study.model_validate(self.lake.read_json(self.path("tuning.json")))
         except FileNotFoundError:
             return None
+        except ValueError:  # of JSON and of pydantic
+            raise ConfigError(
+                f"tuning {self.id} was made by a version that this one cannot read; use another "
+                "--run-id"
+            ) from None
 
     def begin(self, study: Study) -> None:
-        """Say for what the trials are that follow."""
+        """Record the study of the trials that follow."""
         self.lake.write_json(self.path("tuning.json"), study.model_dump(mode="json"))
 
     def add(self, trial: Trial) -> None:
-        """Keep a trial that has ended."""
+        """Keep a finished trial."""
         path = self.path(f"trials/{trial.settings.key}.json")
         self.lake.write_json(path, trial.model_dump(mode="json"))
 
     def find(self, settings: TrialSettings) -> Trial | None:
-        """The trial of these settings, where it has ended before."""
+        """The trial of these settings; None where it has not finished."""
         return self._read(self.path(f"trials/{settings.key}.json"))
 
     def all(self) -> list[Trial]:
-        """All that have ended, by what they tried."""
+        """All finished trials, by their settings."""
         folder = self.path("trials")
         names = [file.name for file in self.lake.walk(folder) if file.name.endswith(".json")]
         paths = [f"{folder}/{name}" for name in names if not name.startswith(".")]
@@ -124,13 +132,13 @@ class TrialFolder:
             return Trial.model_validate(self.lake.read_json(path))
         except FileNotFoundError:
             return None
-        except (ValueError, ValidationError):  # of another version, or damaged: it is done again
+        except ValueError:  # another version, or damaged: it is run again
             log.warning("trial %s cannot be read", path)
             return None
 
 
 def order_of(settings: TrialSettings) -> tuple[float, ...]:
-    """Sorts by the number of clusters, then the smaller model, then whatever is left."""
+    """Sort key: number of clusters, then size of the model, then the rest."""
     return (
         settings.clusters,
         settings.width,
@@ -141,12 +149,12 @@ def order_of(settings: TrialSettings) -> tuple[float, ...]:
 
 
 def trials_bytes(trials: Sequence[Trial], scores: Sequence[float | None], chosen: str) -> bytes:
-    """All trials as a Parquet table: what was tried, what came out, which one is recommended.
+    """All trials as a Parquet table: settings, measures, and which one is recommended.
 
     Args:
-        trials: In their order.
-        scores: Of each, by the rule; None where it does not count.
-        chosen: Key of the one that is recommended.
+        trials: The trials, in order.
+        scores: Score of each; None where it is rejected.
+        chosen: Key of the recommended trial.
     """
     rows = []
     for trial, score in zip(trials, scores, strict=True):
@@ -154,7 +162,7 @@ def trials_bytes(trials: Sequence[Trial], scores: Sequence[float | None], chosen
         rows.append(
             trial.settings.model_dump()
             | measures
-            | {"score": score, "failed": trial.failed or None, "seconds": trial.seconds}
+            | {"score": score, "failure": trial.failure or None, "seconds": trial.seconds}
             | {"recommended": trial.settings.key == chosen}
         )
     return parquet_bytes(pa.Table.from_pylist(rows, schema=_SCHEMA))
@@ -171,7 +179,7 @@ _SCHEMA = pa.schema(
         ("refine_passes", pa.int32()),
         *((n, pa.int32() if n == "empty_clusters" else pa.float64()) for n in _MEASURES),
         ("score", pa.float64()),
-        ("failed", pa.string()),
+        ("failure", pa.string()),
         ("seconds", pa.float64()),
         ("recommended", pa.bool_()),
     ]
@@ -180,15 +188,15 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Tuning:
-    """What all trials share; small, for it is sent to each.
+    """What all trials share; small, because each gets a copy.
 
     Attributes:
-        config: As it was before.
-        folder: Where trials are kept.
+        config: Config that the trials' settings are applied to.
+        folder: Folder that keeps the trials.
         manifest: The pinned input.
-        sample: The rows.
-        threads: That a trial computes on.
-        gpus: That it was given.
+        sample: The sample.
+        threads: Number of threads per trial.
+        gpus: GPUs claimed per trial.
     """
 
     config: Config
@@ -200,10 +208,10 @@ class Tuning:
 
 
 def run_trial(tuning: Tuning, settings: TrialSettings) -> Trial:
-    """Do a trial and keep it; one that has ended before is not done again.
+    """Run a trial and keep it, unless it has finished before.
 
     Returns:
-        The trial; with the reason in ``failed`` where these settings lead to no partition.
+        The trial; with the reason in ``failure`` where these settings lead to no partition.
     """
     known = tuning.folder.find(settings)
     if known is not None:
@@ -214,17 +222,17 @@ def run_trial(tuning: Tuning, settings: TrialSettings) -> Trial:
     started = time.monotonic()
     try:
         config = settings.applied(tuning.config)
-        measures, failed = measure(config, rows, claimed_device(tuning.gpus)), ""
+        measures, failure = measure(config, rows, claimed_device(tuning.gpus)), ""
     except NumericalError as error:
-        measures, failed = None, " ".join(str(error).split())
+        measures, failure = None, " ".join(str(error).split())
     seconds = round(time.monotonic() - started, 3)
-    trial = Trial(settings=settings, measures=measures, failed=failed, seconds=seconds)
+    trial = Trial(settings=settings, measures=measures, failure=failure, seconds=seconds)
     tuning.folder.add(trial)
     return trial
 
 
-def _rows(tuning: Tuning) -> Judged:
-    """The sample and its neighbours: the same for all trials of a process."""
+def _rows(tuning: Tuning) -> TuningRows:
+    """The sample and its neighbours, kept for all trials of this process."""
     key = (tuning.folder.lake.url, tuning.sample.fingerprint)
     if key not in _kept:
         _kept.clear()
@@ -232,14 +240,14 @@ def _rows(tuning: Tuning) -> Judged:
     return _kept[key]
 
 
-def rows_of(tuning: Tuning) -> Judged:
-    """Read the sample, and prepare it for being judged on."""
+def rows_of(tuning: Tuning) -> TuningRows:
+    """Read the sample, and prepare it for judging trials."""
     lake, sample = tuning.folder.lake, tuning.sample
     label = tuning.manifest.label
     classes_N = sampled_classes(lake, sample.parts, label) if label else None
     if classes_N is not None and classes_N.max(initial=0) >= _MOST_CLASSES:
         classes_N = None
-    return Judged.of(
+    return TuningRows.of(
         np.ascontiguousarray(sampled_features(lake, sample.parts)),
         [column.width for column in tuning.manifest.features],
         load_scaler(lake, sample.scaler),

@@ -111,7 +111,7 @@ def test_resumed_it_does_what_is_left(
 
 
 def test_what_a_person_sees(resumed: Done, folder: Path) -> None:
-    assert "best trial of each number of clusters" in resumed.stdout
+    assert "best trial for each number of clusters" in resumed.stdout
     chosen = json.loads((folder / "lake/tuning/t/recommendation.json").read_text())["settings"]
     (marked,) = (line for line in resumed.stdout.splitlines() if line.rstrip().endswith("←"))
     assert marked.split()[0] == str(chosen["clusters"])
@@ -212,8 +212,8 @@ def test_the_id_of_a_run(resumed: Done, folder: Path, environment: dict[str, str
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--clusters", "1:0"], 2, "must be FEWEST:MOST"),
-        (["--clusters", "5:21", "--rows", "400"], 2, "400 rows allow 20 at most"),
+        (["--clusters", "1:0"], 2, "must be MIN:MAX"),
+        (["--clusters", "5:21", "--rows", "400"], 2, "400 rows allow at most 20"),
         (["--run-id", "a/b"], 2, "--run-id"),
         (
             ["--set", "source.path=nowhere", "--set", "source.example=null"],

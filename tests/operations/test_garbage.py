@@ -382,7 +382,7 @@ def test_the_newest_cached_footers_stay_for_a_night_that_is_rare(lake: Store) ->
 def test_old_tunings_go_and_those_that_are_worked_on_stay(lake: Store) -> None:
     for tuning in ("old", "young", "held"):
         folder = TrialFolder(lake, tuning)
-        folder.begin(Study(id=tuning, fingerprint="f", fewest=2, most=9, rows=5))
+        folder.begin(Study(id=tuning, fingerprint="f", min_clusters=2, max_clusters=9, rows=5))
         lake.write_bytes(folder.path("trials/a.json"), b"{}" * 50)
         age(lake, 20 if tuning == "young" else 40, f"tuning/{tuning}")
     lease = take(lake, "held", "tuning held", seconds=600)
@@ -404,7 +404,7 @@ def test_old_tunings_go_and_those_that_are_worked_on_stay(lake: Store) -> None:
 def test_a_tuning_loses_its_study_last(lake: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its trials would count for another table else, where gc ends between them."""
     folder = TrialFolder(lake, "old")
-    folder.begin(Study(id="old", fingerprint="f", fewest=2, most=9, rows=5))
+    folder.begin(Study(id="old", fingerprint="f", min_clusters=2, max_clusters=9, rows=5))
     for name in "za":
         lake.write_bytes(folder.path(f"trials/{name}.json"), b"{}")
     age(lake, 40, "tuning/old")
@@ -425,7 +425,7 @@ def test_a_tuning_that_goes_on_meanwhile_stays(
     lake: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = TrialFolder(lake, "resumed")
-    folder.begin(Study(id="resumed", fingerprint="f", fewest=2, most=9, rows=5))
+    folder.begin(Study(id="resumed", fingerprint="f", min_clusters=2, max_clusters=9, rows=5))
     age(lake, 40)
 
     def taken(*words: Any, **named: Any) -> Any:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.tuning.measures import Measures
-from pipeline.tuning.recommendation import breach, on_front, recommend, score_of, searched_score
+from pipeline.tuning.recommendation import breach, on_front, recommend, score_of, search_score
 from pipeline.tuning.space import TrialSettings
 from pipeline.tuning.trials import Trial, trials_bytes
 
@@ -38,7 +38,7 @@ def trial(clusters: int = 10, *, width: float = 1.0, **measured: float | None) -
 
 
 def failed() -> Trial:
-    return Trial(settings=trial(3).settings, measures=None, failed="refine: collapsed")
+    return Trial(settings=trial(3).settings, measures=None, failure="refine: collapsed")
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,12 @@ def failed() -> Trial:
         ({"empty_clusters": 2}, "2 clusters without rows"),
         ({"smallest_share": 0.001}, "smallest cluster has 0.10%"),
         ({"largest_share": 0.95}, "largest cluster has 95%"),
-        ({"generalisation": 0.2}, "KL on unseen rows is 5.0 times"),
+        ({"generalisation": 0.2}, "KL on held-out rows is 5.0 times"),
     ],
 )
 def test_limits(measured: dict[str, float], words: str) -> None:
     assert words in (breach(trial(**measured)) or "")
-    assert searched_score(trial(**measured)) == searched_score(failed()) == -1
+    assert search_score(trial(**measured)) == search_score(failed()) == -1
     assert breach(trial()) is None
     assert breach(trial(generalisation=None)) is None
 
@@ -68,7 +68,7 @@ def test_the_best_where_nothing_comes_near() -> None:
     found = recommend([trial(8, modularity_error=0.001), best, failed()])
     assert found is not None
     assert found.trial == found.best == best
-    assert found.left_out == ((failed(), "refine: collapsed"),)
+    assert found.rejected == ((failed(), "refine: collapsed"),)
 
 
 def test_of_those_that_tie_the_smallest_network_and_then_the_best() -> None:
@@ -81,7 +81,7 @@ def test_of_those_that_tie_the_smallest_network_and_then_the_best() -> None:
     found = recommend([best, narrow, better, far, wild])
     assert found is not None
     assert found.best == best
-    assert found.error == pytest.approx(((0.01**2 + 0.005**2) / 0.455) ** 0.5)
+    assert found.standard_error == pytest.approx(((0.01**2 + 0.005**2) / 0.455) ** 0.5)
     assert far not in found.tied
     assert found.trial == better
     assert found.score < found.best_score
@@ -104,6 +104,6 @@ def test_the_table_of_trials() -> None:
     table = pq.read_table(io.BytesIO(content))
     assert table["clusters"].to_pylist() == [5, 3]
     assert table["score"].to_pylist() == [0.8, None]
-    assert table["failed"].to_pylist() == [None, "refine: collapsed"]
+    assert table["failure"].to_pylist() == [None, "refine: collapsed"]
     assert table["recommended"].to_pylist() == [True, False]
     assert table["stability"].to_pylist() == [0.8, None]

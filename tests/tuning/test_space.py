@@ -23,7 +23,7 @@ def config(**settings: object) -> Config:
 
 @pytest.mark.parametrize("text", ["1:0", "1:5", "9:5", "5-50", "5:", ":5", "", "a:b", "-5:5", "1"])
 def test_what_is_no_range(text: str) -> None:
-    with pytest.raises(ConfigError, match="must be FEWEST:MOST"):
+    with pytest.raises(ConfigError, match="must be MIN:MAX"):
         cluster_range(text, 10_000)
 
 
@@ -35,7 +35,7 @@ def test_ranges() -> None:
 
 
 def test_more_clusters_than_the_sample_allows() -> None:
-    with pytest.raises(ConfigError, match=r"--clusters 5:51: 10 rows .* 1,000 rows allow 50 at"):
+    with pytest.raises(ConfigError, match=r"--clusters 5:51: 10 rows .* 1,000 rows allow at most 50"):
         cluster_range("5:51", 1000)
     with pytest.raises(ConfigError, match="give more rows"):
         cluster_range(None, 80)

@@ -8,22 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.tune_results import (
-    Outcome,
-    best_by_clusters,
-    curve_svg,
-    line_of,
-    print_outcome,
-    reason,
-    recommended_yaml,
-    write_outcome,
-)
+from jobs.commands.tune_results import print_result, trial_line
 from pipeline.config import Config, load_config
 from pipeline.storage import Store
 from pipeline.tuning.measures import Measures
 from pipeline.tuning.recommendation import recommend
+from pipeline.tuning.results import TuneResult, curve_svg, reasons, recommended_yaml
 from pipeline.tuning.space import TrialSettings
-from pipeline.tuning.trials import Trial, TrialFolder
+from pipeline.tuning.trials import Study, Trial, TrialFolder
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -56,10 +48,10 @@ def trial(clusters: int, modularity: float, **changed: object) -> Trial:
     )
 
 
-FAILED = trial(50, 0.1).model_copy(update={"measures": None, "failed": "refine: collapsed"})
+FAILED = trial(50, 0.1).model_copy(update={"measures": None, "failure": "refine: collapsed"})
 
 
-def outcome(folder: Path, trials: tuple[Trial, ...] = ()) -> Outcome:
+def result(folder: Path, trials: tuple[Trial, ...] = ()) -> TuneResult:
     trials = trials or (trial(5, 0.6), trial(10, 0.8), trial(12, 0.75), trial(40, 0.5), FAILED)
     config = Config.model_validate(
         {
@@ -73,14 +65,15 @@ def outcome(folder: Path, trials: tuple[Trial, ...] = ()) -> Outcome:
     found = recommend(trials)
     assert found is not None
     place = TrialFolder(Store(str(folder)), "tune-1")
-    return Outcome(config, place, 600, 5, 50, trials, found, asked=6)
+    study = Study(id="tune-1", fingerprint="f", min_clusters=5, max_clusters=50, rows=600)
+    return TuneResult(config, place, study, trials, found, requested=6)
 
 
 def test_the_recommended_config_loads(tmp_path: Path) -> None:
-    write_outcome(outcome(tmp_path / "lake"))
+    result(tmp_path / "lake").write()
     path = tmp_path / "lake/tuning/tune-1/recommended.yaml"
     found = load_config(str(path))
-    assert found == outcome(tmp_path / "lake").recommended
+    assert found == result(tmp_path / "lake").recommended
     assert (found.clusters, found.model.hidden, found.model.embedding) == (10, [50, 100], 5)
     assert (found.source.scaling, found.refine.passes) == ("minmax", 10)
     assert found.augment.shift == pytest.approx(0.15)
@@ -92,14 +85,14 @@ def test_the_recommended_config_loads(tmp_path: Path) -> None:
 
 
 def test_a_sample_that_feeds_every_cluster(tmp_path: Path) -> None:
-    found = outcome(tmp_path, (trial(40, 0.8),)).recommended
+    found = result(tmp_path, (trial(40, 0.8),)).recommended
     assert found.centroids.sample_rows == 39 * 40  # 1,000 were enough for 20
 
 
 def test_the_curve(tmp_path: Path) -> None:
     better = trial(12, 0.78)
-    found = outcome(tmp_path, (*outcome(tmp_path).trials, better))
-    assert [(t.settings.clusters, round(s, 3)) for t, s in best_by_clusters(found)] == [
+    found = result(tmp_path, (*result(tmp_path).trials, better))
+    assert [(t.settings.clusters, round(s, 3)) for t, s in found.best_by_clusters()] == [
         (5, 0.735), (10, 0.935), (12, 0.915), (40, 0.635),
     ]  # fmt: skip
     picture = ET.fromstring(curve_svg(found))
@@ -113,7 +106,7 @@ def test_the_curve(tmp_path: Path) -> None:
 
 
 def test_nothing_of_the_curve_is_outside_the_picture(tmp_path: Path) -> None:
-    found = outcome(tmp_path, (trial(5, 0.3, silhouette=-0.3), trial(9, 0.98, stability=0.9)))
+    found = result(tmp_path, (trial(5, 0.3, silhouette=-0.3), trial(9, 0.98, stability=0.9)))
     picture = ET.fromstring(curve_svg(found))
     heights = [float(dot.attrib["cy"]) for dot in picture.findall(f"{SVG}circle")]
     grid = [float(line.attrib["y1"]) for line in picture.findall(f"{SVG}line")]
@@ -124,29 +117,29 @@ def test_nothing_of_the_curve_is_outside_the_picture(tmp_path: Path) -> None:
 
 
 def test_the_curve_of_one_number(tmp_path: Path) -> None:
-    assert ET.fromstring(curve_svg(outcome(tmp_path, (trial(8, 0.7),)))) is not None
+    assert ET.fromstring(curve_svg(result(tmp_path, (trial(8, 0.7),)))) is not None
 
 
 def test_what_a_person_sees(tmp_path: Path) -> None:
     stream = io.StringIO()
-    print_outcome(outcome(tmp_path), stream)
+    print_result(result(tmp_path), stream)
     lines = stream.getvalue().splitlines()
     (marked,) = (line for line in lines if line.rstrip().endswith("█ ←"))
     assert marked.split()[:6] == ["10", "0.700", "0.800", "0.200", "80.0", "0.935"]
     assert any("5 trials on 600 rows, 5 to 50 clusters, without labels." in line for line in lines)
-    assert any(line.startswith("1 left out") for line in lines)
+    assert any(line.startswith("1 rejected") for line in lines)
 
 
 def test_lines_of_trials() -> None:
-    assert line_of(trial(7, 0.5)) == (
+    assert trial_line(trial(7, 0.5)) == (
         "7 clusters, embedding 5, width ×0.5, minmax, 10 passes, augment ×1.5: stability 0.700, "
         "modularity 0.500, silhouette 0.200 (2 s)"
     )
-    assert line_of(FAILED).endswith("augment ×1.5: refine: collapsed")
+    assert trial_line(FAILED).endswith("augment ×1.5: refine: collapsed")
 
 
 def test_fits_that_hardly_agree(tmp_path: Path) -> None:
-    weak = outcome(tmp_path, (trial(8, 0.7, stability=0.1),))
-    assert reason(weak)[-1].startswith("Note: two fits hardly agree")
-    assert not any(line.startswith("Note") for line in reason(outcome(tmp_path)))
+    weak = result(tmp_path, (trial(8, 0.7, stability=0.1),))
+    assert reasons(weak)[-1].startswith("Note: two fits hardly agree")
+    assert not any(line.startswith("Note") for line in reasons(result(tmp_path)))
     assert recommended_yaml(weak).count("# Note: two fits hardly agree") == 1

@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.model.generalisation import generalisation
 from pipeline.model.scaling import Moments, Scaler
 from pipeline.tuning.fitting import RowsInMemory, fit
-from pipeline.tuning.measures import Judged, judged_partitions, measure
+from pipeline.tuning.measures import TuningRows, judge_partitions, measure
 
 # Two pairs of neighbours on a line.
 POINTS = np.array([[0.0], [1.0], [9.0], [10.0]], np.float32)
@@ -25,10 +25,10 @@ PAIRS = np.array([0, 0, 1, 1])
 ACROSS = np.array([0, 1, 0, 1])
 
 
-def four(classes: NDArray[np.int64] | None = None) -> Judged:
+def four(classes: NDArray[np.int64] | None = None) -> TuningRows:
     """The points with the nearest neighbour of each."""
     near = np.array([[1], [0], [3], [2]])
-    return Judged(POINTS, (1,), POINTS, near, np.arange(4), classes)
+    return TuningRows(POINTS, (1,), POINTS, near, np.arange(4), classes)
 
 
 def small() -> Config:
@@ -50,7 +50,7 @@ def _one_thread() -> None:
 
 
 def test_two_fits_that_agree() -> None:
-    found = judged_partitions(four(PAIRS), [PAIRS, 1 - PAIRS], 2, seed=0)
+    found = judge_partitions(four(PAIRS), [PAIRS, 1 - PAIRS], 2, seed=0)
     assert found.stability == 1  # names do not matter
     # Every edge stays within its cluster, of which half of the ends would by chance.
     assert found.modularity == pytest.approx(1 - 2 * 0.5 * 0.5)
@@ -62,7 +62,7 @@ def test_two_fits_that_agree() -> None:
 
 
 def test_two_fits_that_disagree() -> None:
-    found = judged_partitions(four(), [PAIRS, ACROSS], 2, seed=0)
+    found = judge_partitions(four(), [PAIRS, ACROSS], 2, seed=0)
     # No pair is together in both; by chance 2 · 2 / 6 would be, and 2 could.
     assert found.stability == pytest.approx((0 - 4 / 6) / (2 - 4 / 6))
     # No edge within, half of them by chance: −0.5. The mean of it and 0.5, and their difference.
@@ -72,7 +72,7 @@ def test_two_fits_that_disagree() -> None:
 
 
 def test_sizes_are_those_of_the_worse_fit() -> None:
-    found = judged_partitions(four(), [PAIRS, np.array([0, 0, 0, 1])], 3, seed=0)
+    found = judge_partitions(four(), [PAIRS, np.array([0, 0, 0, 1])], 3, seed=0)
     assert found.empty_clusters == 1
     assert (found.smallest_share, found.largest_share) == (0, 0.75)
 
@@ -116,7 +116,7 @@ def test_a_fit_finds_what_is_plain_and_repeats_itself() -> None:
 
 def test_a_trial_learns_on_halves_and_is_judged_on_all() -> None:
     x, classes = table()
-    rows = Judged.of(x, [x.shape[1]], seed=0, classes_N=classes)
+    rows = TuningRows.of(x, [x.shape[1]], seed=0, classes_N=classes)
     first, second = (rows.order_N[half] for half in rows.halves)
     assert len(first) == len(second) == 150
     assert not set(first) & set(second)
@@ -132,7 +132,7 @@ def test_the_judge_does_not_depend_on_what_a_trial_scales_with() -> None:
     x, _ = table()
     x[:, 0] *= 1000  # as a vector, this component is all that counts; as unit_norm even more so
     scaler = Scaler.fit("standard", Moments.of(x), [1] * x.shape[1])
-    rows = Judged.of(x, [1] * x.shape[1], scaler, seed=0)
+    rows = TuningRows.of(x, [1] * x.shape[1], scaler, seed=0)
     assert np.allclose(rows.space_NF.std(axis=0), 1, atol=1e-3)
     unit_norm = small().source.model_copy(update={"scaling": "unit_norm"})
     other = replace(rows, near_QM=rows.near_QM.copy())
