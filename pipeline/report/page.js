@@ -1,10 +1,10 @@
-/* Draws what the page's JSON holds. Texts from the data are only ever set as text, never as HTML. */
+/* Draws the charts from the page's JSON. Texts from the data are set as text, never as HTML. */
 "use strict";
 (function () {
   const data = JSON.parse(document.getElementById("report").textContent);
   const root = document.documentElement;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  // Ten that stay apart for the color-blind and stand out from the page; tests/report measures both.
+  // Ten colors that differ for color-blind readers and contrast with the page; tests/report measures both.
   const COLORS = {
     light: ["#c55e6e", "#332288", "#bb8a00", "#007530", "#0179c4", "#882255", "#2f9c8c", "#727500", "#aa4499", "#d44f44"],
     dark: ["#ee91a7", "#8f7fe8", "#e9c65c", "#4fb477", "#90cff1", "#c2548a", "#5cd0c2", "#b7bd68", "#d07cc4", "#ef7f40"],
@@ -35,7 +35,7 @@
     return node;
   }
 
-  /* A tooltip of lines: what it says is text, whatever it looks like. */
+  /* A tooltip of lines of text. */
   function tip(lines) {
     const box = make("div", undefined, { class: "tip" });
     lines.filter((line) => line !== undefined && line !== "").forEach((line, n) => {
@@ -50,7 +50,7 @@
   function base(formatter, trigger) {
     const small = { color: token("muted"), fontSize: 12 };
     return {
-      animation: false, // what is looked at, or printed, is there at once
+      animation: false, // a printed page must be complete at once
       aria: { enabled: false }, // the page has labels and tables of its own
       textStyle: { fontFamily: getComputedStyle(document.body).fontFamily, color: token("ink") },
       color: [token("accent")],
@@ -119,7 +119,7 @@
       const most = Math.max(...updates.map((u) => u.change), 0.001);
       const mark = tol ? { markLine: { silent: true, symbol: "none", data: [{ yAxis: tol }], lineStyle: { color: token("muted"), type: "dashed" }, label: { formatter: "tol", position: "insideStartTop", color: token("muted"), fontSize: 12 } } } : {};
       const digits = most > 0.05 ? 0 : 1;
-      return line(updates.map((u) => u.number), updates.map((u) => u.change), (v) => percent(v, 3) + " of the labels", "update", { axis: { axisLabel: { color: token("muted"), fontSize: 12, formatter: (v) => percent(v, digits) } }, series: mark });
+      return line(updates.map((u) => u.number), updates.map((u) => u.change), (v) => percent(v, 3) + " of the rows", "update", { axis: { axisLabel: { color: token("muted"), fontSize: 12, formatter: (v) => percent(v, digits) } }, series: mark });
     },
     sizes() {
       const sizes = data.sizes;
@@ -163,7 +163,7 @@
         data: map.clusters.map((_, c) => c).filter((c) => (chosen === "" ? c < most : Number(chosen) === c) && bySeries[c].length).map((c) => ({
           value: middle(bySeries[c]),
           label: {
-            show: true, formatter: () => String(map.clusters[c].id), // a name would hide the rows below
+            show: true, formatter: () => String(map.clusters[c].id), // a name would hide rows
             color: token("ink"), fontSize: 12, fontWeight: 600, position: "inside",
             backgroundColor: token("surface"), padding: [2, 5], borderRadius: 4, borderColor: color(c), borderWidth: 1.5, opacity: 0.95,
           },
@@ -185,7 +185,7 @@
     confidences() {
       const found = data.confidence;
       const cells = [];
-      found.of.forEach((counts, c) => {
+      found.by_cluster.forEach((counts, c) => {
         const most = Math.max(...counts, 1);
         counts.forEach((rows, n) => { if (rows) cells.push([n, c, rows / most, rows]); });
       });
@@ -207,7 +207,7 @@
       options.grid.bottom = 56;
       options.visualMap = {
         min: -3, max: 3, dimension: 2, calculable: false, orient: "horizontal", left: "center", bottom: 0, itemWidth: 12, itemHeight: 140,
-        text: ["3 sd above the rest", "3 sd below"], textStyle: { color: token("muted"), fontSize: 12 },
+        text: ["3 sd above all other rows", "3 sd below"], textStyle: { color: token("muted"), fontSize: 12 },
         inRange: { color: theme() === "dark" ? ["#6fb1ff", "#2f5f9e", "#20242b", "#a4561f", "#ffa15c"] : ["#1f5ea8", "#9cc0e6", "#f3f3ef", "#f0b48a", "#b8500c"] },
       };
       options.series = [{ type: "heatmap", data: cells, itemStyle: { borderColor: token("surface"), borderWidth: 1 }, emphasis: { itemStyle: { borderColor: token("ink"), borderWidth: 1.5 } } }];
@@ -217,7 +217,7 @@
       const bands = data.flow.bands;
       const options = base((point) => (point.dataType === "edge"
         ? [point.data.from + " → " + point.data.to, count(point.data.value) + " rows, " + point.data.kind]
-        : [title(point.name.slice(1)), (point.name[0] === "a" ? "before: " : data.flow.refused ? "by the refused model: " : "after: ") + count(point.value) + " rows of the sample that are shown"]));
+        : [title(point.name.slice(1)), (point.name[0] === "a" ? "before: " : data.flow.refused ? "by the refused model: " : "after: ") + count(point.value) + " rows of the sample in the bands shown"]));
       const nodes = new Map();
       const look = (name, id) => (data.flow.refused && name[0] === "b"
         ? { color: token("surface"), borderColor: colorOf(id), borderWidth: 2 }
@@ -250,20 +250,20 @@
     },
     time() {
       const stages = data.times.stages;
-      const planned = stages.some((stage) => stage.planned !== null);
+      const estimated = stages.some((stage) => stage.estimated !== null);
       const options = base((points) => {
         const stage = stages[points[0].dataIndex];
-        return [stage.name, stage.seconds.toFixed(1) + " s", stage.planned === null ? "" : (stage.at_most ? "at most " : "") + stage.planned.toFixed(1) + " s planned"];
+        return [stage.name, stage.seconds.toFixed(1) + " s", stage.estimated === null ? "" : (stage.upper_bound ? "at most " : "") + stage.estimated.toFixed(1) + " s estimated"];
       }, "axis");
       options.tooltip.axisPointer.type = "shadow";
       options.xAxis = value("x", Object.assign(named("seconds"), { axisLabel: { color: token("muted"), fontSize: 12, hideOverlap: true, formatter: count } }));
       options.yAxis = category(stages.map((stage) => stage.name), { inverse: true, axisLine: { show: false }, axisLabel: { color: token("ink"), fontSize: 12, interval: 0 } });
       options.grid.bottom = 40;
-      options.series = [{ name: "took", type: "bar", barMaxWidth: 12, data: stages.map((stage) => stage.seconds), itemStyle: { color: token("accent"), borderRadius: 2 } }];
-      if (planned) {
+      options.series = [{ name: "actual", type: "bar", barMaxWidth: 12, data: stages.map((stage) => stage.seconds), itemStyle: { color: token("accent"), borderRadius: 2 } }];
+      if (estimated) {
         options.grid.top = 34;
         options.legend = { top: 0, left: 0, itemWidth: 12, itemHeight: 12, textStyle: { color: token("muted"), fontSize: 12 } };
-        options.series.push({ name: "planned", type: "scatter", symbol: "rect", symbolSize: [3, 16], data: stages.map((stage) => stage.planned), itemStyle: { color: token("ink") }, z: 4 });
+        options.series.push({ name: "estimated", type: "scatter", symbol: "rect", symbolSize: [3, 16], data: stages.map((stage) => stage.estimated), itemStyle: { color: token("ink") }, z: 4 });
       }
       return options;
     },
@@ -271,7 +271,7 @@
 
   const from = (bin) => (bin / data.confidence.bins).toFixed(2) + " – " + ((bin + 1) / data.confidence.bins).toFixed(2);
 
-  /* The point of a cluster that is most in its midst: of a crescent, the mean would lie outside. */
+  /* The point nearest to a cluster's median: the mean of a crescent would lie outside of it. */
   function middle(points) {
     const median = [0, 1].map((axis) => points.map((p) => p[axis]).sort((a, b) => a - b)[Math.floor(points.length / 2)]);
     const far = (p) => (p[0] - median[0]) ** 2 + (p[1] - median[1]) ** 2;
@@ -303,14 +303,14 @@
       panel.append(tile);
     }
     const facts = make("dl");
-    const second = map.clusters.find((c) => c.id === map.second[n]);
-    [["key", map.key[n]], ["confidence", map.confidence[n].toFixed(3)], ["runner-up", second ? second.title : "Cluster " + map.second[n]]].forEach(([name, text]) => {
+    const second = map.clusters.find((c) => c.id === map.runner_up[n]);
+    [["key", map.key[n]], ["confidence", map.confidence[n].toFixed(3)], ["runner-up", second ? second.title : "Cluster " + map.runner_up[n]]].forEach(([name, text]) => {
       facts.append(make("dt", name), make("dd", text));
     });
     panel.append(facts);
     const profile = map.profile[cluster.id] || [];
     if (profile.length) {
-      panel.append(make("p", "Typical of the cluster", { class: "label" }));
+      panel.append(make("p", "Typical features", { class: "label" }));
       const list = make("ul");
       profile.forEach((text) => list.append(make("li", text)));
       panel.append(list);
@@ -362,7 +362,7 @@
       delete options.small;
       chart.setOption(options, { notMerge: true });
     } catch (error) {
-      node.replaceChildren(make("p", "This chart cannot be drawn; the table has its numbers.", { class: "note" }));
+      node.replaceChildren(make("p", "This chart cannot be drawn; the table has the numbers.", { class: "note" }));
       console.error(name, error);
     }
   }
@@ -381,7 +381,7 @@
     button.hidden = false;
     button.addEventListener("click", () => {
       root.dataset.theme = theme() === "dark" ? "light" : "dark";
-      try { localStorage.setItem("dec-report-theme", root.dataset.theme); } catch (error) { /* kept for this visit */ }
+      try { localStorage.setItem("dec-report-theme", root.dataset.theme); } catch (error) { /* kept until the page is closed */ }
       show();
       drawAll();
     });
@@ -393,7 +393,7 @@
     const start = () => {
       if (printing) return;
       printing = true;
-      // A4 less its margins, in CSS pixels: what a chart may be wide on paper.
+      // Width of A4 without margins, in CSS pixels.
       const main = document.getElementById("main");
       main.style.width = "680px";
       drawAll();
@@ -430,7 +430,7 @@
   let width = window.innerWidth;
   let waiting;
   window.addEventListener("resize", () => {
-    if (printing || window.innerWidth === width) return; // a phone's bars come and go
+    if (printing || window.innerWidth === width) return; // bars of a phone's browser show and hide
     width = window.innerWidth;
     clearTimeout(waiting);
     waiting = setTimeout(() => { charts.forEach((chart) => chart.resize()); drawAll(); }, 120);

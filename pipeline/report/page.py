@@ -110,15 +110,15 @@ def _sections(found: dict[str, Any], clusters: Clusters, gate: bool) -> list[tup
     """Ids and names of the sections that have something to show."""
     comparison = bool(found["curves"])
     asked = [
-        ("run", "What ran", True),
-        ("verdict", "Against k-means", True),
-        ("gate", "The gate", gate),
-        ("since", "Since last night", bool(found["flow"] or found["since"])),
+        ("run", "Run details", True),
+        ("verdict", "Comparison", True),
+        ("gate", "Quality gate", gate),
+        ("since", "Changes", bool(found["flow"] or found["since"])),
         ("training", "Training", comparison),
         ("sizes", "Cluster sizes", bool(clusters.used)),
         ("map", "Map", bool(found["map"])),
         ("confidence", "Confidence", bool(found["confidence"])),
-        ("profile", "Profile", bool(found["heat"])),
+        ("profile", "Feature profile", bool(found["heat"])),
         ("clusters", "Clusters", bool(clusters.cards)),
         ("time", "Time and cost", True),
     ]

@@ -150,7 +150,7 @@ def test_a_night_shows_gate_and_flow(lake: Store) -> None:
     assert [90, 3, 12, "merge"] in data["flow"]["bands"]
     assert data["flow"]["refused"]  # by whom nobody's rows are labelled
     assert {cluster["id"] for cluster in data["map"]["clusters"]} == {3, 7, 8, 12}
-    assert data["times"]["planned_seconds"] is None
+    assert data["times"]["estimated_seconds"] is None
 
 
 def test_a_night_that_fits_nothing_has_no_curves(lake: Store) -> None:
@@ -162,8 +162,8 @@ def test_a_night_that_fits_nothing_has_no_curves(lake: Store) -> None:
     texts = " ".join(Tags(page_of(quiet)).texts)
     assert "The champion labelled tonight’s rows" in texts
     assert "has no profile of its clusters" in texts
-    planned = {s["name"]: s["planned"] for s in data_of(page_of(quiet))["times"]["stages"]}
-    assert (planned["pin"], planned["assign"], planned["refine"]) == (1.0, 1.0, None)
+    estimated = {s["name"]: s["estimated"] for s in data_of(page_of(quiet))["times"]["stages"]}
+    assert (estimated["pin"], estimated["assign"], estimated["refine"]) == (1.0, 1.0, None)
 
 
 def test_what_nights_took_beside_their_plans(lake: Store) -> None:

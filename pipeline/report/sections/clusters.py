@@ -277,7 +277,7 @@ class Clusters:
                     "key": key_text(row, keys),
                     "picture": picture,
                     "confidence": row["confidence"],
-                    "second": row["cluster_id_2"],
+                    "runner_up": row["cluster_id_2"],
                 }
             )
         for cluster, card in cards.items():

@@ -56,7 +56,7 @@ def map_of(run: RunFiles, file: StoredFile | None, clusters: Clusters) -> dict[s
         "x": _rounded(table[X]),
         "y": _rounded(table[Y]),
         "cluster": [place[cluster] for cluster in ids.tolist()],
-        "second": table["cluster_id_2"].to_pylist(),
+        "runner_up": table["cluster_id_2"].to_pylist(),
         "confidence": _rounded(table["confidence"]),
         "key": [key_text(row, shown) for row in rows],
         "clusters": [
@@ -145,7 +145,7 @@ def confidence(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
         "bins": _BINS,
         "all": all_B.tolist(),
         "clusters": ids,
-        "of": of_KB.tolist(),
+        "by_cluster": of_KB.tolist(),
         "rows": rows,
         "files": files,
         "all_files": len(listed),

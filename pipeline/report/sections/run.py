@@ -278,7 +278,7 @@ def rules(verdict: Verdict | None) -> list[dict[str, str]]:
             "setting": f"gate.{rule.name}",
             "value": "–" if rule.value is None else f"{rule.value:.4g}",
             "limit": "off" if rule.limit is None else f"{rule.limit:.4g}",
-            "said": _word(rule),
+            "verdict": _word(rule),
             "detail": rule.detail,
         }
         for rule in verdict.rules
@@ -297,20 +297,20 @@ def times(run: RunFiles) -> dict[str, Any]:
     """What stages took, what they were thought to take, and what it cost."""
     summary = run.summary
     estimate = summary.estimate
-    planned = {stage.stage: stage for stage in estimate.stages} if estimate else {}
+    estimated = {stage.stage: stage for stage in estimate.stages} if estimate else {}
     took = sum(stage.seconds for stage in summary.stages)
     found: dict[str, Any] = {
         "stages": [
             {
                 "name": stage.stage,
                 "seconds": stage.seconds,
-                "planned": planned[stage.stage].seconds if stage.stage in planned else None,
-                "at_most": stage.stage in planned and planned[stage.stage].at_most,
+                "estimated": estimated[stage.stage].seconds if stage.stage in estimated else None,
+                "upper_bound": stage.stage in estimated and estimated[stage.stage].at_most,
             }
             for stage in summary.stages
         ],
         "seconds": took,
-        "planned_seconds": estimate.seconds if estimate else None,
+        "estimated_seconds": estimate.seconds if estimate else None,
         "currency": None,
         "notes": [],
     }
