@@ -20,7 +20,8 @@ from pipeline.insight.contrasts import Contrast, contrast, contrast_tree
 from pipeline.insight.explained_runs import (
     ExplainedRun,
     explained_run,
-    feature_label,
+    feature_text,
+    key_text,
     vectors_first,
 )
 from pipeline.insight.rules import rules_table
@@ -113,7 +114,7 @@ def _show_all(run: ExplainedRun, console: Console, *, as_json: bool) -> dict[str
     shown = table(*columns, numbers=("id", "rows", "share", "recall of the rules"))
     for i in order[:_LISTED_CLUSTERS]:
         words = ", ".join(
-            f"{_label(trait.feature, trait.value)} {trait.difference:+.1f}"
+            f"{feature_text(vars(trait))} {trait.difference:+.1f}"
             for trait in traits.get(i, ())[:_NAMED_FEATURES]
             if abs(trait.difference) >= _NOTICEABLE
         )
@@ -193,7 +194,7 @@ def _profile(rows: Sequence[Mapping[str, Any]], times: Mapping[str, str]) -> Tab
         if row["feature"] in times and std is not None:
             spread = f"{std / 86_400:.4g} days"
         shown.add_row(
-            Text(_label(feature_label(dict(row)), row["value"], row["kind"])),
+            Text(feature_text(row)),
             f"{row['difference']:+.2f}",
             mean,
             spread,
@@ -315,21 +316,8 @@ def _contrast(apart: Sequence[Contrast], one: int, other: int, times: Mapping[st
         else:
             texts = [f"{m:.4g}" if feature.value is None else f"{m:.1%}" for m in means]
         distance = "always" if feature.difference is None else f"{feature.difference:+.2f}"
-        shown.add_row(Text(_label(feature.feature, feature.value)), *texts, distance)
+        shown.add_row(Text(feature_text(vars(feature))), *texts, distance)
     return shown
-
-
-def key_text(keys: Mapping[str, Any]) -> str:
-    """A row's key; of one column its value alone."""
-    if len(keys) == 1:
-        return str(next(iter(keys.values())))
-    return ", ".join(f"{name}={value}" for name, value in keys.items())
-
-
-def _label(feature: str, value: str | None, kind: str = "") -> str:
-    if kind == "category" and value is None:
-        return f"{feature} = any other"
-    return feature if value is None else f"{feature} = {value}"
 
 
 def _without(row: Mapping[str, Any], *names: str) -> dict[str, Any]:

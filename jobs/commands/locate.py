@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.commands.explain import key_text, with_times
+from jobs.commands.explain import with_times
 from jobs.night import checked_run_id
 from jobs.session import configured
 from pipeline.clustering.surrogate import point_in_time
 from pipeline.errors import ConfigError, InputError
-from pipeline.insight.explained_runs import ExplainedRun, explained_run
+from pipeline.insight.explained_runs import ExplainedRun, explained_run, key_text
 from pipeline.operations.locating import (
     MOST_ROWS,
     Evidence,

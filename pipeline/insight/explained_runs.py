@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -148,10 +148,25 @@ def timestamp_columns(explanation: Explanation) -> dict[str, str]:
     }
 
 
-def feature_label(row: dict[str, Any]) -> str:
+def feature_label(row: Mapping[str, Any]) -> str:
     """Column of a profile's row, with the index of a component."""
-    at = row["component"]
+    at = row.get("component")
     return str(row["feature"]) if at is None else f"{row['feature']}[{at}]"
+
+
+def feature_text(row: Mapping[str, Any]) -> str:
+    """Column of a profile's row, with a component's index or a category's value."""
+    feature = feature_label(row)
+    if row.get("kind") == "category" and row["value"] is None:
+        return f"{feature} = any other"
+    return feature if row["value"] is None else f"{feature} = {row['value']}"
+
+
+def key_text(keys: Mapping[str, Any]) -> str:
+    """A row's key; of one column its value alone."""
+    if len(keys) == 1:
+        return str(next(iter(keys.values())))
+    return ", ".join(f"{name}={value}" for name, value in keys.items())
 
 
 def vectors_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -26,11 +26,12 @@ def drawable(shape: Sequence[int] | None, width: int) -> bool:
     return len(shape) == 2 or shape[2] in _COLOR_TYPES
 
 
-def pixels(values_NF: NDArray[np.generic], low: float, high: float) -> NDArray[np.uint8]:
-    """Values as brightness, the same for all pictures: low is black, high is white."""
-    span = (high - low) or 1.0
-    scaled = (np.nan_to_num(np.asarray(values_NF, np.float64), nan=low) - low) / span
-    return (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
+def pixels(values_NF: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Values as brightness, the same for all pictures: the lowest is black, the highest white."""
+    values = np.asarray(values_NF, np.float64)
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    scaled = (np.nan_to_num(values, nan=low) - low) / ((high - low) or 1.0)
+    return (scaled * 255).round().astype(np.uint8)
 
 
 def png(pixels_HWC: NDArray[np.uint8]) -> bytes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from pydantic import ValidationError
 
@@ -191,12 +193,17 @@ class RunFiles:
             return None
         return Labelling(model, self._as_left(sample), manifest.features, None)
 
-    def table(self, file: StoredFile | None) -> pa.Table | None:
-        """A table of the run, as ``dec forget`` left it; None where it is not there."""
+    def table(
+        self,
+        file: StoredFile | None,
+        columns: Sequence[str] | None = None,
+        rows: pc.Expression | None = None,
+    ) -> pa.Table | None:
+        """A table of the run, as ``dec forget`` left it; None where it cannot be read."""
         if file is None:
             return None
         try:
-            return self.lake.read_table(self.as_left(file).path)
+            return self.lake.read_table(self.as_left(file).path, columns, rows)
         except (OSError, pa.ArrowInvalid, PipelineError):
             log.warning("%s cannot be read", self.lake.locate(file.path), exc_info=True)
             return None

@@ -211,8 +211,8 @@ def test_made_again_it_is_the_same(lake: Store) -> None:
 
 
 def test_pictures_are_png_files_of_the_values(tmp_path: Path) -> None:
-    values = np.array([[0.0, 8.0, 16.0, np.nan, 4.0, 20.0]])
-    found = pixels(values, 0, 16)
+    values = np.array([[0.0, 8.0, 16.0, np.nan, 4.0, 16.0]])
+    found = pixels(values)
     assert found.tolist() == [[0, 128, 255, 0, 64, 255]]
     content = png(found.reshape(2, 3))
     assert content[:8] == b"\x89PNG\r\n\x1a\n"

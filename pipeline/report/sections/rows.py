@@ -14,12 +14,13 @@ from pipeline.artifacts.records import StoredFile
 from pipeline.artifacts.summaries import NightSummary
 from pipeline.errors import PipelineError
 from pipeline.input.samples import FEATURES
+from pipeline.insight.explained_runs import key_text
 from pipeline.insight.maps import X, Y, about
 from pipeline.lake.snapshots import read_file_list, read_snapshot
 from pipeline.registry.cluster_ids import OUTLIER
 from pipeline.report.pictures import drawable, pixels, png, sheet
 from pipeline.report.reading import RunFiles
-from pipeline.report.sections.clusters import Clusters, key_text
+from pipeline.report.sections.clusters import Clusters, short
 from pipeline.storage import open_input
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def map_of(run: RunFiles, file: StoredFile | None, clusters: Clusters) -> dict[s
         "cluster": [place[cluster] for cluster in ids.tolist()],
         "runner_up": table["cluster_id_2"].to_pylist(),
         "confidence": _rounded(table["confidence"]),
-        "key": [key_text(row, shown) for row in rows],
+        "key": [short(key_text(row)) for row in rows],
         "clusters": [
             {
                 "id": cluster,
@@ -83,7 +84,7 @@ def _sheet(run: RunFiles, table: pa.Table) -> dict[str, Any]:
     values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
     if not drawable(shape, values.shape[1]):
         return {}
-    tiles = pixels(values, float(np.nanmin(values)), float(np.nanmax(values)))
+    tiles = pixels(values)
     content = png(sheet(tiles, shape, _SHEET_COLUMNS))
     if len(content) > _SHEET_BYTES:
         return {}
