@@ -270,43 +270,55 @@ def plan(
     overrides: Overrides = None,
     nodes: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Nodes of the cluster. Default: this machine."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of nodes of the cluster. Default: what the settings ask for, or this "
+            "machine.",
+        ),
     ] = None,
     cpus_per_node: Annotated[
-        float | None, typer.Option(min=1, metavar="C", help="CPUs of each. Default: as here.")
+        float | None,
+        typer.Option(min=1, metavar="C", help="CPUs of each node. Default: this machine's."),
     ] = None,
     gpus_per_node: Annotated[
-        float | None, typer.Option(min=0, metavar="G", help="GPUs of each, which are paid for.")
+        float | None,
+        typer.Option(min=0, metavar="G", help="GPUs of each node; all of them are paid for."),
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Measure rates here first, on a sample: half a minute."),
+        typer.Option("--measure", help="Measure this machine's rates on a sample: half a minute."),
     ] = False,
     run_id: Annotated[
         str | None,
-        typer.Option("--run", metavar="RUN_ID", help="Instead: that run's plan, and what it took."),
+        typer.Option(
+            "--run", metavar="RUN_ID", help="Show a run's estimate beside its measured times."
+        ),
     ] = None,
     ds: Annotated[
         str | None,
-        typer.Option(metavar="YYYY-MM-DD", help="Of a night. Default: the day after the last."),
+        typer.Option(
+            metavar="YYYY-MM-DD", help="Date of the night. Default: the day after the last."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run would do and what it takes, without starting Ray.
+    """Show what a run would do, and its estimated cost, without starting Ray.
 
-    Settings, shards and slices; rows, bytes, requests, passes, memory, core-hours and time of each
-    stage; money, where the config has prices. What the last run took makes the next plan better.
-    Where the output has nights, or the config a schedule: what the night would do, by schedule.
+    Prints the settings, the shards and slices; rows, bytes, requests, passes, memory, core-hours
+    and time of each stage; the price, where the config has prices. The measured times of the last
+    run calibrate the estimate. Where the output has nights, or the config a schedule, it shows what
+    the next night would do.
     """
-    from jobs.commands.inspection import Nodes, show_comparison, show_plan
+    from jobs.commands.inspection import show_comparison, show_plan
     from jobs.night import guarded
 
     def show() -> None:
         if run_id is not None:
             show_comparison(config, overrides or [], run_id, as_json)
-        else:
-            on = Nodes(nodes, cpus_per_node, gpus_per_node)
-            show_plan(config, overrides or [], as_json, on, measure=measure, ds=ds)
+            return
+        cluster = {"nodes": nodes, "cpus_per_node": cpus_per_node, "gpus_per_node": gpus_per_node}
+        show_plan(config, overrides or [], as_json, cluster, measure=measure, ds=ds)
 
     raise typer.Exit(guarded(show, as_json))
 
@@ -318,6 +330,10 @@ def check(
     footers_only: Annotated[
         bool, typer.Option("--footers-only", help="Check schemas, not every value.")
     ] = False,
+    ds: Annotated[
+        str | None,
+        typer.Option(metavar="YYYY-MM-DD", help="Date in place of {ds} in source.path."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Validate config and input: schemas, widths, and every value of the features."""
@@ -325,7 +341,7 @@ def check(
     from jobs.night import guarded
 
     raise typer.Exit(
-        guarded(lambda: check_input(config, overrides or [], footers_only, as_json), as_json)
+        guarded(lambda: check_input(config, overrides or [], footers_only, as_json, ds), as_json)
     )
 
 

@@ -173,7 +173,7 @@ class _Attempt:
         """Run the stages that are not complete."""
         from pipeline.distributed.metrics import RunMetrics
         from pipeline.lake.tables import check_table
-        from pipeline.run import nightly, run
+        from pipeline.run import nightly, run, stages_of
 
         try:
             check_writable(self.config.output)
@@ -199,6 +199,7 @@ class _Attempt:
                 hold=self._hold,
                 stop=self._stop_asked,
                 nightly=self.nightly,
+                stages_of=stages_of,
             )
             listen(self._stop_asked, self.config.execution.grace_seconds)
             self._night = night = Execution(

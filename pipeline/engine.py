@@ -11,15 +11,17 @@ import datetime
 import logging
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
 from pipeline import logs
+from pipeline.artifacts.nights import Action
 from pipeline.artifacts.records import Artifact, Record, StoredFile, fingerprint_of
 from pipeline.artifacts.summaries import StageTime
+from pipeline.bill.records import StageCosts
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.progress import Progress, Watchers, figures
@@ -69,6 +71,7 @@ class Context:
             raises where another attempt works on the same ds.
         stop: Looked at by long work that has something to save.
         nightly: The run is one night of many, in which what did not change is carried over.
+        stages_of: Gives the stages of a run by what it does, for its cost estimate.
         times: What each stage took when it ran, in order; grows as stages complete.
     """
 
@@ -80,6 +83,7 @@ class Context:
     hold: Callable[[], None] = lambda: None
     stop: Stop = field(default_factory=Stop)
     nightly: bool = False
+    stages_of: Callable[[Action | None], Sequence[Stage[..., Any]]] = lambda _: ()
     times: list[StageTime] = field(default_factory=list)
 
     @property
@@ -107,6 +111,7 @@ class Stage(Generic[P, A]):
         settings: The settings that change its result, as JSON values.
         distributed: Whether it works on Ray; a run that has nothing to do there never starts it.
         run: ``run(config, context, *inputs) -> artifact``.
+        cost: What it costs, of ``pipeline.bill.costs.CostInputs``.
     """
 
     name: str
@@ -114,6 +119,7 @@ class Stage(Generic[P, A]):
     settings: Callable[[Config], Any]
     distributed: bool
     run: Callable[Concatenate[Config, Context, P], A]
+    cost: Callable[[Any], StageCosts]
 
     @property
     def artifact_type(self) -> type[A]:
@@ -138,9 +144,10 @@ def stage(
     version: int,
     settings: Callable[[Config], Any] = lambda _: {},
     distributed: bool,
+    cost: Callable[[Any], StageCosts] = lambda _: StageCosts(),
 ) -> Callable[[Callable[Concatenate[Config, Context, P], A]], Stage[P, A]]:
     """Make a function ``run(config, context, *inputs) -> artifact`` a stage."""
-    return lambda run: Stage(name, version, settings, distributed, run)
+    return lambda run: Stage(name, version, settings, distributed, run, cost)
 
 
 class StageReached(Exception):

@@ -72,6 +72,13 @@ NIGHT_STAGES = (
 )
 
 
+def stages_of(action: Action | None) -> tuple[Stage[..., Any], ...]:
+    """Stages of a night that does this, in their order; None: of ``run``."""
+    if action is None:
+        return STAGES
+    return (pin, decide, *FIT_STAGES[action], *NIGHT_STAGES[-6:])
+
+
 def run(night: Execution) -> Summary:
     """Cluster the table and publish the cluster of every row.
 

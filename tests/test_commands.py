@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import blobs, write_shards
 from nights_by_hand import cluster, ids, publish_night, register
 from typer.testing import CliRunner, Result
 
@@ -136,3 +138,18 @@ def test_the_date_in_the_path_of_the_source(path: str | list[str]) -> None:
     )
     with pytest.raises(ConfigError, match="give --ds"):
         night.of_ds(config, UNDATED)
+
+
+def test_check_and_plan_read_the_input_of_a_date(tmp_path: Path) -> None:
+    write_shards(tmp_path / "in/ds=2026-01-31", blobs(300))
+    source = {"path": str(tmp_path / "in/ds={ds}"), "features": ["x"], "keys": ["id"]}
+    config = {"source": source, "output": str(tmp_path / "lake"), "clusters": 2}
+    path = tmp_path / "dated.yaml"
+    path.write_text(yaml.safe_dump(config))
+    for command in ("check", "plan"):
+        dated = CliRunner().invoke(app, [command, str(path), "--json", "--ds", "2026-01-31"])
+        assert dated.exit_code == 0, dated.output
+        assert json.loads(dated.stdout)["rows"] == 300
+        undated = CliRunner().invoke(app, [command, str(path)])
+        assert undated.exit_code == 2
+        assert "give --ds" in undated.stderr

@@ -24,6 +24,7 @@ LAYERS = {
     "pipeline.logs": 0,
     "pipeline.progress": 0,
     "pipeline.schema": 0,
+    "pipeline.bill.records": 1,
     "pipeline.config": 1,
     "pipeline.storage": 1,
     "pipeline.artifacts": 2,

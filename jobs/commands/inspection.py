@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,16 @@ from rich.table import Table
 from jobs.commands.bill import notes_on, notes_on_measuring, print_comparison, print_estimate
 from jobs.night import checked_ds, of_ds
 from jobs.session import configured
-from pipeline.artifacts.estimates import Estimate
-from pipeline.artifacts.inputs import QuarantinedShard
+from pipeline.artifacts.inputs import FeatureColumn, QuarantinedShard
 from pipeline.artifacts.nights import Action
-from pipeline.bill.comparison import compare, last_calibration, planned
-from pipeline.bill.estimate import Tonight, estimate, most_passes
+from pipeline.artifacts.records import Record, StoredFile
+from pipeline.bill.cluster import check_fits, cluster_of
+from pipeline.bill.comparison import compare, last_comparison, planned
+from pipeline.bill.costs import MIB, CostInputs
+from pipeline.bill.estimate import estimate
 from pipeline.bill.measuring import Measured
 from pipeline.bill.measuring import measure as measure_here
-from pipeline.bill.rates import Cluster, InputFacts
+from pipeline.bill.records import Estimate
 from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.errors import BadShard
@@ -37,86 +39,27 @@ from pipeline.input.pinning import (
     list_shards,
     pin,
 )
-from pipeline.input.reading import Reader, pieces_of_shards
-from pipeline.input.slices import by_slice
+from pipeline.input.reading import Reader, manifest_of, pieces_of_shards
 from pipeline.labelling.kept_slices import new_share
 from pipeline.lake.snapshots import latest_snapshot
 from pipeline.lake.tables import check_table
 from pipeline.model.autoencoder import products_here
 from pipeline.registry.entries import latest_entry
+from pipeline.run import stages_of
 from pipeline.schema import UNDATED, assignment_schema
 from pipeline.stages.decide import decision_of
 from pipeline.storage import Store
 
-_MIB = 2**20
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run would do.
-
-    Attributes:
-        config: The resolved settings.
-        shards: Parquet files.
-        rows: Rows in them.
-        bytes: Their size.
-        wanted_bytes: Size of the columns that are read.
-        row_groups: Row groups with rows.
-        slices: Units of work of the assign stage.
-        features: Feature columns, globs resolved.
-        row_bytes: A raw row in memory.
-        fit_rows: Rows that training learns from.
-        cached: Whether a worker's share of them fits execution.cache_mib; else passes stream.
-        worker_mib: Estimated memory of a training worker; 0 where nothing is trained.
-        quarantined: Bad shards that the run would leave out; ``shards`` are the others.
-        estimate: What it takes, at most.
-        as_last: The same with as many passes of refinement as the last published run made.
-        last_run: That run; None where there is none.
-        measured: Figures of ``--measure``; None without it.
-        night: What the night does, and why; None: it is a run of its own.
-    """
-
-    config: dict[str, Any]
-    shards: int
-    rows: int
-    bytes: int
-    wanted_bytes: int
-    row_groups: int
-    slices: int
-    features: list[dict[str, Any]]
-    row_bytes: int
-    fit_rows: int
-    cached: bool
-    worker_mib: int
-    quarantined: list[dict[str, Any]]
-    estimate: Estimate
-    as_last: Estimate | None
-    last_run: str | None
-    measured: Measured | None
-    night: PlannedNight | None
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        estimates = {"estimate": self.estimate, "as_last": self.as_last}
-        shown = {name: value and _json_of(value) for name, value in estimates.items()}
-        if self.measured:
-            factors = {name: f.model_dump() for name, f in self.measured.factors.items()}
-            shown["measured"] = vars(self.measured) | {"factors": factors}
-        if self.night:
-            shown["night"] = vars(self.night)
-        return vars(self) | shown
-
-
-@dataclass(frozen=True)
-class PlannedNight:
+class PlannedNight(Record):
     """What a night would do; see ``NightDecision``.
 
     Attributes:
-        ds: Its logical date.
-        action: See there.
+        ds: Logical date.
+        action: What the night would do.
         why: The reason.
-        labelled: Share of the rows that would be labelled, about: those of shards that the night
-            before did not have as they are. The others are carried over.
+        labelled: Approximate share of the rows that would be labelled: those of shards that the
+            night before did not have, or not as they are. The others are carried over.
     """
 
     ds: str
@@ -125,68 +68,100 @@ class PlannedNight:
     labelled: float
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """The cluster that a plan is for; None leaves it to the settings, or is this machine."""
+class Plan(Record):
+    """What a run would do, and its estimated cost.
 
-    count: int | None = None
-    cpus: float | None = None
-    gpus: float | None = None
+    Attributes:
+        config: Resolved settings.
+        shards: Number of Parquet files, without the quarantined ones.
+        rows: Rows in them.
+        bytes: Size of the files.
+        wanted_bytes: Size of the columns that are read.
+        row_groups: Number of row groups with rows.
+        slices: Units of work of the assign stage.
+        features: Feature columns, globs resolved.
+        row_bytes: Size of a raw row in memory.
+        fit_rows: Rows that training reads.
+        cached: Whether a worker's share of them fits execution.cache_mib; else passes stream.
+        worker_mib: Estimated memory of a training worker; 0 where nothing is trained.
+        quarantined: Bad shards that the run would leave out.
+        estimate: Estimated cost, at most.
+        typical: The same with as many passes of refinement as the last published run made.
+        last_run: Id of that run; None where there is none.
+        measured: Rates measured by ``--measure``; None without it.
+        night: What a night would do; None for a run without a schedule.
+    """
+
+    config: Config
+    shards: int
+    rows: int
+    bytes: int
+    wanted_bytes: int
+    row_groups: int
+    slices: int
+    features: tuple[FeatureColumn, ...]
+    row_bytes: int
+    fit_rows: int
+    cached: bool
+    worker_mib: int
+    quarantined: tuple[QuarantinedShard, ...]
+    estimate: Estimate
+    typical: Estimate | None
+    last_run: str | None
+    measured: Measured | None
+    night: PlannedNight | None
 
 
 def show_plan(
     config_path: str,
     overrides: Sequence[str],
     as_json: bool,
-    nodes: Nodes | None = None,
+    nodes: Mapping[str, Any] | None = None,
     *,
     measure: bool = False,
     ds: str | None = None,
 ) -> None:
-    """Print the plan."""
+    """Print the plan; its arguments are those of ``make_plan``."""
     config = of_ds(configured(config_path, overrides), checked_ds(ds))
-    plan = make_plan(config, nodes or Nodes(), measure=measure, ds=ds)
+    plan = make_plan(config, nodes, measure=measure, ds=ds)
     if as_json:
-        print(json.dumps(plan.to_json(), indent=2))
+        print(plan.model_dump_json(indent=2))
         return
     console = Console(soft_wrap=True)
-    config = Config.model_validate(plan.config)
     console.print(config.to_yaml(), end="", highlight=False, markup=False)
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(style="bold")
     table.add_column()
     columns = ", ".join(
-        (f"{f['name']}[{f['width']}]" if f["vector"] else f["name"])
-        + (f" ({f['type']})" if "type" in f else "")
+        f.name + (f"[{f.width}]" if f.vector else "") + (f" ({f.type})" if f.type else "")
         for f in plan.features
     )
-    width = sum(feature["width"] for feature in plan.features)
-    training = plan.worker_mib > 0
+    width, trains = sum(feature.width for feature in plan.features), plan.worker_mib > 0
     for name, value in (
         ("shards", f"{plan.shards:,} with {plan.row_groups:,} row groups"),
-        *(("left out", f"{bad['name']}: {bad['reason']}") for bad in plan.quarantined),
-        ("rows", f"{plan.rows:,}" + (f", {plan.fit_rows:,} of them to learn from" * training)),
-        ("bytes", f"{plan.bytes / _MIB:,.1f} MiB, {plan.wanted_bytes / _MIB:,.1f} MiB to read"),
+        *(("left out", f"{bad.name}: {bad.reason}") for bad in plan.quarantined),
+        ("rows", f"{plan.rows:,}" + f", {plan.fit_rows:,} of them to learn from" * trains),
+        ("bytes", f"{plan.bytes / MIB:,.1f} MiB, {plan.wanted_bytes / MIB:,.1f} MiB to read"),
         ("features", f"{width:,}: {columns}"),
         ("slices", f"{plan.slices:,} of about {config.execution.target_slice_mib} MiB"),
-        *(_of_training(plan, config) if plan.worker_mib else []),
+        *(_about_training(plan) if trains else []),
         *([("night", _in_words(plan.night))] if plan.night else []),
     ):
         table.add_row(name, escape(value))  # names of shards may look like markup
     console.print(table)
-    notes = notes_on(plan.estimate, plan.as_last, plan.last_run)
-    if plan.measured:
-        notes += notes_on_measuring(plan.measured)
-    print_estimate(console, plan.estimate, notes)
+    notes = notes_on(plan.estimate, plan.typical, plan.last_run)
+    print_estimate(
+        console, plan.estimate, notes + (notes_on_measuring(plan.measured) if plan.measured else [])
+    )
 
 
-def _of_training(plan: Plan, config: Config) -> list[tuple[str, str]]:
-    share_mib = plan.fit_rows * plan.row_bytes / config.execution.workers / _MIB
-    why = f"{share_mib:,.0f} MiB a worker, execution.cache_mib is {config.execution.cache_mib:,}"
-    workers = config.execution.workers
+def _about_training(plan: Plan) -> list[tuple[str, str]]:
+    execution = plan.config.execution
+    share_mib = plan.fit_rows * plan.row_bytes / execution.workers / MIB
+    why = f"{share_mib:,.0f} MiB a worker, execution.cache_mib is {execution.cache_mib:,}"
     return [
         ("passes", f"{'from memory' if plan.cached else 'streamed'}: {why}"),
-        ("memory", f"about {plan.worker_mib:,} MiB for each of {workers} workers"),
+        ("memory", f"about {plan.worker_mib:,} MiB for each of {execution.workers} workers"),
     ]
 
 
@@ -198,105 +173,63 @@ def _in_words(night: PlannedNight) -> str:
 
 
 def show_comparison(config_path: str, overrides: Sequence[str], run_id: str, as_json: bool) -> None:
-    """Print what a run was thought to take, beside what it took."""
-    config = configured(config_path, overrides)
-    comparison = compare(Store(config.output), run_id)
+    """Print the estimate of a run beside its measured times."""
+    comparison = compare(Store(configured(config_path, overrides).output), run_id)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "run_id": run_id,
-                    "planned": _json_of(comparison.planned),
-                    "took": [time.model_dump() for time in comparison.took],
-                    "refine_passes": comparison.refine_passes,
-                    "factors": {n: f.model_dump() for n, f in comparison.factors.items()},
-                    "stored": comparison.stored,
-                },
-                indent=2,
-            )
-        )
-        return
-    print_comparison(Console(soft_wrap=True), comparison)
-
-
-def _json_of(found: Estimate) -> dict[str, Any]:
-    """With the sums that are no fields."""
-    values = found.model_dump(mode="json")
-    for stage, whole in zip(values["stages"], found.stages, strict=True):
-        stage["seconds"] = whole.seconds
-    values["seconds"] = found.seconds
-    if found.money:
-        values["money"]["total"] = found.money.total
-    return values
+        print(comparison.model_dump_json(indent=2))
+    else:
+        print_comparison(Console(soft_wrap=True), comparison)
 
 
 def make_plan(
-    config: Config, nodes: Nodes | None = None, *, measure: bool = False, ds: str | None = None
+    config: Config,
+    nodes: Mapping[str, Any] | None = None,
+    *,
+    measure: bool = False,
+    ds: str | None = None,
 ) -> Plan:
-    """Read the footers and work out what a run would do, and what it takes.
+    """Read the footers, and work out what a run would do and cost.
 
-    What a night would do where the output has nights already, or the config a ``schedule``: that
-    of ``ds``, else of the day after the last.
+    Args:
+        config: The settings.
+        nodes: Arguments of ``cluster_of``.
+        measure: Whether to measure rates on this machine first.
+        ds: Date of a night; None: the day after the last, where the output has nights or the config
+            a ``schedule``.
     """
-    nodes = nodes or Nodes()
-    cluster = Cluster.of(
-        config.execution, nodes=nodes.count, cpus_per_node=nodes.cpus, gpus_per_node=nodes.gpus
-    )
-    cluster.check_fits(config.execution)
+    cluster = cluster_of(config.execution, **(nodes or {}))
+    check_fits(cluster, config.execution)
     pinned = _pinned(config, all_footers=False)
-    rows = int(pinned.shards["rows"].to_numpy().sum())
-    pieces = pieces_of_shards(pinned.shards, config.execution.target_slice_mib)
-    width = sum(column.width for column in pinned.features)
-    facts = InputFacts(
-        rows=rows,
-        wanted_bytes=int(
-            pinned.shards["row_group_bytes"].combine_chunks().flatten().to_numpy().sum()
-        ),
-        shards=len(pinned.shards),
-        row_groups=len(pieces),
-        slices=len(by_slice(pieces)),
-        width=width,
-        row_bytes=width * np.dtype(pinned.dtype).itemsize,
-    )
-    fit_rows = min(rows, config.source.fit_rows or rows)
-    share_bytes = fit_rows * facts.row_bytes / config.execution.workers
-    last = last_calibration(Store(config.output))
-    products = products_here(config.model.precision)
-    measured = measure_here(config, pinned) if measure else None
     night = _planned_night(config, pinned, ds)
-    tonight = Tonight(night.action, night.labelled) if night else None
-    found = planned(config, cluster, facts, products, last, measured, tonight)
-    typical, trains = None, tonight is None or tonight.action != "assign"
-    passes = last.refine_passes if last and trains else None
-    if passes is not None and passes < most_passes(config, tonight):
-        typical = estimate(
-            config,
-            facts,
-            cluster,
-            products=products,
-            factors=found.factors,
-            rates_from=found.rates,
-            refine_passes=passes,
-            tonight=tonight,
-        )
+    action, labelled = (night.action, night.labelled) if night else (None, 1.0)
+    manifest = manifest_of(config, pinned, StoredFile(path="unwritten", sha256="", bytes=0))
+    products = products_here(config.model.precision)
+    run = CostInputs(config, manifest, cluster, products, action or "refit", labelled)
+    last, stages = last_comparison(Store(config.output)), stages_of(action)
+    measured = measure_here(config, pinned, stages_of("refit")) if measure else None
+    found = planned(stages, run, last, measured)
+    trained = [stage for stage in found.stages if stage.stage in ("pretrain", "refine")]
+    passes = last.refine_passes if last and trained else None
+    typical = None
+    if passes is not None and passes < run.refine_passes:
+        fewer, factors = replace(run, passes=passes), found.factors
+        typical = estimate(stages, fewer, factors=factors, rates_from=found.rates)
     return Plan(
-        config=config.model_dump(mode="json"),
-        shards=facts.shards,
-        rows=rows,
-        bytes=int(pinned.shards["bytes"].to_numpy().sum()),
-        wanted_bytes=facts.wanted_bytes,
-        row_groups=facts.row_groups,
-        slices=facts.slices,
-        features=[feature.model_dump() for feature in pinned.features],
-        row_bytes=facts.row_bytes,
-        fit_rows=fit_rows,
-        cached=share_bytes <= config.execution.cache_mib * _MIB,
-        worker_mib=max(
-            (s.memory_mib for s in found.stages if s.stage in ("pretrain", "refine")), default=0
-        ),
-        quarantined=[shard.model_dump() for shard in pinned.quarantined],
+        config=config,
+        shards=manifest.shard_count,
+        rows=manifest.rows,
+        bytes=manifest.bytes,
+        wanted_bytes=manifest.wanted_bytes,
+        row_groups=manifest.row_groups,
+        slices=manifest.slice_count,
+        features=manifest.features,
+        row_bytes=run.row_bytes,
+        fit_rows=run.fit_rows,
+        cached=run.cached,
+        worker_mib=max((stage.memory_mib for stage in trained), default=0),
+        quarantined=pinned.quarantined,
         estimate=found,
-        as_last=typical,
+        typical=typical,
         last_run=last.run_id if last else None,
         measured=measured,
         night=night,
@@ -320,14 +253,24 @@ def _planned_night(config: Config, pinned: PinnedInput, ds: str | None) -> Plann
     carries = config.assign.incremental and config.lake.format == "parquet"
     if decision.action == "assign" and decision.champion and carries:
         labelled = new_share(lake, pinned.shards, decision.champion.model.model_id)
-    return PlannedNight(checked_ds(ds), decision.action, decision.why, labelled)
+    return PlannedNight(
+        ds=checked_ds(ds), action=decision.action, why=decision.why, labelled=labelled
+    )
 
 
 def check_input(
-    config_path: str, overrides: Sequence[str], footers_only: bool, as_json: bool
+    config_path: str,
+    overrides: Sequence[str],
+    footers_only: bool,
+    as_json: bool,
+    ds: str | None = None,
 ) -> None:
-    """Read everything that a run would read, and say that it is fine."""
-    config = configured(config_path, overrides)
+    """Read everything that a run of a date would read, and print a summary of it.
+
+    Raises:
+        PipelineError: The config or the input is wrong.
+    """
+    config = of_ds(configured(config_path, overrides), checked_ds(ds))
     pinned = _pinned(config, all_footers=True)
     rows = int(pinned.shards["rows"].to_numpy().sum())
     usable, bad = (rows, list(pinned.quarantined)) if footers_only else _usable_rows(config, pinned)
@@ -350,7 +293,7 @@ def check_input(
 
 
 def _usable_rows(config: Config, pinned: PinnedInput) -> tuple[int, list[QuarantinedShard]]:
-    """Rows that would be clustered, every value of them looked at, and all bad shards."""
+    """Read every value; the rows that would be clustered, and all bad shards."""
     reader = Reader(
         features=pinned.features,
         dtype=pinned.dtype,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.artifacts.estimates import Estimate
 from pipeline.artifacts.inputs import QuarantinedShard
 from pipeline.artifacts.models import ClusterChoice, Comparison, ModelKind, Scores
 from pipeline.artifacts.nights import Action, Verdict
 from pipeline.artifacts.records import Artifact, Record
+from pipeline.bill.records import Estimate
 
 
 class StageTime(Record):

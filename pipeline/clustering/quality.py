@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.clustering.agreement import agreement
 
 # A silhouette compares all its points with one another: 5,000 of them are 25 million distances.
-_SILHOUETTE_ROWS = 5_000
+SILHOUETTE_ROWS = 5_000
 _MOST_ROWS_PER_CLUSTER = 200
 _LEAST_ROWS_PER_CLUSTER = 10
 _WORKING_MEMORY_MIB = 128
@@ -50,7 +50,7 @@ def stratified_rows(labels_N: NDArray[np.int64], clusters: int, seed: int) -> ND
     Returns:
         Indices of the points, ascending.
     """
-    share = _SILHOUETTE_ROWS // clusters
+    share = SILHOUETTE_ROWS // clusters
     most = min(_MOST_ROWS_PER_CLUSTER, max(_LEAST_ROWS_PER_CLUSTER, share))
     shuffled = np.random.default_rng(seed).permutation(len(labels_N))
     order = np.argsort(labels_N[shuffled], kind="stable")
@@ -58,7 +58,7 @@ def stratified_rows(labels_N: NDArray[np.int64], clusters: int, seed: int) -> ND
     first_K = np.cumsum(counts_K) - counts_K
     place_N = np.arange(len(labels_N)) - np.repeat(first_K, counts_K)
     drawn_N = place_N < most
-    stride = -(-clusters * most // (2 * _SILHOUETTE_ROWS))
+    stride = -(-clusters * most // (2 * SILHOUETTE_ROWS))
     if stride > 1:  # too many clusters: some of them, chosen by where their points lie in the draw
         leaders = np.sort(order[place_N == 0])[::stride]
         drawn_N &= np.isin(labels_N[shuffled[order]], labels_N[shuffled[leaders]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from pipeline.artifacts.assignments import Assignments, PartFile
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.models import ClusteringModel, Scores
 from pipeline.artifacts.nights import Champion
+from pipeline.bill.costs import CostInputs
+from pipeline.bill.records import StageCosts
 from pipeline.clustering.agreement import agreement
 from pipeline.clustering.drift import psi
 from pipeline.config import Config, content_of
@@ -38,6 +41,11 @@ from pipeline.storage import S3_SCHEME, Store, sha256
 
 log = logging.getLogger(__name__)
 
+# Bytes of an assignment as stored, without its keys, and of a key.
+_ASSIGNMENT_BYTES, _KEY_BYTES = 20, 8
+# Memory of a row of a slice while its assignments are sorted and written.
+_SORTING_BYTES = 200
+
 
 def slices_at_a_time(config: Config, threads: int) -> int:
     """Slices that an actor works on: one a thread, and one more where it would wait for a network.
@@ -47,6 +55,40 @@ def slices_at_a_time(config: Config, threads: int) -> int:
     path = config.source.path
     locations = (config.output, *([path] if isinstance(path, str) else path))
     return threads + any(location.startswith(S3_SCHEME) for location in locations)
+
+
+def _cost(run: CostInputs) -> StageCosts:
+    """Every row that is not carried over, a slice a thread, into one part file a slice."""
+    manifest, cluster, rates = run.manifest, run.cluster, run.rates
+    rows, slices = (math.ceil(n * run.labelled) for n in (manifest.rows, manifest.slice_count))
+    visits = max(slices, math.ceil(manifest.shard_count * run.labelled))
+    read_bytes = manifest.wanted_bytes * run.labelled
+    gpu_s, core_s = 0.0, rows * (manifest.width * rates.value_ns + rates.write_ns) * 1e-9
+    nearest_s = rows * run.config.most_clusters * 1e-9
+    if cluster.actor_gpus:
+        gpu_s = 2 * rows * run.network.encoder / (rates.gpu.encode_gflop_s * 1e9)
+        gpu_s += nearest_s * rates.gpu.nearest_ns
+    else:
+        core_s += run.encode_s(rows) + nearest_s * run.core.nearest_ns
+    threads = max(1, min(slices, cluster.actors * cluster.actor_threads))
+    a_slice = math.ceil(slices / threads) / max(1, slices)  # in the last round, threads are idle
+    calls = max(1, min(slices, slices_at_a_time(run.config, cluster.actor_threads)))
+    slice_bytes = rows / max(1, slices) * _SORTING_BYTES + run.group_bytes
+    return StageCosts(
+        rows=rows,
+        passes=1,
+        read_bytes=read_bytes,
+        written_bytes=rows * (_ASSIGNMENT_BYTES + _KEY_BYTES * (len(manifest.keys) or 2)),
+        input_gets=run.input_gets(visits, run.labelled * manifest.row_groups, read_bytes),
+        # Of a part that is carried over, its footer and that of its profile.
+        gets=5 * slices + 4 * (manifest.slice_count - slices) + 9 * cluster.actors,
+        puts=2 * slices + 1,
+        readers=cluster.actors * calls,
+        fixed_seconds=rates.start_s,
+        work_seconds=max(a_slice * core_s, gpu_s / (cluster.actors * (cluster.actor_gpus or 1))),
+        cores=threads,
+        held_bytes=4 * run.network.encoder_parameters + calls * slice_bytes,
+    )
 
 
 @stage(
@@ -59,6 +101,7 @@ def slices_at_a_time(config: Config, threads: int) -> int:
         *("explain.columns", "explain.exemplars"),
     ),
     distributed=True,
+    cost=_cost,
 )
 @without_bad_shards
 def assign(

@@ -10,6 +10,8 @@ from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.inputs import FeatureColumn, Manifest
 from pipeline.artifacts.nights import Action, Champion, NightDecision
 from pipeline.artifacts.records import fingerprint_of
+from pipeline.bill.costs import CostInputs
+from pipeline.bill.records import StageCosts
 from pipeline.config import Affects, Config, content_of
 from pipeline.engine import Context, Marker, stage
 from pipeline.errors import InputError, PipelineError
@@ -21,11 +23,16 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 
 
+def _cost(_: CostInputs) -> StageCosts:
+    return StageCosts(gets=20)
+
+
 @stage(
     "decide",
     version=1,
     settings=content_of("schedule", "gate.max_psi", Affects.MODEL),
     distributed=False,
+    cost=_cost,
 )
 def decide(config: Config, context: Context, manifest: Manifest) -> NightDecision:
     """Refit, refresh or assign; the run keeps to it however often it is started again."""

@@ -16,7 +16,9 @@ from pipeline.artifacts.inputs import FeatureColumn, Manifest, Sample
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Champion
 from pipeline.artifacts.records import StoredFile, fingerprint_of
-from pipeline.clustering.surrogate import imitate
+from pipeline.bill.costs import CostInputs, task_costs
+from pipeline.bill.records import StageCosts
+from pipeline.clustering.surrogate import MOST_FEATURES, MOST_ROWS, imitate
 from pipeline.config import Affects, Config, Explain, content_of
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, stage
@@ -32,10 +34,25 @@ from pipeline.storage import Store, parquet_bytes, sha256, why
 
 log = logging.getLogger(__name__)
 
+# Of a value of the sample on each level of the tree.
+_TREE_VALUE_S = 1e-7
 _NOT_OURS = (Interrupted, LeaseHeld)  # the run is to end, whatever it is at
 
 
-@stage("describe", version=2, settings=content_of(Affects.DESCRIPTIONS, "seed"), distributed=True)
+def _cost(run: CostInputs) -> StageCosts:
+    """The sample is labelled, and a tree fitted."""
+    values = min(run.sample_rows, MOST_ROWS) * min(run.manifest.width, MOST_FEATURES)
+    tree_s = values * (run.config.explain.tree_depth or 0) * _TREE_VALUE_S
+    return task_costs(run, run.encode_s(run.sample_rows) + tree_s)
+
+
+@stage(
+    "describe",
+    version=2,
+    settings=content_of(Affects.DESCRIPTIONS, "seed"),
+    distributed=True,
+    cost=_cost,
+)
 def describe(
     config: Config,
     context: Context,

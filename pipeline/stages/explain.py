@@ -15,6 +15,8 @@ from pipeline.artifacts.explanations import Explanation, ProfiledColumn
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.records import StoredFile
+from pipeline.bill.costs import LISTED_KEYS, CostInputs
+from pipeline.bill.records import StageCosts
 from pipeline.config import Config
 from pipeline.distributed.resources import READER
 from pipeline.distributed.retries import with_retries
@@ -28,6 +30,7 @@ from pipeline.insight.profiles.files import (
     profile_path,
     read_profile,
 )
+from pipeline.insight.profiles.layout import MOST_CELLS
 from pipeline.insight.profiles.merging import Profile, merged
 from pipeline.insight.profiles.tables import Origin, exemplars_table, profile_table
 from pipeline.lake.receipts import read_receipts, replacements
@@ -39,9 +42,29 @@ log = logging.getLogger(__name__)
 
 # Profiles that a task puts together; a million of them take five rounds.
 _TOGETHER = 16
+# To merge a profile: of its file, and of each of its clusters × features.
+_PROFILE_S, _CELL_S, _CELL_BYTES = 0.005, 1e-7, 40
 
 
-@stage("explain", version=2, distributed=True)
+def _cost(run: CostInputs) -> StageCosts:
+    """The profiles of all parts, merged some at a time, and two tables with a copy each."""
+    slices = run.manifest.slice_count
+    tasks = slices // (_TOGETHER - 1) if slices > _TOGETHER else 0
+    cells = min(MOST_CELLS, run.config.most_clusters * run.manifest.width)
+    cores = max(1, min(tasks, run.cluster.cores))
+    return StageCosts(
+        written_bytes=tasks * cells * _CELL_BYTES,
+        gets=slices + tasks + 2,
+        puts=tasks + 7 + slices // LISTED_KEYS,
+        readers=cores,
+        fixed_seconds=0.2 + (run.rates.start_s if tasks else 0.0),
+        work_seconds=(slices + tasks) * (_PROFILE_S + cells * _CELL_S) / cores,
+        cores=cores,
+        held_bytes=3 * cells * _CELL_BYTES,
+    )
+
+
+@stage("explain", version=2, distributed=True, cost=_cost)
 def explain(
     config: Config,
     context: Context,

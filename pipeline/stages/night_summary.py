@@ -13,7 +13,6 @@ from pipeline.artifacts.models import (
 from pipeline.artifacts.nights import Identity, NightDecision, Serving, Verdict
 from pipeline.artifacts.summaries import NightSummary
 from pipeline.bill.comparison import planned_before
-from pipeline.bill.estimate import Tonight
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.model.autoencoder import products_here
@@ -37,7 +36,7 @@ def night_summary(
 ) -> NightSummary:
     """Collect the figures of all stages, beside what such a night was thought to take."""
     rows = assignments.labelled_rows + assignments.carried_rows
-    tonight = Tonight(decision.action, assignments.labelled_rows / rows if rows else 1.0)
+    labelled = assignments.labelled_rows / rows if rows else 1.0
     # What only was taken over from the champion says nothing of this machine.
     products: str = products_here(config.model.precision)
     if autoencoder is not None and autoencoder.losses:
@@ -80,7 +79,7 @@ def night_summary(
         stages=tuple(context.times),
         output=context.lake.url,
         refine_updates=dec.updates[-1].number if dec else None,
-        estimate=planned_before(config, context.lake, context.run_id, manifest, products, tonight),
+        estimate=planned_before(config, context, manifest, products, decision.action, labelled),
         choice=centroids.choice if centroids else None,
     )
     context.lake.write_json(f"{context.run_path}/metrics.json", result.model_dump(mode="json"))

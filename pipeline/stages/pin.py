@@ -8,6 +8,8 @@ import dataclasses
 import pyarrow as pa
 
 from pipeline.artifacts.inputs import Manifest
+from pipeline.bill.costs import LISTED_KEYS, CostInputs
+from pipeline.bill.records import StageCosts
 from pipeline.config import Config, content_of
 from pipeline.engine import Context, stage
 from pipeline.errors import PipelineError
@@ -19,6 +21,20 @@ from pipeline.lake.snapshots import latest_snapshot
 from pipeline.lake.tables import check_table
 from pipeline.schema import assignment_schema
 from pipeline.storage import parquet_bytes
+
+
+def _cost(run: CostInputs) -> StageCosts:
+    """All footers; those that an earlier run of the output read cost nothing."""
+    shards, threads = run.manifest.shard_count, 16
+    return StageCosts(
+        at_most=True,
+        input_gets=2 * (shards + 1),  # size, footer
+        input_puts=2 * (1 + shards // LISTED_KEYS),
+        gets=1,
+        puts=3,
+        readers=threads,
+        work_seconds=shards * 0.0005 / threads,
+    )
 
 
 @stage(
@@ -33,6 +49,7 @@ from pipeline.storage import parquet_bytes
         ),
     ),
     distributed=False,
+    cost=_cost,
 )
 def pin(config: Config, context: Context) -> Manifest:
     """List the shards, read their footers, check that they fit, and cut the work into slices."""

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 from pipeline.artifacts.assignments import Assignments, Snapshot
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Serving
+from pipeline.bill.costs import LISTED_KEYS, CostInputs
+from pipeline.bill.records import StageCosts
 from pipeline.config import Config, content_of
 from pipeline.engine import Context, stage
 from pipeline.errors import TransientError
@@ -24,7 +26,12 @@ from pipeline.storage import Store, open_input
 log = logging.getLogger(__name__)
 
 
-@stage("publish", version=1, settings=content_of("lake"), distributed=False)
+def _cost(run: CostInputs) -> StageCosts:
+    """A look at all part files, and the commit."""
+    return StageCosts(gets=12, puts=11 + run.manifest.slice_count // LISTED_KEYS)
+
+
+@stage("publish", version=1, settings=content_of("lake"), distributed=False, cost=_cost)
 def publish(
     config: Config,
     context: Context,

@@ -66,9 +66,7 @@ def summary(
         output=context.lake.url,
         assignments=parts_folder(context.run_id, config.lake.format),
         model=f"models/{model.model_id}",
-        estimate=planned_before(
-            config, context.lake, context.run_id, manifest, autoencoder.products
-        ),
+        estimate=planned_before(config, context, manifest, autoencoder.products),
         choice=centroids.choice,
     )
     context.lake.write_json(f"{context.run_path}/metrics.json", result.model_dump(mode="json"))

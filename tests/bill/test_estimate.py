@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from pipeline.artifacts.estimates import Estimate, StageEstimate, StageFactor
-from pipeline.bill import estimate as paper
-from pipeline.bill.comparison import calibrated, passes_made
-from pipeline.bill.estimate import Tonight, estimate, kmeans_core_seconds
-from pipeline.bill.rates import Cluster, InputFacts, Rates
-from pipeline.clustering import quality, surrogate
+from pipeline.artifacts.inputs import FeatureColumn, Manifest
+from pipeline.artifacts.records import StoredFile
+from pipeline.bill.cluster import check_fits, cluster_of
+from pipeline.bill.comparison import _passes_made, calibrated
+from pipeline.bill.costs import CostInputs
+from pipeline.bill.estimate import estimate
+from pipeline.bill.rates import Device, Rates
+from pipeline.bill.records import Cluster, Estimate, StageEstimate, StageFactor
 from pipeline.clustering.kmeans import WORK, affordable
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.insight.profiles import layout
-from pipeline.run import NIGHT_STAGES
-from pipeline.stages import explain
-from pipeline.stages.fit import evaluate
+from pipeline.run import NIGHT_STAGES, STAGES, stages_of
 
 # 1,000 FLOP/s, an update takes a second, and nothing else takes time.
+CORE = Device(1e-6, 1e-6, 1.0, update_ns=0.0, learn_ns=0.0, measure_ns=0.0, nearest_ns=0.0)
 SLOW = Rates(
-    train_gflop_s=1e-6,
-    encode_gflop_s=1e-6,
-    update_s=1.0,
-    update_ns=0.0,
-    learn_ns=0.0,
-    measure_ns=0.0,
-    nearest_ns=0.0,
+    core=CORE,
     value_ns=0.0,
-    moments_ns=0.0,
     write_ns=0.0,
-    exchange_mb_s=136e-6,
+    network_mb_s=136e-6,
     ray_s=7.0,
-    tasks_s=2.0,
+    start_s=1.0,
     workers_s=13.0,
-    alone_s=1.0,
 )
 # Features 2, hidden 3, embedding 2: 12 weights in the encoder, 17 parameters, and as many again.
-FACTS = InputFacts(
-    rows=100, wanted_bytes=1600, shards=2, row_groups=4, slices=2, width=2, row_bytes=16
+TABLE = Manifest(
+    shards=StoredFile(path="shards.parquet", sha256="", bytes=0),
+    rows=100,
+    bytes=2000,
+    wanted_bytes=1600,
+    shard_count=2,
+    row_groups=4,
+    slice_count=2,
+    target_slice_mib=128,
+    features=(FeatureColumn(name="x", width=2, vector=True),),
+    dtype="float64",
+    carried="",
+    nulls="error",
+    keys=("id",),
+    label=None,
 )
+
+
+def table(**figures: int) -> Manifest:
+    return TABLE.model_copy(update=figures)
+
+
+def cluster(cpus: int, workers: int = 1, threads: int = 1, **more: Any) -> Cluster:
+    given = {"nodes": 1, "gpus_per_node": 0, "actors": workers, "actor_threads": threads} | more
+    return Cluster(cpus_per_node=cpus, workers=workers, threads=threads, **given)
 
 
 def settings(**sections: Any) -> Config:
@@ -58,15 +73,25 @@ def settings(**sections: Any) -> Config:
     return Config.model_validate({**base, **sections})
 
 
-def stages(
+def estimated(
     config: Config,
-    facts: InputFacts = FACTS,
-    cluster: Cluster | None = None,
+    manifest: Manifest = TABLE,
+    on: Cluster | None = None,
+    factors: dict[str, StageFactor] | None = None,
     **more: Any,
-) -> dict[str, StageEstimate]:
-    cluster = cluster or Cluster(1, 2, 0, 1, 1, actors=1, actor_threads=1)
-    more = {"products": "bfloat16", "rates": SLOW, **more}
-    return {stage.stage: stage for stage in estimate(config, facts, cluster, **more).stages}
+) -> Estimate:
+    stages = stages_of(more.get("action"))
+    given = {"products": "bfloat16", "rates": SLOW, **more}
+    run = CostInputs(config=config, manifest=manifest, cluster=on or cluster(2), **given)
+    return estimate(stages, run, factors=factors)
+
+
+def stages(*args: Any, **more: Any) -> dict[str, StageEstimate]:
+    return {stage.stage: stage for stage in estimated(*args, **more).stages}
+
+
+def test_every_stage_that_works_on_ray_declares_what_it_costs() -> None:
+    assert all(s.cost.__module__ == s.run.__module__ for s in STAGES if s.distributed)
 
 
 def test_pretraining_by_hand() -> None:
@@ -81,8 +106,7 @@ def test_pretraining_by_hand() -> None:
 
 def test_two_workers_exchange_their_gradients() -> None:
     # 34 parameters × 4 bytes at 136 B/s: a second more an update.
-    cluster = Cluster(1, 4, 0, 2, 1, actors=2, actor_threads=1)
-    stage = stages(settings(), cluster=cluster)["pretrain"]
+    stage = stages(settings(), on=cluster(4, workers=2))["pretrain"]
     assert stage.work_seconds == pytest.approx(3 * (6.6 + 2 * (1 + 1)))
     assert stage.fixed_seconds == 13.0
 
@@ -93,7 +117,7 @@ def test_refinement_measures_before_and_after_every_pass() -> None:
     assert stage.work_seconds == pytest.approx(2 * (6.0 + 2) + 3 * 2.4)
     assert (stage.passes, stage.measuring_passes, stage.rows) == (2, 3, 500)
     assert stage.at_most
-    once = stages(settings(), refine_passes=1)["refine"]
+    once = stages(settings(), passes=1)["refine"]
     assert once.work_seconds == pytest.approx(6.0 + 2 + 2 * 2.4)
     often = settings(refine={"passes": 2, "update_interval_rows": 25, "min_updates": 0})
     assert stages(often)["refine"].measuring_passes == 1 + 8
@@ -115,8 +139,7 @@ def test_learning_from_a_part() -> None:
 
 
 def test_rows_that_are_held_out_are_not_learnt_from() -> None:
-    many = InputFacts(**{**vars(FACTS), "rows": 1000})
-    assert stages(settings(), many)["pretrain"].rows == 3 * 980
+    assert stages(settings(), table(rows=1000))["pretrain"].rows == 3 * 980
 
 
 def test_small_tables_have_more_updates() -> None:
@@ -134,25 +157,25 @@ def test_assigning_is_shared_by_slices() -> None:
     # 24 FLOP a row: 2.4 s in all. Two slices: a third core has none.
     one = stages(settings())["assign"]
     assert one.work_seconds == pytest.approx(2.4)
-    three = Cluster(1, 4, 0, 1, 3, actors=1, actor_threads=3)
-    assert stages(settings(), cluster=three)["assign"].work_seconds == pytest.approx(1.2)
+    three = cluster(4, threads=3)
+    assert stages(settings(), on=three)["assign"].work_seconds == pytest.approx(1.2)
     assert one.busy_core_hours == pytest.approx(2.4 / 3600)
     # Three slices for two cores: two rounds.
-    odd = InputFacts(**{**vars(FACTS), "slices": 3})
-    two = Cluster(1, 2, 0, 1, 2, actors=1, actor_threads=2)
-    assert stages(settings(), odd, two)["assign"].work_seconds == pytest.approx(2 * 0.8)
+    two = cluster(2, threads=2)
+    assert stages(settings(), table(slice_count=3), two)["assign"].work_seconds == pytest.approx(
+        2 * 0.8
+    )
 
 
 def test_gpus_take_the_place_of_cores() -> None:
-    rates = Rates(
-        **{**vars(SLOW), "gpu_gflop_s": 1e-3, "gpu_update_s": 0.5, "gpu_update_ns": 0.0},
-    )
+    gpu = Device(1e-3, 1e-3, 0.5, update_ns=0.0, learn_ns=0.0, measure_ns=0.0, nearest_ns=0.05)
+    rates = dataclasses.replace(SLOW, gpu=gpu)
     config = settings(
         execution={"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 1, "gpus_per_actor": 0.5}
     )
-    cluster = Cluster.of(config.execution)
-    assert (cluster.gpus, cluster.cores) == (2, 3)  # a worker's card each; one would do to assign
-    found = stages(config, cluster=cluster, rates=rates)
+    on = cluster_of(config.execution)
+    assert (on.gpus_per_node, on.cores) == (2, 3)  # a worker's card each; one would do to assign
+    found = stages(config, on=on, rates=rates)
     # 0.132 ms a row on one of two cards, 0.0132 / 2 s a pass, and 2 updates with an exchange.
     learn = 100 * 132 / 1e6 / 2 + 2 * (0.5 + 1)
     assert found["pretrain"].work_seconds == pytest.approx(3 * learn)
@@ -163,10 +186,12 @@ def test_gpus_take_the_place_of_cores() -> None:
 
 def test_kmeans_is_bounded_as_the_stage_bounds_it() -> None:
     rates = Rates(kmeans_gflop_s=1e-6, point_ns=0.0)  # 500 multiplications a second
-    shape = (10, 5, 4)  # 200 multiplications an iteration: 0.4 s
-    assert kmeans_core_seconds(rates, shape, restarts=3, iterations=9) == pytest.approx(12.0)
+    given = settings(clusters=4, centroids={"sample_rows": 156})
+    run = CostInputs(given, TABLE, cluster(2), "bfloat16", rates=rates)
+    # 10 × 5 × 4 = 200 multiplications an iteration: 0.4 s
+    assert run.kmeans_s(10, 5, restarts=3, iterations=9) == pytest.approx(12.0)
     # 10,000 multiplications are 50 iterations: 5 restarts of 9.
-    bounded = kmeans_core_seconds(rates, shape, restarts=20, iterations=9, work=10_000)
+    bounded = run.kmeans_s(10, 5, restarts=20, iterations=9, work=10_000)
     assert bounded == pytest.approx(5 * 10 * 0.4)
     assert affordable(200, restarts=20, iterations=9, work=10_000) == (5, 9)
     assert affordable(WORK, restarts=20, iterations=50) == (1, 10)  # at least ten
@@ -184,20 +209,6 @@ def test_finding_the_number_of_clusters_is_planned_with_the_most() -> None:
     assert auto.work_seconds - given.work_seconds == pytest.approx(starts + neighbours)
 
 
-def test_figures_that_are_other_modules() -> None:
-    assert paper.FIT_ROWS == evaluate._FIT_ROWS
-    assert paper.STABILITY_RESTARTS == evaluate._STABILITY_RESTARTS
-    assert paper.STABILITY_WORK == evaluate._STABILITY_WORK
-    assert paper.ASKED_ROWS == evaluate._ASKED_ROWS
-    assert paper.MOST_CELLS == layout._MOST_CELLS
-    assert paper.TOGETHER == explain._TOGETHER
-    assert paper._TREE_ROWS == surrogate.MOST_ROWS
-    assert paper._TREE_FEATURES == surrogate.MOST_FEATURES
-    assert paper._TREE_CELLS == surrogate._MOST_CELLS
-    assert paper._SILHOUETTE_ROWS == quality._SILHOUETTE_ROWS
-    assert paper._MOST_ROWS_PER_CLUSTER == quality._MOST_ROWS_PER_CLUSTER
-
-
 # ------------------------------------------------------------------------- clusters and money
 
 
@@ -207,25 +218,25 @@ def test_local_folders_need_no_requests() -> None:
 
 def test_the_cluster_that_settings_ask_for() -> None:
     execution = settings(execution={"workers": 8, "cpus_per_worker": 4}).execution
-    asked = Cluster.of(execution)
+    asked = cluster_of(execution)
     assert (asked.cores, asked.threads, asked.started_here) == (33, 4, False)
-    given = Cluster.of(execution, nodes=3, cpus_per_node=16, gpus_per_node=2)
-    assert (given.cores, given.gpus, given.compute) == (48, 6, 32)
-    given.check_fits(execution)
+    given = cluster_of(execution, nodes=3, cpus_per_node=16, gpus_per_node=2)
+    assert (given.cores, given.gpus_per_node, given.compute) == (48, 2, 32)
+    check_fits(given, execution)
     with pytest.raises(ConfigError, match=r"execution.workers=8 needs 32.5 CPUs .* room for 3"):
-        Cluster.of(execution, nodes=1, cpus_per_node=16).check_fits(execution)
+        check_fits(cluster_of(execution, nodes=1, cpus_per_node=16), execution)
 
 
 def test_money() -> None:
     prices = {"currency": "EUR", "cpu_core_hour": 0.5, "gpu_hour": 3.0}
-    cluster = Cluster(2, 10, 1, 1, 1, actors=1, actor_threads=1)
-    found = estimate(settings(prices=prices), FACTS, cluster, products="bfloat16", rates=SLOW)
+    on = cluster(10, nodes=2, gpus_per_node=1)
+    found = estimated(settings(prices=prices), on=on)
     hours = found.seconds / 3600
     assert found.money is not None
     assert found.money.currency == "EUR"
     assert found.money.total == pytest.approx(hours * (20 * 0.5 + 2 * 3.0))
     assert sum(stage.gpu_hours for stage in found.stages) == pytest.approx(2 * hours)
-    free = estimate(settings(), FACTS, cluster, products="bfloat16", rates=SLOW)
+    free = estimated(settings(), on=on)
     assert free.money is None
 
 
@@ -236,8 +247,7 @@ def test_requests_cost_money() -> None:
         source={"path": "s3://b/t", "features": ["x"], "keys": ["id"]},
         output="s3://b/lake",
     )
-    cluster = Cluster(1, 2, 0, 1, 1, actors=1, actor_threads=1)
-    found = estimate(config, FACTS, cluster, products="bfloat16", rates=SLOW)
+    found = estimated(config)
     gets, puts = (sum(getattr(s, name) for s in found.stages) for name in ("gets", "puts"))
     assert gets > 0
     assert puts > 0
@@ -255,13 +265,12 @@ def took_twice(found: Estimate, stage: str) -> float:
 
 
 def test_a_run_corrects_the_next_estimate() -> None:
-    cluster = Cluster(1, 2, 0, 1, 1, actors=1, actor_threads=1)
-    found = estimate(settings(), FACTS, cluster, products="bfloat16", rates=SLOW)
+    found = estimated(settings())
     took = {name: took_twice(found, name) for name in ("pretrain", "assign")}
     factors = calibrated(found, took)
     assert factors["pretrain"] == StageFactor(fixed=1.0, work=round((2 * 46.6 - 1) / 45.6, 4))
     assert set(factors) == {"pretrain", "assign"}
-    again = estimate(settings(), FACTS, cluster, products="bfloat16", rates=SLOW, factors=factors)
+    again = estimated(settings(), factors=factors)
     by_name = {stage.stage: stage for stage in again.stages}
     for name, seconds in took.items():
         assert by_name[name].seconds == pytest.approx(seconds, rel=1e-3)
@@ -270,38 +279,47 @@ def test_a_run_corrects_the_next_estimate() -> None:
 
 
 def test_what_mostly_starts_processes_corrects_that() -> None:
-    quick = Rates(**{**vars(SLOW), "encode_gflop_s": 1.0})
-    cluster = Cluster(1, 2, 0, 1, 1, actors=1, actor_threads=1)
-    found = estimate(settings(), FACTS, cluster, products="bfloat16", rates=quick)
+    core = dataclasses.replace(CORE, encode_gflop_s=1.0)
+    found = estimated(settings(), rates=dataclasses.replace(SLOW, core=core))
     factors = calibrated(found, {"assign": 6.0, "pin": 0.1})
     assert set(factors) == {"assign"}  # pin is over before it tells anything
-    assert factors["assign"].fixed == pytest.approx(3.0, rel=1e-3)
+    assert factors["assign"].fixed == pytest.approx(6.0, rel=1e-3)
     assert factors["assign"].work == 1.0
 
 
 def test_a_run_that_was_disturbed_is_no_rate() -> None:
-    cluster = Cluster(1, 2, 0, 1, 1, actors=1, actor_threads=1)
-    found = estimate(settings(), FACTS, cluster, products="bfloat16", rates=SLOW)
+    found = estimated(settings())
     assert calibrated(found, {"pretrain": 1e6})["pretrain"].work == 20.0
 
 
 def test_passes_that_a_refinement_made() -> None:
-    assert passes_made(settings(), 100, updates=1, most=2) == 1
-    assert passes_made(settings(), 100, updates=9, most=2) == 2  # no more than it may
-    often = settings(refine={"passes": 20, "update_interval_rows": 30})
-    assert passes_made(often, 100, updates=8, most=20) == 3  # 240 rows
+    once = estimated(settings())
+    assert _passes_made(once, updates=1) == 1
+    assert _passes_made(once, updates=9) == 2  # no more than it may
+    assert _passes_made(once, updates=None) is None
+    often = estimated(settings(refine={"passes": 20, "update_interval_rows": 30}))
+    assert _passes_made(often, updates=8) == 3  # 240 rows
+    assert _passes_made(estimated(settings(), action="assign"), updates=None) is None
+
+
+def test_a_refinement_that_stopped_early_was_not_fast() -> None:
+    found = estimated(settings())
+    refine = next(stage for stage in found.stages if stage.stage == "refine")
+    took = {"refine": refine.fixed_seconds + refine.work_seconds / 2}
+    assert calibrated(found, took, refine_passes=1)["refine"].work == pytest.approx(1.0)
+    assert calibrated(found, took)["refine"].work < 0.6
 
 
 def test_a_night_is_planned_as_what_it_does() -> None:
     always = ["run", "pin", "decide"]
     challenge = ["refine", "evaluate", "select", "identify", "gate", "promote"]
     labelling = ["assign", "publish", "explain", "describe", "night_summary", "report"]
-    refit = stages(settings(), tonight=Tonight("refit"))
+    refit = stages(settings(), action="refit")
     assert list(refit) == [*always, "sample", "pretrain", "init_centroids", *challenge, *labelling]
-    refresh = stages(settings(), tonight=Tonight("refresh"))
+    refresh = stages(settings(), action="refresh")
     assert list(refresh) == [*always, "sample", "warm_start", *challenge, *labelling]
     assert (refit["refine"].passes, refresh["refine"].passes) == (2, 3)  # schedule.refresh.passes
-    assign = stages(settings(), tonight=Tonight("assign"))
+    assign = stages(settings(), action="assign")
     assert list(assign) == always + labelling
     assert {*refit, *refresh} - {"run"} == {stage.name for stage in NIGHT_STAGES}
     # What they share with a run costs what it costs there.
@@ -312,9 +330,9 @@ def test_a_night_is_planned_as_what_it_does() -> None:
 
 
 def test_what_is_carried_over_is_not_read() -> None:
-    found = stages(settings(), tonight=Tonight("assign", labelled=0.5))["assign"]
+    found = stages(settings(), action="assign", labelled=0.5)["assign"]
     whole = stages(settings())["assign"]
     assert (found.rows, found.read_bytes) == (50, 800)
     assert found.work_seconds == pytest.approx(whole.work_seconds / 2)
-    nothing = stages(settings(), tonight=Tonight("assign", labelled=0.0))["assign"]
+    nothing = stages(settings(), action="assign", labelled=0.0)["assign"]
     assert (nothing.rows, nothing.work_seconds, nothing.read_bytes) == (0, 0.0, 0)

@@ -44,10 +44,11 @@ def test_the_bill_of_a_cluster(plan: Any, settings: dict[str, Any]) -> None:
     result = plan("--json", *words)
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)
-    assert shown["last_run"] is shown["measured"] is shown["as_last"] is None
+    assert shown["last_run"] is shown["measured"] is shown["typical"] is None
     bill = shown["estimate"]
     assert [stage["stage"] for stage in bill["stages"]] == NAMES
-    assert (bill["nodes"], bill["cpus_per_node"], bill["workers"]) == (4, 8, 1)
+    cluster = bill["cluster"]
+    assert (cluster["nodes"], cluster["cpus_per_node"], cluster["workers"]) == (4, 8, 1)
     assert bill["rates"] == "defaults, not measured here"
     assert bill["seconds"] == pytest.approx(sum(stage["seconds"] for stage in bill["stages"]))
     assert bill["money"]["total"] == pytest.approx(bill["seconds"] / 3600 * 32)
@@ -101,7 +102,7 @@ def test_what_is_said_of_a_measurement() -> None:
     )
     assert notes_on_measuring(found) == [
         "measured read 50,000, assign 1,234 rows/s, on 2 threads",
-        "note     others kept this machine busy (load 7.5 on 2 cores): the rates are what "
+        "note     other processes kept this machine busy (load 7.5 on 2 cores): the rates are what "
         "they left",
         "note     refine: not measured, 500 rows do not fill every cluster",
     ]
@@ -136,7 +137,7 @@ def test_the_bill_of_a_night(plan: Any, settings: dict[str, Any], tmp_path: Path
     shown = {stage["stage"]: stage for stage in second["estimate"]["stages"]}
     assert not {"pretrain", "refine", "gate"} & set(shown)
     assert shown["assign"]["rows"] == 200
-    assert (second["worker_mib"], second["as_last"]) == (0, None)
+    assert (second["worker_mib"], second["typical"]) == (0, None)
     text = plan().stdout
     assert "about 25.0% of the rows are labelled" in text
     assert "to learn from" not in text

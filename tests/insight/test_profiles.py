@@ -607,7 +607,7 @@ def test_wrong_columns(lake: Lake, columns: list[str], message: str) -> None:
 
 
 def test_what_there_is_no_room_for_is_left_out(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_layout, "_MOST_CELLS", 4 * 6)  # the numbers, and no vector
+    monkeypatch.setattr(profile_layout, "MOST_CELLS", 4 * 6)  # the numbers, and no vector
     monkeypatch.setattr(profile_layout, "_MOST_POINTS", 4 * 5 * 7)
     monkeypatch.setattr(profile_layout, "_MOST_EXEMPLARS", 4 * 3 * 2)
     monkeypatch.setattr(profile_layout, "_MOST_EXEMPLAR_VALUES", 4 * 3 * 4)

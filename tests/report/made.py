@@ -12,7 +12,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.artifacts.assignments import Assignments, PartFile, Snapshot
-from pipeline.artifacts.estimates import Estimate, StageEstimate
 from pipeline.artifacts.explanations import Description, Explanation
 from pipeline.artifacts.inputs import (
     FeatureColumn,
@@ -43,6 +42,7 @@ from pipeline.artifacts.nights import (
 )
 from pipeline.artifacts.records import Artifact, StoredFile
 from pipeline.artifacts.summaries import NightSummary, StageTime, Summary
+from pipeline.bill.records import Cluster, Estimate, StageEstimate
 from pipeline.config import Config
 from pipeline.engine import Context, Marker
 from pipeline.input.samples import FEATURES, HELD_OUT
@@ -403,11 +403,15 @@ class Made:
     def estimate(self, *stages: str) -> Estimate:
         return Estimate(
             stages=tuple(StageEstimate(stage=stage, fixed_seconds=1.0) for stage in stages),
-            nodes=3,
-            cpus_per_node=4,
-            gpus_per_node=0,
-            workers=2,
-            threads=4,
+            cluster=Cluster(
+                nodes=3,
+                cpus_per_node=4,
+                gpus_per_node=0,
+                workers=2,
+                threads=4,
+                actors=2,
+                actor_threads=4,
+            ),
             products="float32",
             rates="defaults",
         )

@@ -18,7 +18,7 @@ VERSION = 1  # of the files' content: with another one, every slice is labelled 
 
 # Clusters × features in a profile: about 20 bytes each as stored, so that one takes 10 MB at most,
 # beside a slice of 64 MiB.
-_MOST_CELLS = 2**19
+MOST_CELLS = 2**19
 # Quantile points of all clusters and columns: they are sorted whenever profiles are merged.
 _MOST_POINTS = 2**20
 _POINTS, _FEWEST_POINTS = 64, 8  # of one cluster and column
@@ -100,7 +100,7 @@ class Layout:
             dtype: Type of raw rows in memory.
         """
         columns = [*(_profiled_feature(column, dtype) for column in features), *explained]
-        room, left_out = _MOST_CELLS // max(1, clusters), []
+        room, left_out = MOST_CELLS // max(1, clusters), []
         by_kind = {
             kind: [n for n, column in enumerate(columns) if column.kind == kind]
             for kind in ("category", "number", "vector")

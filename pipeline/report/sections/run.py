@@ -315,19 +315,19 @@ def times(run: RunFiles) -> dict[str, Any]:
         "notes": [],
     }
     if estimate:
-        cores = estimate.nodes * estimate.cpus_per_node
-        spent = cores * took / 3600
+        cluster = estimate.cluster
+        spent = cluster.cores * took / 3600
         for stage in found["stages"]:  # of the whole cluster, which waits for each of them
-            stage["core_hours"] = cores * stage["seconds"] / 3600
+            stage["core_hours"] = cluster.cores * stage["seconds"] / 3600
         found["notes"].append(
-            f"{spent:.3g} core-hours: {estimate.nodes} × {estimate.cpus_per_node:g} CPUs for "
+            f"{spent:.3g} core-hours: {cluster.nodes} × {cluster.cpus_per_node:g} CPUs for "
             f"{duration(took)}. Planned by {estimate.rates}."
         )
         prices = run.config.prices if run.config else None
         if prices and prices.cpu_core_hour is not None:
             money = spent * prices.cpu_core_hour
             if prices.gpu_hour is not None:
-                money += estimate.nodes * estimate.gpus_per_node * took / 3600 * prices.gpu_hour
+                money += cluster.nodes * cluster.gpus_per_node * took / 3600 * prices.gpu_hour
             found["currency"] = prices.currency
             for stage in found["stages"]:
                 stage["cost"] = money * stage["seconds"] / max(took, 1e-9)

@@ -20,9 +20,12 @@ from pipeline.artifacts.models import (
     Scores,
     SpaceQuality,
 )
+from pipeline.bill.costs import CostInputs, task_costs
+from pipeline.bill.records import StageCosts
 from pipeline.clustering.agreement import agreement
 from pipeline.clustering.kmeans import kmeans, nearest_centroid
 from pipeline.clustering.quality import (
+    SILHOUETTE_ROWS,
     balance,
     contingency_of,
     macro_silhouette,
@@ -61,11 +64,26 @@ _STABILITY_WORK = 10**12
 _MOST_CLASSES = 10_000
 
 
+def _cost(run: CostInputs) -> StageCosts:
+    """k-means on scaled features, six fits of the stability measure, neighbours, silhouettes."""
+    rows, clusters, width = run.sample_rows, run.config.most_clusters, run.manifest.width
+    fitted = min(rows, max(_FIT_ROWS, MIN_SAMPLE_ROWS_PER_CLUSTER * clusters))
+    restarts = min(_STABILITY_RESTARTS, run.config.centroids.restarts)
+    core_s = 2 * run.encode_s(rows) + run.kmeans_s(fitted, width)
+    core_s += run.distance_s(min(fitted, _ASKED_ROWS), fitted, width)
+    for space in (width, *[run.config.model.embedding] * 2):
+        halves_s = 2 * run.kmeans_s(fitted // 2, space, work=_STABILITY_WORK, restarts=restarts)
+        core_s += halves_s + 5 * run.distance_s(rows, clusters, space)
+        core_s += 3 * run.distance_s(min(rows, SILHOUETTE_ROWS), SILHOUETTE_ROWS, space)
+    return task_costs(run, core_s, reads=3)
+
+
 @stage(
     "evaluate",
     version=2,
     settings=content_of("clusters", "centroids", "refine.alpha", "seed"),
     distributed=True,
+    cost=_cost,
 )
 def evaluate(
     config: Config,

@@ -13,9 +13,11 @@ from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import ClusteringModel, Comparison
 from pipeline.artifacts.nights import Champion, GateRule, Identity, NightDecision, Verdict
+from pipeline.bill.costs import CostInputs, task_costs
+from pipeline.bill.records import StageCosts
 from pipeline.clustering.drift import bin_counts, psi
 from pipeline.clustering.kmeans import nearest_centroid
-from pipeline.clustering.quality import macro_silhouette, stratified_rows
+from pipeline.clustering.quality import SILHOUETTE_ROWS, macro_silhouette, stratified_rows
 from pipeline.config import Config, content_of
 from pipeline.distributed.tasks import run_task
 from pipeline.engine import Context, Marker, stage
@@ -30,7 +32,14 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 
 
-@stage("gate", version=1, settings=content_of("gate", "seed"), distributed=True)
+def _cost(run: CostInputs) -> StageCosts:
+    """Silhouettes of two partitions of two samples, in two embeddings."""
+    drawn, rows = min(run.sample_rows, SILHOUETTE_ROWS), run.sample_rows
+    silhouette_s = run.distance_s(drawn, drawn, run.config.model.embedding)
+    return task_costs(run, 4 * run.encode_s(rows) + 8 * silhouette_s, reads=4)
+
+
+@stage("gate", version=1, settings=content_of("gate", "seed"), distributed=True, cost=_cost)
 def gate(
     config: Config,
     context: Context,

@@ -16,6 +16,8 @@ from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Champion, Identity, NightDecision, Reference
 from pipeline.artifacts.records import StoredFile, fingerprint_of
+from pipeline.bill.costs import CostInputs, task_costs
+from pipeline.bill.records import StageCosts
 from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.clustering.matching import (
     MERGE,
@@ -58,11 +60,18 @@ _EXEMPLARS = 5
 _ROWS_AT_A_TIME = 2048
 
 
+def _cost(run: CostInputs) -> StageCosts:
+    """Two models label two samples."""
+    row_s = run.encode_s(1) + run.config.most_clusters * run.core.nearest_ns * 1e-9
+    return task_costs(run, 4 * run.sample_rows * row_s, reads=6)
+
+
 @stage(
     "identify",
     version=1,
     settings=content_of("matching", "assign.outliers", Affects.MODEL),
     distributed=True,
+    cost=_cost,
 )
 def identify(
     config: Config,

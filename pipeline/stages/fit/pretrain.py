@@ -9,6 +9,8 @@ import torch
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import PretrainedAutoencoder
 from pipeline.artifacts.records import StoredFile
+from pipeline.bill.costs import CostInputs, training_costs
+from pipeline.bill.records import StageCosts
 from pipeline.config import Config, content_of
 from pipeline.distributed.training import train
 from pipeline.engine import Context, stage
@@ -45,6 +47,15 @@ def _build(
     )
 
 
+def _cost(run: CostInputs) -> StageCosts:
+    network, settings = run.network, run.config.pretrain
+    # Forward and both gradients, of encoder and decoder; no gradient flows to the rows.
+    row_flop = 2 * (6 * network.encoder - network.first)
+    parameters = network.encoder_parameters + network.decoder_parameters
+    given = {"row_flop": row_flop, "parameters": parameters, "copies": 3, "files": 1}
+    return training_costs(run, settings, passes=settings.passes, **given)
+
+
 @stage(
     "pretrain",
     version=3,
@@ -53,6 +64,7 @@ def _build(
         *("source.image_shape", "source.fit_rows", "source.held_out"),
     ),
     distributed=True,
+    cost=_cost,
 )
 @without_bad_shards
 def pretrain(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 
 from pipeline.artifacts.nights import Identity, NightDecision, Serving, Verdict
+from pipeline.bill.costs import CostInputs
+from pipeline.bill.records import StageCosts
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.errors import CommitConflict
@@ -14,7 +16,11 @@ from pipeline.registry.champions import clusters_since
 log = logging.getLogger(__name__)
 
 
-@stage("promote", version=1, distributed=False)
+def _cost(_: CostInputs) -> StageCosts:
+    return StageCosts(gets=4, puts=2)
+
+
+@stage("promote", version=1, distributed=False, cost=_cost)
 def promote(
     config: Config,
     context: Context,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -13,6 +14,8 @@ from pipeline.artifacts.models import (
     RefinedModel,
     RefineRecord,
 )
+from pipeline.bill.costs import CostInputs, training_costs
+from pipeline.bill.records import StageCosts
 from pipeline.config import Config, content_of
 from pipeline.distributed.training import train
 from pipeline.engine import Context, stage
@@ -63,6 +66,31 @@ def _embedding_factor(config: Config, centroids: InitialCentroids) -> float:
     return embedding_factor(config.refine.start_spread, mean_square, config.model.embedding)
 
 
+def _cost(run: CostInputs) -> StageCosts:
+    """Passes that learn, and one that measures before each update and after the last."""
+    settings, network, clusters = run.config.refine, run.network, run.config.most_clusters
+    row_flop = 2 * (3 * network.encoder - network.first)
+    parameters = network.encoder_parameters + clusters * run.config.model.embedding
+    if settings.target == "frozen" or run.augments or settings.noise:
+        row_flop += 2 * network.encoder  # the target is of the row as it is
+    if settings.reconstruction_weight:
+        row_flop += 6 * network.encoder
+        parameters += network.decoder_parameters
+    updates = run.refine_passes * run.fit_rows / (settings.update_interval_rows or run.fit_rows)
+    return training_costs(
+        run,
+        settings,
+        at_most=run.refine_passes > 0,
+        passes=run.refine_passes,
+        measuring=1 + math.ceil(updates),
+        row_flop=row_flop,
+        parameters=parameters,
+        clusters=clusters,
+        copies=4,
+        files=4,
+    )
+
+
 @stage(
     "refine",
     version=3,
@@ -72,6 +100,7 @@ def _embedding_factor(config: Config, centroids: InitialCentroids) -> float:
         without=("refine.select",),  # the stage select reads it
     ),
     distributed=True,
+    cost=_cost,
 )
 @without_bad_shards
 def refine(

@@ -6,6 +6,8 @@ import pyarrow as pa
 
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.records import StoredFile
+from pipeline.bill.costs import TABLE_GETS, CostInputs
+from pipeline.bill.records import StageCosts
 from pipeline.config import Config, content_of
 from pipeline.distributed.resources import READER
 from pipeline.distributed.retries import with_retries
@@ -20,6 +22,26 @@ from pipeline.input.statistics import fit_scaler
 from pipeline.registry.models import scaler_bytes
 
 
+def _cost(run: CostInputs) -> StageCosts:
+    """Some row groups, read whole; some of their rows, written."""
+    manifest, groups, parts = run.manifest, run.sampled_groups, run.sample_parts
+    share, readers = groups / max(1, manifest.row_groups), min(parts, run.cluster.cores)
+    return StageCosts(
+        rows=round(manifest.rows * share),
+        passes=1,
+        read_bytes=manifest.wanted_bytes * share,
+        written_bytes=manifest.wanted_bytes * run.sample_rows / max(1, manifest.rows),
+        input_gets=run.input_gets(groups, groups, manifest.wanted_bytes * share),
+        gets=TABLE_GETS,
+        puts=parts + 1,
+        readers=readers,
+        fixed_seconds=run.rates.start_s,
+        work_seconds=manifest.rows * share * manifest.width * run.rates.value_ns * 1e-9 / readers,
+        cores=readers,
+        held_bytes=2 * run.group_bytes + 2 * run.sample_rows * run.row_bytes / parts,
+    )
+
+
 @stage(
     "sample",
     version=3,
@@ -27,6 +49,7 @@ from pipeline.registry.models import scaler_bytes
         "source.features", "source.scaling", "source.held_out", "centroids.sample_rows", "seed"
     ),
     distributed=True,
+    cost=_cost,
 )
 @without_bad_shards
 def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
