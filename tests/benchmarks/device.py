@@ -68,9 +68,9 @@ class Bench:
 
     Attributes:
         x_NF: Raw rows in the host's memory, shape (rows, features), float32.
-        device: Where the model is.
+        device: Device of the model.
         clusters: K.
-        repeats: Of every measure.
+        repeats: Number of repeats of every measure.
         compiled: Whether training steps are measured under torch.compile too.
     """
 

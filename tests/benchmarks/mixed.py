@@ -58,9 +58,9 @@ class MixedTable:
     """A table with typed columns, and the classes that nobody clusters by.
 
     Attributes:
-        name: Of the table.
+        name: Name of the table.
         rows: The table: features and ``label``.
-        features: As in ``source.features``.
+        features: Value of ``source.features``.
         clusters: K.
     """
 

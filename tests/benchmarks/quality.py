@@ -132,7 +132,7 @@ class Result(BaseModel):
     Attributes:
         row: Name of the row.
         seed: The config's seed.
-        digest: Of the settings that decide the result; see ``digest_of``.
+        digest: Digest of the settings that decide the result; see ``digest_of``.
         settings: Those beyond the default config.
         acc: Accuracy under the best matching, 0 to 1.
         nmi: Normalized mutual information, 0 to 1.
@@ -144,9 +144,9 @@ class Result(BaseModel):
         candidates: Scores of the partitions that the run compared, and the modularity by which it
             ranks them without labels.
         winner: The one that it prefers.
-        machine: In words.
+        machine: Description of the machine.
         packages: Versions.
-        date: Of the run, UTC.
+        date: Date of the run, UTC.
     """
 
     row: str

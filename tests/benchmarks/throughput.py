@@ -497,7 +497,7 @@ class Night:
     """A finished ``dec run``.
 
     Attributes:
-        seconds: Of the whole command.
+        seconds: Duration of the command.
         stages: Seconds of each stage.
         peak_bytes: Largest resident memory, without shared pages, of any one process.
         acc: Accuracy against the labels; None where there are none.

@@ -42,11 +42,11 @@ class Nights:
         self.config.write_text(yaml.safe_dump(settings))
 
     def dec(self, *words: str) -> Finished:
-        """A command about this config."""
+        """Run a command with this config."""
         return in_this_process(self.config.parent, *words, str(self.config))
 
     def night(self, day: int, *words: str, code: int = 0) -> dict[str, Any]:
-        """A night, and what it says of itself."""
+        """Run a night, and return its summary."""
         ended = self.dec("nightly", "--ds", f"2026-03-{day:02}", "--json", *words)
         assert ended.code == code, (ended.err, ended.out)
         summary: dict[str, Any] = ended.json
@@ -58,7 +58,7 @@ class Nights:
         return summary
 
     def files(self, day: int) -> list[str]:
-        """What a night consists of."""
+        """Paths of a night's published files."""
         return assignment_files(Store(str(self.lake)), f"2026-03-{day:02}")
 
 

@@ -172,7 +172,7 @@ def table(s3_env: dict[str, str]) -> pa.Table:
 
 
 class Laptop:
-    """Whoever submits: an empty home, a config, and no way to the object store."""
+    """A machine that submits: an empty home, a config, and no access to the object store."""
 
     def __init__(self, folder: Path, address: str, settings: dict[str, Any]) -> None:
         self.folder = folder
@@ -206,7 +206,7 @@ class Laptop:
         return self.start(*words).finish()
 
     def rows(self, ds: str) -> pa.Table:
-        """What readers of this date see, by key."""
+        """Published rows of this date, by key."""
         tables = []
         for path in assignment_files(self.lake, ds):
             with storage.open_input(path) as file:

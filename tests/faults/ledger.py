@@ -58,7 +58,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Results:
-    """What is kept.
+    """Kept results.
 
     Attributes:
         complete: Date and commit of the last complete result.

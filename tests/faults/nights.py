@@ -83,7 +83,7 @@ class Night:
 
     @property
     def log(self) -> str:
-        """What Ray, its workers and the libraries have printed; empty once it came to an end."""
+        """Output of Ray, its workers and the libraries; empty after the end of the command."""
         with contextlib.suppress(FileNotFoundError, StopIteration):  # not yet, or not any more
             return next(self._logs.glob("dec-*.log")).read_text(errors="replace")
         return ""
@@ -130,20 +130,20 @@ class Night:
         return self.lake / f"runs/{self.run_id}/stages/{stage}/done.json"
 
     def artifact(self, stage: str) -> dict[str, Any]:
-        """What a complete stage left."""
+        """Artifact of a complete stage."""
         found: dict[str, Any] = json.loads(self.marker(stage).read_text())["artifact"]
         return found
 
     def snapshots(self) -> list[str]:
-        """Names of what is published."""
+        """Names of the published snapshots."""
         return sorted(path.name for path in (self.lake / "snapshots").glob("*.json"))
 
     def rows(self) -> pa.Table:
-        """What readers see, by key."""
+        """Published rows, by key."""
         return published(self.lake).sort_by("id")
 
     def stop(self) -> None:
-        """Leave nothing behind."""
+        """Kill the command if it still runs."""
         if self.process is not None and self.process.poll() is None:
             self.kill()
 

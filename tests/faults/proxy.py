@@ -36,13 +36,13 @@ KINDS = ("503", "500", "reset", "truncated", "slow")
 
 @dataclass(frozen=True)
 class Request:
-    """What came in.
+    """A request of a client.
 
     Attributes:
         method: GET, PUT, …
-        path: With the query.
-        headers: As the client sent them, names in lower case.
-        fault: What was done to it; empty for nothing.
+        path: Path with the query.
+        headers: Headers that the client sent, names in lower case.
+        fault: Kind of fault that was injected; empty for none.
     """
 
     method: str
@@ -58,14 +58,14 @@ class Request:
 
 @dataclass
 class Fault:
-    """What to do to whom.
+    """A way to break requests.
 
     Attributes:
         kind: One of ``KINDS``; "403"; "wrong key"; "lost" for one that the store has done and that
             is answered by 500.
         rate: Share of the matching requests.
-        on: Which requests may be hit.
-        times: At most so many.
+        on: Whether a request may be hit.
+        times: Maximum number of hits; None for no limit.
     """
 
     kind: str
@@ -85,8 +85,8 @@ class Proxy:
 
     Args:
         upstream: The endpoint's URL.
-        faults: Tried in order; the first that hits is injected.
-        seed: Decides who is hit.
+        faults: Faults to inject, in order; the first that hits a request is injected.
+        seed: Seed of the choice of requests.
     """
 
     def __init__(self, upstream: str, faults: Sequence[Fault] = (), seed: int = 0) -> None:
@@ -121,7 +121,7 @@ class Proxy:
         return [request for request in self.requests if request.fault]
 
     def choose(self, request: Request) -> str:
-        """What is to be done to a request; noted down."""
+        """Kind of fault for a request, which is recorded."""
         with self._lock:
             name = f"{request.method} {request.key}"
             self._seen[name] += 1

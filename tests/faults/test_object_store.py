@@ -138,7 +138,7 @@ def rows_published_once(lake: str) -> int:
 
 
 def the_end(result: Any, lake: str) -> str:
-    """What a run that ended badly said, and the end of its log."""
+    """Error of a failed run, and the end of its log."""
     logs = Store(f"s3://{BUCKET}/{lake}/runs/{lake}/logs")
     text = [logs.read_bytes(file.name).decode()[-20_000:] for file in logs.list()[-1:]]
     return "\n".join([result.err, *text])

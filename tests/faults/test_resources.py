@@ -57,8 +57,8 @@ class Disk:
     """A disk of a size of its own, in memory.
 
     Args:
-        path: Where it is mounted.
-        size: In bytes.
+        path: Folder to mount it at.
+        size: Number of bytes.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -130,7 +130,7 @@ class Starvation:
     """Puts assign actors at work where there is no memory; the kernel ends them.
 
     Args:
-        until: When it ends.
+        until: Whether to stop; asked again and again.
     """
 
     def __init__(self, until: Callable[[], bool]) -> None:
@@ -236,7 +236,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def hoarder(address: str) -> Iterator[str]:
-    """Somebody else who has filled the object store; says what stopped it."""
+    """Another driver that fills the object store; yields what it printed when it was full."""
     words = [sys.executable, "-c", HOARDER, address]
     process = subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

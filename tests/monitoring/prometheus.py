@@ -36,8 +36,8 @@ class Prometheus:
     """A server that scrapes targets every second; use as a context manager.
 
     Args:
-        folder: For its files.
-        targets: host:port of each.
+        folder: Folder for its files.
+        targets: Addresses to scrape, host:port.
         rules: Groups of rules, as Prometheus has them.
     """
 

@@ -109,7 +109,7 @@ def test_grafana_knows_every_field() -> None:
 
 
 def lost(before: Any, after: Any, path: str = "") -> Iterator[str]:
-    """What is in the one and not in the other."""
+    """Paths of values that are in the first alone."""
     if isinstance(before, dict):
         for name, value in before.items():
             if not isinstance(after, dict) or name not in after:

@@ -37,7 +37,7 @@ class Watched:
 
     Attributes:
         prometheus: Has scraped it, and still runs.
-        span: When it began and was over, unix time.
+        span: Start and end, unix time.
         err: What the job wrote to stderr.
         log: What is kept of it in the run.
         lake: Its output.

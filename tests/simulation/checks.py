@@ -1,4 +1,4 @@
-"""What must be true of fourteen nights, held against the classes that are known."""
+"""Checks of the fourteen nights against the known classes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def nights_do_what_is_due(nights: list[Night]) -> None:
 
 
 def assign_nights_read_new_rows_alone(nights: list[Night]) -> None:
-    """What changed is read once, the rest is carried by reference; nothing is trained."""
+    """Changed shards are read once, the rest is carried by reference; nothing is trained."""
     for night in nights:
         summary = night.summary
         if summary["action"] != "assign":

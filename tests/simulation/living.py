@@ -67,23 +67,23 @@ def settings_of(dataset: Dataset, table: Path, lake: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Night:
-    """What a night was and what it left.
+    """A finished night and its output.
 
     Attributes:
-        day: From 1.
+        day: Number of the night, from 1.
         code: Exit code of the command.
         summary: What it printed as JSON.
-        changes: What happened to the table's shards before it.
-        changed_rows: Rows of new and replaced shards, and of those packed with what changed.
+        changes: Changes of the table's shards before the night, by name.
+        changed_rows: Number of rows of new and replaced shards, and of shards packed with them.
         keys_N: Keys of all published rows, ascending, shape (rows,).
         ids_N: The cluster of each, shape (rows,).
-        known_N: What each of them truly is; empty where the table has no such row.
+        known_N: True class of each row; empty where the table has no such row.
         expected_N: Keys that the table has, ascending.
-        files: Where the published rows are.
-        partition: What the snapshot says of tonight's ds.
+        files: Paths of the published files.
+        partition: Entry of the night's ds in the snapshot.
         transitions: The whole ``cluster_transitions`` table, as it stands after the night.
-        trained_passes: Of pretraining and refinement, tonight.
-        seconds: The whole command, and of a killed one both.
+        trained_passes: Number of passes of pretraining and refinement.
+        seconds: Duration of the command; of both where the first was killed.
     """
 
     day: int
@@ -170,7 +170,7 @@ def live(
 
 
 def difference(folder: Path, before: int, after: int) -> dict[str, Any]:
-    """What ``dec diff`` says of two nights."""
+    """Output of ``dec diff`` for two nights."""
     words = ("diff", "config.yaml", ds_of(before), ds_of(after), "--json")
     found: dict[str, Any] = in_this_process(folder, *words).json
     return found
@@ -224,7 +224,7 @@ _COLUMNS += " s | churn | transitions | verdict |"
 
 
 def cost_table(nights: list[Night]) -> str:
-    """What each night did and cost, as Markdown."""
+    """Actions and cost of each night, as Markdown."""
     lines = [_COLUMNS, "|--:|---|---|---|--:|--:|--:|--:|--:|--:|---|---|"]
     for night in nights:
         summary, churn = night.summary, night.summary["churn"]
@@ -247,7 +247,7 @@ def cost_table(nights: list[Night]) -> str:
 
 
 def _in_words(night: Night) -> str:
-    """What happened to clusters: births, deaths, merges and splits."""
+    """Births, deaths, merges and splits of clusters, in words."""
     words = {
         "birth": "{1} born",
         "death": "{0} died",

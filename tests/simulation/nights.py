@@ -106,11 +106,11 @@ class Cast:
         return (*self.stay, self.vanishes, self.appears, *self.merge, self.splits)
 
     def merged(self) -> str:
-        """What the two that merge are known as from then on."""
+        """Name of the class that the two become."""
         return "+".join(str(label) for label in self.merge)
 
     def parts(self) -> tuple[str, str]:
-        """What the one that splits is known as from then on."""
+        """Names of the classes that the one becomes."""
         return f"{self.splits}<", f"{self.splits}>"
 
 
@@ -119,7 +119,7 @@ class Dataset:
     """Real rows with known classes.
 
     Attributes:
-        name: In words.
+        name: Name of the dataset.
         load: Gives raw features, shape (rows, features), float32, and the class of each row.
         cast: Which class does what.
         settings: What a model of it needs, beside ``SMALL`` of the simulation.
@@ -167,7 +167,7 @@ def as_features(
     Args:
         x_NF: Pixels, shape (rows, pixels).
         label_N: Classes, shape (rows,).
-        width: Of the classifier's last hidden layer.
+        width: Width of the classifier's last hidden layer.
         logits: Give what comes after that layer, instead of the layer itself.
 
     Returns:
@@ -275,7 +275,7 @@ class World:
         return np.where(mine_N, np.where(along_N < 0, -1, 1), 0)
 
     def known(self, day: int) -> dict[int, str]:
-        """What each row that can be read that night truly is: the name of its class, by key."""
+        """True class of each row that can be read that night, by key."""
         cast, (_, label_N) = self.dataset.cast, self._rows
         names_N = label_N.astype(str).astype("U8")
         if day >= MOVES:
@@ -317,7 +317,7 @@ class Table:
 
     Args:
         world: What is in them.
-        folder: Where they lie.
+        folder: Folder of the shards.
 
     Attributes:
         shards: Those that can be read, by file name.

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nights(ray_address: str, folder: Path) -> list[Night]:
-    """What all of them left."""
+    """All nights, finished."""
     # Refits that are killed have a test of their own: faults/test_driver.py.
     lived = list(live(DIGITS, folder, ray_address, kills={10: "assign"}))
     print(f"\n{cost_table(lived)}")
