@@ -42,7 +42,7 @@ def test_a_run_that_goes_on_reads_its_own_folder_only(
 def test_killed_amid_a_training_and_run_again(
     settings: dict[str, Any], ray_address: str, tmp_path: Path
 ) -> None:
-    settings["pretrain"] = {"passes": 100_000, "min_updates": 0}  # until it is killed
+    settings["pretrain"] = {"passes": 600, "min_updates": 0, "batch_rows": 32}  # some seconds
     settings["execution"] = {"workers": 1, "checkpoint_seconds": 1}
     night = Night(tmp_path / "night", settings, ray_address)
     night.start()
@@ -50,8 +50,7 @@ def test_killed_amid_a_training_and_run_again(
     night.kill()
     sampled = night.marker("sample").stat().st_mtime_ns
     assert night.snapshots() == []
-    words = ("--run-id", night.run_id, "--set", "pretrain.passes=2")
-    result = in_this_process(night.folder, "run", "config.yaml", *words)
+    result = in_this_process(night.folder, "run", "config.yaml", "--run-id", night.run_id)
     assert result.code == 0, result.err
     assert night.marker("sample").stat().st_mtime_ns == sampled  # what was complete is kept
     assert "goes on after pass" in night.logs()  # and of the training, what was saved

@@ -106,7 +106,7 @@ class Night:
 
 @pytest.fixture
 def night(
-    dec_process: Callable[..., Any],
+    dec: Callable[..., Any],
     proxy: Proxy,
     table: str,
     settings: dict[str, Any],
@@ -116,12 +116,12 @@ def night(
     settings["source"]["path"] = table
     settings["storage"] = {"endpoint": proxy.url}
     proxy.requests.clear()
-    return Night(dec_process, proxy, settings, {**s3_env, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
+    return Night(dec, proxy, settings, {**s3_env, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
 
 
 @pytest.fixture
-def night_on_ray(night: Night, cluster: Any) -> Night:
-    return replace(night, env={**night.env, "RAY_ADDRESS": cluster.address})
+def night_on_ray(night: Night, dec_process: Callable[..., Any], cluster: Any) -> Night:
+    return replace(night, dec=dec_process, env={**night.env, "RAY_ADDRESS": cluster.address})
 
 
 def rows_published_once(lake: str) -> int:
