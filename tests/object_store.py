@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-BUCKET = "dec-pipeline-test"
+# One for each worker of pytest-xdist, for a test module removes its bucket.
+BUCKET = "dec-pipeline-test" + os.environ.get("PYTEST_XDIST_WORKER", "")
 # moto takes any; tests look for these in everything that a run leaves behind.
 ACCESS_KEY = "AKIAPLANTED0F1E2D3C4"
 SECRET_KEY = "planted-secret-0f1e2d"
