@@ -1,4 +1,4 @@
-"""The policies of infra/iam, enforced: they let a run do what it does, and no more."""
+"""The policies of infra/iam, enforced: they allow what a run does, and no more."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Cloud:
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    """moto's server in a process of its own, since what it enforces, it enforces for all."""
+    """moto's server in a process of its own, because it enforces IAM for all clients."""
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
         port = trial.getsockname()[1]
@@ -196,7 +196,7 @@ def test_gc_collects_and_no_more(as_user: Callable[[str], None]) -> None:
 def test_a_run_registers_clusters_and_gc_forgets_rows(
     as_user: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Samples that are forgotten are deleted, which runs have no right to."""
+    """Forgetting deletes samples, for which runs have no permission."""
 
     def delete(lake: Store, paths: Sequence[str]) -> None:
         for path in paths:

@@ -1,4 +1,4 @@
-"""The images' steps, where no engine builds them: what they copy, install, run and check."""
+"""Steps of the images, tested without a container engine: copies, installs, runs and checks."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def steps_of(stage: str) -> list[tuple[str, str]]:
 
 
 def last(stage: str, instruction: str) -> str:
-    """The one that holds, as in Docker."""
+    """The last instruction of a kind, which is the one in force."""
     return [rest for name, rest in steps_of(stage) if name == instruction][-1]
 
 
@@ -100,7 +100,7 @@ def test_images_have_all_packages_of_the_project() -> None:
 @pytest.mark.parametrize("image", IMAGES)
 def test_image_is_made_of_packages_and_then_code(image: str) -> None:
     copies = [rest.split() for name, rest in steps_of(image) if name == "COPY"]
-    # Code last: a change of it leaves the layer with the packages alone.
+    # Code last: a change of it keeps the layer with the packages.
     assert copies == [
         [f"--from=packages-{image}", "/install", "/usr/local"],
         ["--from=code", "/install", "/usr/local"],
@@ -135,7 +135,7 @@ def test_project_installs_from_what_a_stage_copies(stage: str, tmp_path: Path) -
         else:
             shutil.copy(ROOT / path, target)
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
-    # Else pip removes what is installed here, although it installs elsewhere.
+    # Otherwise pip removes the installed package, although it installs elsewhere.
     pip += ["--quiet", "--ignore-installed", "--prefix", str(installed), "."]
     done = subprocess.run(pip, cwd=context, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -163,7 +163,7 @@ def test_image_does_not_run_as_root(image: str) -> None:
     (made,) = (rest for name, rest in steps_of(image) if name == "RUN" and "useradd" in rest)
     assert f"--uid {user}" in made
     assert group == user  # useradd's --user-group
-    # What it can write is its home alone.
+    # It can write to its home only.
     assert last(image, "WORKDIR") == f"/home/{made.split()[-1]}"
 
 
@@ -190,7 +190,7 @@ def test_images_say_what_they_are() -> None:
 def test_health_check_asks_the_cluster_where_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A Ray that this process has started before leaves "token"; here, nobody has one.
+    # A Ray that this process started before leaves "token"; there is none here.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     check = json.loads(last("cpu", "HEALTHCHECK").partition(" CMD ")[2])
     assert check[:2] == ["sh", "-c"]
@@ -217,5 +217,5 @@ def test_health_check_asks_the_cluster_where_there_is_one(
         assert healthy(RAY_ADDRESS=address)
     finally:
         cluster.shutdown()
-    # Nobody answers: for Docker, to fail and to take too long are the same.
+    # No answer: for Docker, failing and taking too long are the same.
     assert not healthy(RAY_ADDRESS=address)

@@ -1,4 +1,4 @@
-"""What we ship for running it elsewhere is checked against what it will meet there."""
+"""Example configs, the compose file of MinIO, and the table of exit codes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_without_a_real_object_store_ci_says_so_and_goes_on(tmp_path: Path) -> N
     assert subprocess.run([script, "stop", folder]).returncode == 0
 
 
-# ------------------------------------------------------------------------- what people are told
+# ---------------------------------------------------------------------------------- exit codes
 
 
 def test_every_exit_code_is_explained() -> None:

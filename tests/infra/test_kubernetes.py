@@ -1,4 +1,4 @@
-"""What we ship for Kubernetes, as kustomize builds it, against what it will meet there."""
+"""Manifests as kustomize builds them, against the rules of Kubernetes and KubeRay."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CRDS = ROOT.parent / "shared" / "kuberay-crds"
 GUIDE = ROOT / "infra" / "guides" / "kubernetes.md"
 DS = "2026-01-31"
 MOUNT = "/etc/dec-pipeline"
-KUBERNETES = "1.31"  # the oldest with all of it: podFailurePolicy
+KUBERNETES = "1.31"  # the oldest version with podFailurePolicy
 
 OVERLAYS = ["cpu", "gpu", "spot", "kueue", "minio-dev"]
 SCHEDULES = ["cronjob", "raycronjob"]
@@ -52,7 +52,7 @@ Build = Callable[[str], list[Document]]
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the manifests, with what each user adds: credentials, and a schedule."""
+    """A copy of the manifests, with the files that each user adds: credentials and a schedule."""
     root = tmp_path_factory.mktemp("tree")
     shutil.copytree(ROOT / "configs", root / "configs")
     kubernetes = root / "infra" / "kubernetes"
@@ -73,7 +73,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text_of(tree: Path) -> Callable[[str], str]:
-    """What kustomize makes of a folder of infra/kubernetes."""
+    """Output of kustomize for a folder of infra/kubernetes."""
     if shutil.which("kustomize"):
         command = ["kustomize", "build"]
     elif shutil.which("kubectl"):
@@ -92,7 +92,7 @@ def text_of(tree: Path) -> Callable[[str], str]:
 
 @pytest.fixture(scope="module")
 def build(text_of: Callable[[str], str]) -> Build:
-    """The same as documents; for one night, where there is a date to fill in."""
+    """Output of kustomize as documents; for one night, where there is a date to fill in."""
 
     def documents(path: str) -> list[Document]:
         text = text_of(path)
@@ -126,7 +126,7 @@ def ray_templates(spec: Document) -> list[tuple[str, int, Document]]:
 
 
 def pod_templates(documents: list[Document]) -> list[Document]:
-    """The templates of all pods that come of these documents."""
+    """Templates of all pods that these documents create."""
     templates = [template for _, _, template in ray_templates(spec_of(documents))]
     for document in documents:
         if document["kind"] in ("Deployment", "Job"):
@@ -176,7 +176,7 @@ OBJECT_META = {
 
 
 def closed(schema: Document) -> Document:
-    """The schema as the API server enforces it: a field that it does not know is an error."""
+    """The schema as the API server enforces it: an unknown field is an error."""
     schema = dict(schema)
     if "properties" in schema:
         schema["properties"] = {n: closed(inner) for n, inner in schema["properties"].items()}
@@ -190,7 +190,7 @@ def closed(schema: Document) -> Document:
 
 @pytest.fixture(scope="module")
 def kuberay() -> Callable[[str], jsonschema.Draft202012Validator]:
-    """The schema of a kind of KubeRay's."""
+    """Schema of one of KubeRay's kinds."""
     if not CRDS.exists():
         pytest.skip(f"KubeRay's CRDs are not at {CRDS}")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a megabyte: C takes a tenth
@@ -263,7 +263,9 @@ def test_rayjob_keeps_the_rules_that_kuberay_enforces_itself(path: str, build: B
     documents = build(path)
     spec = spec_of(documents)
     cluster = spec["rayClusterSpec"]
-    assert cluster["authOptions"]["mode"] == "token"  # Ray runs the code of whoever reaches it
+    assert (
+        cluster["authOptions"]["mode"] == "token"
+    )  # Ray executes the code of anyone who can reach it
     rules = spec.get("deletionStrategy", {}).get("deletionRules", [])
     # Kueue's way or the rules: one excludes the other.
     assert spec.get("shutdownAfterJobFinishes", False) is not bool(rules)
@@ -278,7 +280,7 @@ def test_rayjob_keeps_the_rules_that_kuberay_enforces_itself(path: str, build: B
         }
         in_order = [seconds[policy] for policy in later if policy in seconds]
         assert in_order == sorted(in_order)
-        assert not rules or "DeleteCluster" in seconds  # nothing is paid for ever
+        assert not rules or "DeleteCluster" in seconds  # no cluster stays for ever
 
 
 def test_ray_is_the_one_that_the_project_pins(build: Build) -> None:
@@ -624,7 +626,7 @@ def start_night() -> Any:
 
 
 class ApiServer(ThreadingHTTPServer):
-    """Objects by path over HTTP, for whom the built Role lets in: get and create, no more."""
+    """Objects by path over HTTP; allows what the built Role allows: get and create, no more."""
 
     def __init__(self, rules: list[Document]) -> None:
         super().__init__(("127.0.0.1", 0), _Requests)
@@ -715,14 +717,14 @@ def test_night_is_the_one_that_was_scheduled(
     assert created["spec"] == expected["spec"]
     assert created["metadata"]["labels"] == expected["metadata"]["labels"]
     assert server.tokens == {"Bearer of-this-pod"}
-    # Its pod starts anew, or somebody starts the same night by hand: one RayJob.
+    # Its pod restarts, or the same night is started by hand: one RayJob.
     created["status"] = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
     assert night() == f"dec-nightly-{DS}"
     assert server.objects[f"{RAY}/rayjobs/dec-nightly-{DS}"] is created
     assert start_night.wait(api, f"dec-nightly-{DS}") is True
     created["status"] = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED"}
     assert start_night.wait(api, f"dec-nightly-{DS}") is False
-    # Whoever deletes it to end the night does not see it come back.
+    # A RayJob that was deleted to end the night does not come back.
     del server.objects[f"{RAY}/rayjobs/dec-nightly-{DS}"]
     assert start_night.wait(api, f"dec-nightly-{DS}") is False
 
@@ -740,7 +742,7 @@ def test_job_made_by_hand_has_the_date_in_its_name(
     assert created == (night and f"dec-nightly-{night}")
 
 
-def test_who_starts_nights_may_do_nothing_else(server: ApiServer) -> None:
+def test_the_account_that_starts_nights_may_do_nothing_else(server: ApiServer) -> None:
     assert server.allows("create", "ray.io", "rayjobs", "")
     for verb in ("delete", "update", "patch", "list", "watch", "deletecollection", "*"):
         assert not server.allows(verb, "ray.io", "rayjobs", f"dec-nightly-{DS}")

@@ -1,4 +1,4 @@
-"""The examples for Airflow and Dagster: loaded by them, and what they make of each exit code."""
+"""The examples for Airflow and Dagster: loaded by them, and their outcome for each exit code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def loaded(path: Path) -> Any:
 
 
 def command_in(path: Path) -> list[str]:
-    """The words of the list that begins with "dec"; what is no literal becomes the date."""
+    """Words of the list that begins with "dec"; a word that is not a literal becomes the date."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.List) and isinstance(node.elts[0], ast.Constant):
             words = [e.value if isinstance(e, ast.Constant) else DS for e in node.elts]
@@ -50,7 +50,7 @@ def test_command_is_one_of_ours(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_codes_that_are_tried_again_are_those_of_passing_trouble(path: Path) -> None:
+def test_codes_of_temporary_failures_are_retried(path: Path) -> None:
     (codes,) = re.findall(r"^WORTH_A_RETRY = \(([\d, ]+)\)$", path.read_text(), re.MULTILINE)
     from pipeline import errors
 
@@ -67,7 +67,7 @@ def test_codes_that_are_tried_again_are_those_of_passing_trouble(path: Path) -> 
 
 @pytest.fixture
 def dec_ends_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Puts a `dec` on the PATH that notes what it is told and ends with a code."""
+    """Put a `dec` on the PATH that records its arguments and ends with a code."""
 
     def put(code: int) -> Path:
         program, told = tmp_path / "dec", tmp_path / "told"
@@ -79,7 +79,7 @@ def dec_ends_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return put
 
 
-# In a process of its own: Airflow makes a home and sets logging up when it is imported.
+# In a process of its own: Airflow makes a home and configures logging when it is imported.
 _AIRFLOW = """
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -60,7 +60,7 @@ def cluster(s3_env: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
     ports = [free_port() for _ in range(2)]
     head = {"num_cpus": 0, "include_dashboard": False, "metrics_export_port": ports[0]}
     with pytest.MonkeyPatch.context() as patch:
-        # A Ray that this process has started before leaves "token"; here, nobody has one.
+        # A Ray that this process started before leaves "token"; there is none here.
         patch.setenv("RAY_AUTH_MODE", "disabled")
         found = Cluster(initialize_head=True, head_node_args=head)
         found.add_node(num_cpus=4, metrics_export_port=ports[1])
