@@ -1,4 +1,4 @@
-"""A real dataset to try the pipeline on, without a network."""
+"""Example dataset that needs no network."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _DIGITS_SHARDS = 6
 
 
 def write_digits_once(folder: str) -> None:
-    """Write the digits unless they are all there; see ``write_digits``."""
+    """Write the digits unless all of them exist; see ``write_digits``."""
     last = f"digits-{_DIGITS_SHARDS - 1}.parquet"
     try:
         complete = Store(folder).exists(last)
     except OSError:
-        complete = False  # writing will say what is wrong
+        complete = False  # writing reports the problem
     if not complete:
         write_digits(folder)
 
@@ -31,7 +31,7 @@ def write_digits(folder: str) -> int:
     ``label`` int16, the true digit (Alpaydin & Kaynak 1998, UCI).
 
     Returns:
-        Rows written.
+        Number of rows.
 
     Raises:
         ConfigError: The folder cannot be written.

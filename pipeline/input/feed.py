@@ -1,4 +1,4 @@
-"""Training rows for one worker: its share, read by threads of its own, kept where it fits."""
+"""Training rows of one worker: its share, read by its own threads, cached where it fits."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from pipeline.input.slices import held_out
 
 T = TypeVar("T")
 
-# Raw rows that are read at a time, in bytes: enough to hide the requests that open a shard, few
-# enough that a window mixes many of them.
+# Bytes of raw rows per task: enough to hide the requests that open a shard, few enough that a
+# window mixes many tasks.
 _TASK_BYTES = 16 * 2**20
-# A streamed pass is shuffled within windows of this much memory, after its tasks were put in random
-# order. There are two: one is learnt from while the other is filled.
+# A streamed pass reads its tasks in random order and shuffles rows within windows of this size.
+# There are two: one is trained on while the other is filled.
 _WINDOW_BYTES = 128 * 2**20
 
 
 class WorkerRows:
     """One worker's share of the training rows (a ``TrainingRows``).
 
-    When the share fits ``cache_bytes`` the first pass fills a matrix of the rows as stored, and
-    every pass after runs at the speed of memory, in a fresh permutation. Otherwise each pass
-    streams, its tasks in a fresh order and its rows shuffled within a window.
+    Where the share fits ``cache_bytes``, the first pass fills a matrix of raw rows, and later
+    passes read it in a new permutation. Otherwise each pass streams, with its tasks in a new order
+    and its rows shuffled within a window.
 
     Args:
-        reader: Reads the pieces.
-        pieces: This worker's share.
-        total_rows: Rows of all workers' shares.
-        cache_bytes: See above.
-        parallel_reads: Threads that read.
-        seed: With the pass number, decides the order.
-        held_out_share: Of the rows, which are passed over; see ``pipeline.input.slices.held_out``.
-        held_out_seed: The same on every worker.
-        task_bytes: Read at a time by each thread.
-        window_bytes: Of each of the two windows.
+        reader: Reader of the pieces.
+        pieces: Share of this worker.
+        total_rows: Rows of all shares.
+        cache_bytes: Maximum size of the cache.
+        parallel_reads: Number of threads that read.
+        seed: Seed of the order, together with the number of the pass.
+        held_out_share: Share of the rows to skip; see ``pipeline.input.slices.held_out``.
+        held_out_seed: Seed that selects them, the same on every worker.
+        task_bytes: Bytes that a thread reads at a time.
+        window_bytes: Size of each of the two windows.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class WorkerRows:
         else:
             windows = self._blocks(self._tasks)
         for window in windows:
-            # Arrow's memory is read-only, and torch warns of that.
+            # torch warns of Arrow's read-only memory.
             rows_WF = torch.from_numpy(window if window.flags.writeable else window.copy())
             if not shuffled:
                 yield from rows_WF.split(batch_rows)  # type: ignore[no-untyped-call]
@@ -104,7 +104,7 @@ class WorkerRows:
         return self._cache
 
     def _windows(self, random: np.random.Generator) -> Generator[NDArray[np.generic], None, None]:
-        """Rows to shuffle within; a window's memory is used again by the next but one."""
+        """Windows to shuffle within; the memory of a window is reused by the one after the next."""
         shape = (self._window_rows, self.features)
         buffers = itertools.cycle([np.empty(shape, self._reader.dtype) for _ in range(2)])
         window, filled = next(buffers), 0
@@ -122,13 +122,13 @@ class WorkerRows:
             yield window[:filled]
 
     def _blocks(self, tasks: list[pa.Table]) -> Iterator[NDArray[np.generic]]:
-        """Raw rows in the order of the tasks, which are read in parallel, a few of them ahead."""
+        """Raw rows in the order of the tasks, which are read in parallel, a few ahead."""
         reads = (lambda task=task: self._read(task) for task in tasks)
         for blocks in _in_parallel(reads, self._parallel_reads):
             yield from blocks
 
     def _read(self, pieces: pa.Table) -> list[NDArray[np.generic]]:
-        """Raw rows without those that are held out, never empty."""
+        """Non-empty blocks of raw rows, without those that are held out."""
         share, seed = self._held_out
         found = []
         for block in self._reader.blocks(pieces):
@@ -141,7 +141,7 @@ class WorkerRows:
 
 
 def _reading_tasks(pieces: pa.Table, task_rows: int) -> list[pa.Table]:
-    """Cut a share into what one task reads: whole pieces, about this many rows."""
+    """Cut a share into tasks of whole pieces, about this many rows each."""
     rows = pieces["rows"].to_numpy()
     task = (np.cumsum(rows) - rows) // task_rows
     edges = np.flatnonzero(np.diff(task, prepend=-1, append=-1))
@@ -149,7 +149,7 @@ def _reading_tasks(pieces: pa.Table, task_rows: int) -> list[pa.Table]:
 
 
 def _in_parallel(work: Iterator[Callable[[], T]], threads: int) -> Iterator[T]:
-    """Results in order; as many more as there are threads are made before they are asked for."""
+    """Results in order; as many as there are threads are computed ahead."""
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[T]] = deque()
         try:
@@ -159,13 +159,13 @@ def _in_parallel(work: Iterator[Callable[[], T]], threads: int) -> Iterator[T]:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
-        finally:  # nobody waits for what is not wanted any more
+        finally:  # the caller may stop early
             for future in ahead:
                 future.cancel()
 
 
 def _one_ahead(items: Generator[T, None, None]) -> Iterator[T]:
-    """The same items; each is made while the one before is worked on."""
+    """The same items, each computed while the caller works on the one before."""
     end = None
     with ThreadPoolExecutor(1) as pool:
         try:

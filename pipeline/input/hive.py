@@ -1,4 +1,4 @@
-"""Hive partitioning: columns whose values are in the names of folders, such as ``country=nl``."""
+"""Hive partitioning: columns with their values in names of folders, such as ``country=nl``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 
 def hive_values(url: str) -> dict[str, str | None]:
-    """Columns that folder names carry, such as ``country=nl``."""
+    """Values of the folder columns of a URL, by name."""
     values: dict[str, str | None] = {}
     for folder in url.split("/")[:-1]:
         name, separator, value = folder.partition("=")
@@ -21,12 +21,12 @@ def hive_values(url: str) -> dict[str, str | None]:
 
 
 def hive_types_of(urls: Iterable[str]) -> dict[str, pa.DataType]:
-    """int64 for a folder column whose values all read as one, else string."""
+    """Types of folder columns: int64 where all values are integers, else string."""
     values: dict[str, set[str]] = {}
     for url in urls:
         for name, value in hive_values(url).items():
             values.setdefault(name, set()).update([] if value is None else [value])
-    # "007" is a code, not a number: its zeros would be lost.
+    # "007" is a code: as a number it would lose its zeros.
     number = re.compile(r"-?(0|[1-9]\d{0,17})")
     return {
         name: pa.int64() if seen and all(map(number.fullmatch, seen)) else pa.string()
@@ -35,12 +35,12 @@ def hive_types_of(urls: Iterable[str]) -> dict[str, pa.DataType]:
 
 
 def hive_column(value: str | None, rows: int, kind: pa.DataType) -> pa.Array:
-    """A column of one value."""
+    """A constant column."""
     return pa.repeat(pa.scalar(value, pa.string()).cast(kind), rows)
 
 
 def with_hive_columns(schema: pa.Schema, url: str, types: dict[str, pa.DataType]) -> pa.Schema:
-    """The file's columns and its folders'; the file wins where both have one."""
+    """The schema of a file with the columns of its folders; the file's own win."""
     for name in hive_values(url):
         if name not in schema.names:
             schema = schema.append(pa.field(name, types[name]))

@@ -1,8 +1,8 @@
-"""Quarantine: stages go on without bad shards, each of which is wholly in the output or not at all.
+"""Quarantine: stages leave out bad shards, so that all rows of a shard are in the output, or none.
 
-``runs/<run_id>/quarantine.json`` lists what stages after pin found; it is written before the stage
-starts again, and from then on no stage of the run reads a row of those shards. Stages that were
-complete by then stay so: what a model has learnt from a shard is not output of it.
+``runs/<run_id>/quarantine.json`` lists the bad shards that stages after pin found. It is written
+before the stage starts again, and from then on no stage of the run reads those shards. Stages that
+are complete stay so: a model may have learnt from a shard that is left out of the output.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Quarantine(Record):
 def without_bad_shards(
     run: Callable[Concatenate[Config, Context, Manifest, P], A],
 ) -> Callable[Concatenate[Config, Context, Manifest, P], A]:
-    """Let a stage that reads shards start again, without them, when it meets bad ones.
+    """Restart a stage that reads shards without those that turn out to be bad.
 
-    The stage is given a manifest whose ``quarantined`` holds all bad shards that are known by now.
+    The stage gets a manifest whose ``quarantined`` holds all bad shards known so far.
     """
     stage = run.__name__
 
@@ -61,18 +61,18 @@ def without_bad_shards(
 
 
 def with_quarantine(config: Config, context: Context, pinned: Manifest) -> Manifest:
-    """The manifest with the shards that stages of this run have set aside."""
+    """The manifest with the bad shards that stages of this run have found."""
     found = _read(context)
     if found:
         shards = context.lake.read_table(pinned.shards.path, ["url", "version"])
         versions = set(zip(*shards.to_pydict().values(), strict=True))
-        # An entry of another pinning, which another setting led to, says nothing of this one.
+        # Entries of an earlier pinning with other settings do not count.
         found = tuple(shard for shard in found if (shard.url, shard.version) in versions)
     quarantined = pinned.quarantined + found
     if quarantined and config.source.on_bad_shard == "error":
         raise InputError(
-            f"run {context.run_id} left out {len(quarantined)} bad shards while "
-            "source.on_bad_shard was quarantine; set it again, or start a new run id to read all"
+            f"run {context.run_id} left out {len(quarantined)} bad shards with "
+            "source.on_bad_shard: quarantine; set it again, or start a new run id to read all"
         )
     if not found:
         return pinned
@@ -86,10 +86,9 @@ def with_quarantine(config: Config, context: Context, pinned: Manifest) -> Manif
 def _set_aside(
     config: Config, context: Context, manifest: Manifest, bad: BadShard, stage: str
 ) -> None:
-    """Add a bad shard to the run's list, and with it all that are gone or changed by now."""
-    # Whatever rewrote or removed one shard rarely stops at one, and one listing finds them all.
-    # It is also the last word on a storage that lost more than a shard: then it raises, and no
-    # shard is blamed.
+    """Add a bad shard to the run's list, and with it all that are gone or have changed."""
+    # A job that rewrites or removes one shard rarely stops at one, and one listing finds them all.
+    # Where all of the storage is gone the listing raises, and no shard is blamed.
     present = {file.url: file.version for file in list_shards(config)}
     columns = ["url", "name", "version", "bytes", "rows"]
     shards = context.lake.read_table(manifest.shards.path, columns).to_pylist()
@@ -101,8 +100,8 @@ def _set_aside(
             reason = bad.reason
             if as_pinned and reason in (VANISHED, CHANGED):
                 raise TransientError(
-                    f"shard {row['name']} was missing or another one, and is back as it was "
-                    "pinned; the same run id continues"
+                    f"shard {row['name']} had vanished or changed; it matches its pinned version "
+                    "again. The same run id continues"
                 )
         elif as_pinned or row["url"] in known:
             continue

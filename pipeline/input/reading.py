@@ -1,4 +1,4 @@
-"""The one reader: pieces of pinned shards → blocks of raw rows. Every stage reads through it."""
+"""The reader of all stages: pieces of pinned shards → blocks of raw rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.input.slices import cut_slices
 from pipeline.schema import SHARD_KEY_FIELDS, decoded
 from pipeline.storage import S3_SCHEME, Store, open_input, version_of
 
-# Memory of a block of raw rows: enough to hide the cost of a call, little beside a worker's.
+# Size of a block of raw rows: large enough to hide the cost of a call, small beside a worker.
 _BLOCK_BYTES = 2 * 2**20
 
 
@@ -39,11 +39,11 @@ class RowBlock:
     Attributes:
         x_BF: Raw features, shape (rows, features), of the manifest's dtype; may be a read-only
             view of Arrow's memory. Missing values are NaN.
-        carried: Key columns and label of the same rows; None when they were not asked for.
-        shard: Number of their shard in the manifest.
-        row_numbers_B: Their places in it, shape (rows,), int64.
-        stored: Features that are categories, and ``Reader.explained``, as the shard has them, if it
-            does; None where there is none.
+        carried: Key columns and label of the same rows; None where they are not read.
+        shard: Number of the shard in the manifest.
+        row_numbers_B: Positions in the shard, shape (rows,), int64.
+        stored: Categories among the features and ``Reader.explained``, as stored, as far as the
+            shard has them; None without any.
     """
 
     x_BF: NDArray[np.generic]
@@ -55,15 +55,15 @@ class RowBlock:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads pieces. Small: sent to every task.
+    """Reader of pieces; small, since it is sent to every task.
 
     Attributes:
         features: Feature columns.
         dtype: numpy name of the type of a raw row.
-        nulls: What a missing value does: "error", "mean" (kept, as NaN) or "drop" (the row).
-        carried: Key columns and label; empty leaves them unread.
-        shard_keys: Whether shard name and row number stand in for the keys.
-        explained: Columns of which nothing is asked, and which a shard may lack.
+        nulls: Treatment of missing values: "error", "mean" (kept as NaN) or "drop" (the row).
+        carried: Schema of the key columns and the label; empty: they are not read.
+        shard_keys: Whether shard name and row number are the keys.
+        explained: Columns of ``explain.columns``, which a shard may lack.
     """
 
     features: tuple[FeatureColumn, ...]
@@ -82,7 +82,7 @@ class Reader:
         carry: bool,
         explained: tuple[ProfiledColumn, ...] = (),
     ) -> Reader:
-        """The reader for a pinned input; ``carry`` reads key columns and label too."""
+        """The reader of a pinned input; with ``carry``, of key columns and label too."""
         return cls(
             features=manifest.features,
             dtype=manifest.dtype,
@@ -98,14 +98,14 @@ class Reader:
         return sum(column.width for column in self.features)
 
     def blocks(self, pieces: pa.Table) -> Iterator[RowBlock]:
-        """Read pieces in their order.
+        """Read pieces in order.
 
         Args:
-            pieces: See ``pipeline.input.slices``, with the shard's url, name and version.
+            pieces: Pieces with url, name and version of the shard; see ``pieces_of``.
 
         Raises:
-            BadShard: A shard is corrupt or gone, or changed since it was pinned.
-            InputError: Vectors are ragged, or a feature is missing under ``nulls="error"``.
+            BadShard: A shard is corrupt or gone, or has changed since it was pinned.
+            InputError: Vectors differ in width, or a value is missing with ``nulls="error"``.
         """
         start = 0
         shards = pieces["shard"].to_numpy()
@@ -122,19 +122,18 @@ class Reader:
                 if begin < end:
                     part = self._with_hive(pa.table(batch.slice(begin, end - begin)), shard.url)
                     row_number = piece["first_row"] + position + begin
-                    place = (shard.name, shard.url, part, piece["shard"], row_number)
-                    yield from self._block(parquet, *place)
+                    yield from self._block(parquet, shard, part, piece["shard"], row_number)
         except MemoryError:
             raise
         except (OSError, pa.ArrowException) as error:  # values that fit no type, for example
             if says_out_of_memory(error):
-                raise  # that is no fault of the shard
+                raise  # no fault of the shard
             raise storage_error(shard.name, error) from None
 
     def _pinned_batches(
         self, shard: ShardVersion, pieces: list[dict[str, Any]]
     ) -> Iterator[tuple[pq.ParquetFile, dict[str, Any], int, pa.RecordBatch]]:
-        """What ``_batches`` yields, of the version that was pinned."""
+        """``_batches`` of the pinned version."""
 
         def read_again(source: pa.NativeFile) -> None:
             for _ in self._batches(source, pieces, pre_buffer=False):
@@ -146,21 +145,20 @@ class Reader:
             with open_input(shard.url) as source:
                 # One request for all columns of a row group; what is mapped into memory needs none.
                 yield from self._batches(source, pieces, shard.url.startswith(S3_SCHEME))
-            # Of what was read meanwhile nobody knows which version it was. One that is gone by now
-            # was read while it was there.
+            # A shard may be replaced while it is read. If it is gone now, it was read before.
             with contextlib.suppress(FileNotFoundError):
                 if version_of(shard.url) != shard.version:
                     raise changed(shard)
         except (OSError, pa.ArrowException) as error:
             if says_out_of_memory(error):
-                raise  # that is no fault of the shard
+                raise  # no fault of the shard
             raise diagnosed(shard, error, read_again) from None
 
     def _batches(
         self, source: pa.NativeFile, pieces: list[dict[str, Any]], pre_buffer: bool
     ) -> Iterator[tuple[pq.ParquetFile, dict[str, Any], int, pa.RecordBatch]]:
-        """Batches up to the end of each piece, with their first row's place in the row group."""
-        # Without checksums, which Spark writes, damage in uncompressed pages is not to be seen.
+        """Batches up to the end of each piece, with their position in the row group."""
+        # Damage in uncompressed pages shows only by their checksums, which Spark writes.
         parquet = pq.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True)
         in_file = parquet.schema_arrow.names
         names = dict.fromkeys(self._names())
@@ -174,7 +172,7 @@ class Reader:
                 batch_size=block_rows,
                 row_groups=[piece["row_group"]],
                 columns=[n for n in names if n in in_file],
-                use_threads=False,  # whoever reads has threads that read other pieces meanwhile
+                use_threads=False,  # callers read several pieces in parallel
             ):
                 yield parquet, piece, position, batch
                 position += len(batch)
@@ -208,8 +206,7 @@ class Reader:
     def _block(
         self,
         parquet: pq.ParquetFile,
-        shard: str,
-        url: str,
+        shard: ShardVersion,
         table: pa.Table,
         shard_number: int,
         row_number: int,
@@ -218,13 +215,13 @@ class Reader:
         try:
             x_BF, missing_B = feature_matrix(columns, self.features, self.dtype)
         except RaggedVectors as ragged:
-            raise ragged_error(shard, *ragged.args) from None
-        carried = self._carried(shard, table, row_number)
-        told = dict.fromkeys([*self._categories(), *(column.name for column in self.explained)])
-        names = [name for name in told if name in table.column_names]
+            raise ragged_error(shard.name, *ragged.args) from None
+        carried = self._carried(shard.name, table, row_number)
+        kept = dict.fromkeys([*self._categories(), *(column.name for column in self.explained)])
+        names = [name for name in kept if name in table.column_names]
         stored = table.select(names) if names else None
         if missing_B is not None and self.nulls == "error":
-            raise self._missing(parquet, shard, url)
+            raise self._missing(parquet, shard)
         row_numbers_B = np.arange(row_number, row_number + len(table))
         if missing_B is not None and self.nulls == "drop":
             x_BF, row_numbers_B = x_BF[~missing_B], row_numbers_B[~missing_B]
@@ -243,34 +240,26 @@ class Reader:
             fields = [*SHARD_KEY_FIELDS, *fields]
         return pa.table(arrays, schema=pa.schema(fields))
 
-    def _missing(self, parquet: pq.ParquetFile, shard: str, url: str) -> InputError:
-        """Count what is missing in the whole shard: the reader stopped at the first block."""
-        names, bad_rows = [], 0
-        in_file = [column for column in self.features if column.name in parquet.schema_arrow.names]
-        folders = [
-            column.name
-            for column in self.features
-            if column not in in_file and hive_values(url).get(column.name) is None
-        ]
-        total = parquet.metadata.num_rows
-        missing = {column.name: 0 for column in in_file}
-        for batch in parquet.iter_batches(columns=[column.name for column in in_file]):
-            any_missing = np.zeros(len(batch), dtype=bool)
-            for column in in_file:
-                array = [batch.column(column.name)]
-                _, missing_B = feature_matrix(array, [column], "float64")
+    def _missing(self, parquet: pq.ParquetFile, shard: ShardVersion) -> InputError:
+        """Count the missing values of the whole shard, for the message."""
+        missing_rows = dict.fromkeys((column.name for column in self.features), 0)
+        bad_rows = 0
+        names = [name for name in missing_rows if name in parquet.schema_arrow.names]
+        for batch in parquet.iter_batches(columns=names):
+            table = self._with_hive(pa.table(batch), shard.url)
+            any_missing = np.zeros(len(table), dtype=bool)
+            for column in self.features:
+                _, missing_B = feature_matrix([table[column.name]], [column], "float64")
                 if missing_B is not None:
-                    missing[column.name] += int(missing_B.sum())
+                    missing_rows[column.name] += int(missing_B.sum())
                     any_missing |= missing_B
             bad_rows += int(any_missing.sum())
-        if folders:  # a folder's null is that of every row
-            bad_rows = total
-        names = [*folders, *(name for name, count in missing.items() if count)]
-        return missing_values_error(shard, names, bad_rows, total)
+        names = [name for name, rows in missing_rows.items() if rows]
+        return missing_values_error(shard.name, names, bad_rows, parquet.metadata.num_rows)
 
 
 def manifest_of(config: Config, pinned: PinnedInput, shards: StoredFile) -> Manifest:
-    """What stages are told of a pinned input; ``shards`` is where its table of shards is kept."""
+    """The manifest of a pinned input whose table of shards is stored as ``shards``."""
     table = pinned.shards
     pieces = cut_slices(table, config.execution.target_slice_mib * 2**20)
     return Manifest(
@@ -293,10 +282,9 @@ def manifest_of(config: Config, pinned: PinnedInput, shards: StoredFile) -> Mani
 
 
 def pieces_of(manifest: Manifest, lake: Store) -> pa.Table:
-    """All pieces of a pinned input, in slices, ready for ``Reader.blocks``.
+    """All pieces of a pinned input, in slices, for ``Reader.blocks``.
 
-    Those of quarantined shards are left out after the cut, so that all other slices stay as they
-    are; a slice of which nothing is left is none.
+    Pieces of quarantined shards are left out after the cut, so that other slices do not change.
     """
     shards = lake.read_table(manifest.shards.path)
     pieces = pieces_of_shards(shards, manifest.target_slice_mib)
@@ -305,7 +293,7 @@ def pieces_of(manifest: Manifest, lake: Store) -> pa.Table:
 
 
 def pieces_of_shards(shards: pa.Table, target_slice_mib: int) -> pa.Table:
-    """The same from the manifest's table of shards."""
+    """The same from a table of shards."""
     pieces = cut_slices(shards, target_slice_mib * 2**20)
     for column in ("url", "name", "version"):
         pieces = pieces.append_column(column, pc.take(shards[column], pieces["shard"]))
@@ -313,7 +301,7 @@ def pieces_of_shards(shards: pa.Table, target_slice_mib: int) -> pa.Table:
 
 
 def _roots(parquet: pq.ParquetFile) -> list[str]:
-    """The column that each of Parquet's, which may be a part of one, belongs to."""
+    """The top-level column of each Parquet column."""
     schema = parquet.metadata.schema
     return [schema.column(c).path.partition(".")[0] for c in range(len(schema))]
 

@@ -1,4 +1,4 @@
-"""The reference sample: rows drawn from each slice, written beside the run by whoever read them."""
+"""The reference sample: rows drawn from each slice, written by the task that reads them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.schema import decoded
 from pipeline.storage import Store, parquet_bytes, sha256
 
 _ENCODE_ROWS = 2048
-# Columns of a sample part; not names that a key column would have.
+# Columns of a sample part; names that no key column may have.
 FEATURES = "dec_features"
 HELD_OUT = "dec_held_out"
 _HASHES = pa.schema([("column", pa.string()), ("hashes", pa.list_(pa.uint64()))])
@@ -31,7 +31,7 @@ _HASHES = pa.schema([("column", pa.string()), ("hashes", pa.list_(pa.uint64()))]
 
 @dataclass(frozen=True)
 class SamplePart:
-    """What a task reports of its part: a file and statistics, never rows.
+    """Report of a task about its part: a file and statistics, never rows.
 
     Attributes:
         name: Name of the file.
@@ -65,13 +65,13 @@ class SamplePart:
 
 
 class MergedParts:
-    """Parts as they come, and the statistics of all of them.
+    """Parts in the order of their arrival, and the statistics of all of them.
 
-    Whatever order they come in, statistics are merged in the order of the slices: sums of floats,
-    and what is dropped, are the same each time. One that is early waits.
+    Statistics are merged in the order of the slices, so that sums of floats and dropped values do
+    not depend on that of arrival.
 
     Args:
-        names: Of all parts, in that order.
+        names: Names of all parts, in the order of the slices.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -81,7 +81,7 @@ class MergedParts:
         self._early: dict[str, RowStatistics] = {}
 
     def add(self, part: SamplePart) -> None:
-        """One more."""
+        """Add a part."""
         self._early[part.name] = part.statistics()
         self.parts.append(replace(part, values=None, hashes=None))  # the rest is small
         while self._names and self._names[0] in self._early:
@@ -89,19 +89,19 @@ class MergedParts:
             self.statistics = self.statistics.merged_with(found) if self.statistics else found
 
     def merged(self) -> RowStatistics:
-        """The statistics of all.
+        """The statistics of all parts.
 
         Raises:
-            ValueError: A part did not come, or came twice.
+            ValueError: A part is missing, or arrived twice.
         """
         if self.statistics is None or self._names or self._early:
             early = sorted(self._early)
-            raise ValueError(f"parts of the sample: without {[*self._names]}, with {early}")
+            raise ValueError(f"parts of the sample: missing {[*self._names]}, unexpected {early}")
         return self.statistics
 
 
 def part_name(slice_number: int) -> str:
-    """Of a slice's part of the sample."""
+    """Name of a slice's part of the sample."""
     return f"part-{slice_number:06}.parquet"
 
 
@@ -111,11 +111,11 @@ def write_sample_part(
     """Draw rows from a slice and write them.
 
     Args:
-        reader: Reads features, keys and label.
+        reader: Reader of features, keys and label.
         pieces: The slice, with a column ``draw``; see ``pipeline.input.slices.sample_share``.
-        folder: Where parts go.
-        seed: With shard and row group, decides which rows are drawn.
-        held_out_share: Of the rows, which training does not see: marked in the part.
+        folder: Folder of the parts.
+        seed: Seed of the draw, together with shard and row group.
+        held_out_share: Share of the rows held out of training, which the part marks.
 
     Returns:
         One row: a ``SamplePart``.
@@ -132,8 +132,8 @@ def write_sample_part(
         for block in reader.blocks(one):
             x_BF = block.x_BF
             seen = [RowStatistics.merged([*seen, RowStatistics.of(block, reader.features)])]
-            # Under source.nulls: drop a block may be shorter than its rows; then a few draws fall
-            # on rows that are gone, and the sample is that much smaller.
+            # With source.nulls: drop, a block may lack rows; draws of them are lost, and the
+            # sample is smaller by as many.
             first, last = np.searchsorted(chosen, [start, start + len(x_BF)])
             take = chosen[first:last] - start
             vectors = pa.FixedSizeListArray.from_arrays(_flat(x_BF[take]), reader.width)
@@ -152,7 +152,7 @@ def write_sample_part(
     }
     if any(column.type == "category" for column in reader.features):
         found = found.bounded()
-        # With their types, which lists of nothing would not have.
+        # With their types, which empty lists would not have.
         hashes = {"column": [*found.hashes], "hashes": [*found.hashes.values()]}
         statistics["values"] = pa.array([found.values.to_pydict()], _lists(VALUE_COUNTS))
         statistics["hashes"] = pa.array([hashes], _lists(_HASHES))
@@ -186,12 +186,12 @@ def sampled_features(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.g
 def sampled_embeddings(
     lake: Store, sample: Sample, scaler: Scaler, encoders: Mapping[str, nn.Module]
 ) -> dict[str, NDArray[np.float32]]:
-    """What each encoder makes of the scaled sample, shape (rows, dimensions) each."""
+    """Embeddings of the scaled sample by each encoder, shape (rows, dimensions) each."""
     found: dict[str, NDArray[np.float32]] = {}
     start = 0
     with torch.inference_mode():
         for part in feature_parts(lake, sample.parts):
-            # A copy: Arrow's memory is read-only, and torch warns of that.
+            # A copy, since torch warns of Arrow's read-only memory.
             for x_BF in torch.split(torch.from_numpy(np.array(part)), _ENCODE_ROWS):
                 x_BF = scaler(x_BF)
                 for name, encoder in encoders.items():
@@ -204,7 +204,7 @@ def sampled_embeddings(
 
 
 def sampled_held_out(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.bool_]:
-    """Whether training did not see a row of the sample, shape (rows,)."""
+    """Whether each row of the sample is held out of training, shape (rows,)."""
     columns = [lake.read_table(part.path, [HELD_OUT])[HELD_OUT] for part in parts]
     return np.concatenate([column.to_numpy() for column in columns])
 

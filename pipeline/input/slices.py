@@ -1,10 +1,10 @@
-"""Slices, training shares and samples: who reads which row groups, a pure function of its inputs.
+"""Slices, training shares and samples: which row groups are read together, and by which worker.
 
 A *piece* is some rows of one row group, a row of a table with these columns: slice, shard,
 row_group, row_start (in its row group), rows, first_row (of its row group, in its shard).
 
-``dec run`` cuts each input anew; a night keeps the slices of the night before, as far as shards are
-the same (``pipeline.labelling.kept_slices``).
+Slices are a pure function of the input, but a night keeps those of the night before for shards that
+did not change (``pipeline.labelling.kept_slices``).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from pipeline.input.columns import GOLDEN, splitmix64
 
-# Row groups that the sample is drawn from at most: each costs a read of its own, and this many
-# spread over the table represent it even when shards are sorted.
+# Maximum number of row groups that the sample is drawn from: each costs a read, and this many
+# represent the table even when shards are sorted.
 MAX_SAMPLED_ROW_GROUPS = 512
-# Pieces in a slice at most, however few bytes they are: tiny shards cost a request each, and a
-# hundred thousand of them in one slice would be opened one by one by one actor.
+# Maximum number of pieces in a slice: tiny shards cost a request each, and one actor would open
+# a hundred thousand of them one by one.
 MOST_PIECES = 1024
-# Column of a night's table of shards: the slice of each row group, also of empty ones.
-# Which number it is says nothing but which row groups share a slice.
+# Column of a night's table of shards: an arbitrary number of the slice of each row group, with
+# empty ones.
 SLICES = pa.field("row_group_slices", pa.list_(pa.int32()))
 
 
@@ -34,11 +34,11 @@ def cut_slices(shards: pa.Table, target_bytes: int) -> pa.Table:
     """Cut the input into units of work: row groups of one large shard, or several small shards.
 
     Args:
-        shards: The manifest's table of shards; with a column ``SLICES`` they are cut already.
-        target_bytes: Size of the wanted columns in one slice, about.
+        shards: The manifest's table of shards; a column ``SLICES`` decides the slices.
+        target_bytes: Approximate size of the selected columns in one slice.
 
     Returns:
-        Pieces: one a row group that has rows, in the order of the shards.
+        Pieces: one per row group with rows, in the order of the shards.
     """
     counts = pc.list_value_length(shards["row_group_rows"]).to_numpy()
     rows = shards["row_group_rows"].combine_chunks().flatten().to_numpy()
@@ -63,18 +63,18 @@ def cut_slices(shards: pa.Table, target_bytes: int) -> pa.Table:
             "slice": number.astype(np.int32),
         }
     ).filter(pa.array(rows > 0))
-    # Renumber without gaps: a slice of empty row groups is none.
+    # Renumber without gaps, which slices of empty row groups leave.
     _, numbers = np.unique(pieces["slice"].to_numpy(), return_inverse=True)
     return pieces.set_column(5, "slice", pa.array(numbers.astype(np.int32)))
 
 
 def slices_of_row_groups(shards: pa.Table, target_bytes: int) -> NDArray[np.int64]:
-    """The slice of each row group, empty ones too, shape (row groups,); ascending."""
+    """The slice of each row group, with empty ones, shape (row groups,); ascending."""
     counts = pc.list_value_length(shards["row_group_bytes"]).to_numpy()
     size = shards["row_group_bytes"].combine_chunks().flatten().to_numpy()
     shard = np.repeat(np.arange(len(counts)), counts)
     shard_bytes = np.bincount(shard, weights=size, minlength=len(counts))
-    # A shard of at least a slice is cut by itself; smaller ones in a row are packed together.
+    # Shards of at least one slice are cut on their own; smaller neighbours are packed together.
     large = shard_bytes >= target_bytes
     family = np.cumsum(large | np.roll(large, 1)) if len(large) else large.astype(np.int64)
     piece_family = family[shard]
@@ -91,7 +91,7 @@ def slices_of_row_groups(shards: pa.Table, target_bytes: int) -> NDArray[np.int6
 def by_slice(pieces: pa.Table) -> list[pa.Table]:
     """The pieces of each slice, in the order of the shards."""
     numbers = pieces["slice"].to_numpy()
-    if (np.diff(numbers) < 0).any():  # shards that came late lie between others of a slice
+    if (np.diff(numbers) < 0).any():  # late shards lie between others of a slice
         pieces = pieces.take(pa.array(np.argsort(numbers, kind="stable")))
         numbers = pieces["slice"].to_numpy()
     edges = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))
@@ -101,13 +101,13 @@ def by_slice(pieces: pa.Table) -> list[pa.Table]:
 def training_share(
     pieces: pa.Table, rank: int, size: int, *, fit_rows: int | None, seed: int
 ) -> pa.Table:
-    """The rows that one of `size` workers learns from.
+    """The rows that one of `size` workers trains on.
 
-    All row groups in a seeded order, cut to ``fit_rows``, are shared out evenly to the row: shares
-    differ by at most one, so no row is dropped and no worker waits for another.
+    All row groups in a seeded order, cut to ``fit_rows``, are divided evenly to the row: shares
+    differ by at most one row, so no row is dropped and no worker waits for another.
 
     Returns:
-        Pieces of this worker, in reading order; one slice each, for reading in parallel.
+        Pieces of this worker in reading order, one slice each.
     """
     order = np.random.default_rng(seed).permutation(len(pieces))
     rows = pieces["rows"].to_numpy()[order]
@@ -125,7 +125,7 @@ def training_share(
     return share.set_column(5, "slice", pa.array(np.arange(len(share), dtype=np.int32)))
 
 
-# A smaller table needs every row for training: a cluster may consist of a few.
+# Smaller tables train on every row: a cluster may have only a few.
 _LEAST_ROWS_TO_HOLD_OUT = 1_000
 
 
@@ -137,16 +137,16 @@ def held_out_share(wanted: float, total_rows: int) -> float:
 def held_out(
     shard: int, row_numbers_B: NDArray[np.int64], share: float, seed: int
 ) -> NDArray[np.bool_]:
-    """Which rows training does not see, so that something is left to measure it on.
+    """Which rows are held out of training, to measure it on.
 
-    A hash of the row's place decides (splitmix64, Steele, Lea & Flood 2014): the same rows for
-    every stage, and for any number of workers, without a list of them.
+    A hash of the row's position decides, so every stage and any number of workers hold out the same
+    rows.
 
     Args:
         shard: Number of the shard.
-        row_numbers_B: Places in it, shape (rows,).
-        share: Of the rows to hold out, in [0, 1).
-        seed: Another seed holds out other rows.
+        row_numbers_B: Positions in the shard, shape (rows,).
+        share: Share of the rows to hold out, in [0, 1).
+        seed: Seed of the hash.
     """
     place = np.random.SeedSequence([seed, shard]).generate_state(1, np.uint64)[0]
     with np.errstate(over="ignore"):  # modulo 2^64
@@ -156,17 +156,17 @@ def held_out(
 
 
 def sample_share(pieces: pa.Table, sample_rows: int, seed: int) -> pa.Table:
-    """Which row groups to read for the sample, and how many rows to draw from each.
+    """The row groups to read for the sample, and the number of rows to draw from each.
 
-    A simple random sample of the rows when the table has few row groups; of a seeded choice of
-    row groups when it has many.
+    A simple random sample of the rows where the table has few row groups; else of a seeded choice
+    of row groups.
 
     Returns:
         The chosen pieces with a column ``draw``: rows to draw from each.
     """
     if len(pieces) > MAX_SAMPLED_ROW_GROUPS:
         order = random.Random(seed).sample(range(len(pieces)), len(pieces))
-        # More of them where they are so small that this many do not hold the sample.
+        # More of them where they are too small to hold the sample.
         held = np.cumsum(pieces["rows"].to_numpy()[order])
         needed = int(np.searchsorted(held, sample_rows)) + 1
         chosen = order[: max(MAX_SAMPLED_ROW_GROUPS, needed)]

@@ -1,12 +1,11 @@
-"""What the sample says of the rows: moments of every feature, and how often categories' values are.
+"""Statistics of the sample: moments of every feature, and counts of the values of categories.
 
-Mergeable, and bounded, however many different values there are. A category with no more than
-``SLICE_VALUES`` in any slice, and ``MERGED_VALUES`` in all, is counted exactly. Else a slice
-reports its most frequent ones, and where slices are put together rare ones are dropped by Misra and
-Gries (Agarwal et al. 2012, "Mergeable summaries"): what a value loses there is less than
-1 / ``MERGED_VALUES`` of the rows, a thirtieth of the share that one with a place of its own has.
-How many different values there are is then an estimate, by the smallest of their hashes (Bar-Yossef
-et al. 2002), good to about 3 %.
+They are mergeable, and bounded for any number of distinct values. A category with at most
+``SLICE_VALUES`` values in each slice and ``MERGED_VALUES`` in all is counted exactly. Otherwise a
+slice reports its most frequent values, and merging drops rare ones by Misra and Gries (Agarwal et
+al. 2012, "Mergeable summaries"): a count is then too low by less than 1 / ``MERGED_VALUES`` of the
+rows, a thirtieth of the share that a value needs to be kept apart. The number of distinct values is
+then estimated from the smallest of their hashes (Bar-Yossef et al. 2002), to about 3 %.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ from pipeline.schema import decoded
 
 log = logging.getLogger(__name__)
 
-# Values of a category that a slice reports, and that are kept where slices are put together: about
-# 5 MB a column there.
+# Maximum number of a category's values that a slice reports, and that merging keeps: about 5 MB
+# per column.
 SLICE_VALUES, MERGED_VALUES = 1024, 65_536
-_HASHES = 1024  # the estimate's relative error is about 1 / sqrt of it
-# A value that fewer rows of the sample have than this, or than this share, is rare.
+_HASHES = 1024  # the relative error of the estimate is about 1 / sqrt(_HASHES)
+# Values with fewer rows of the sample than this number or share are rare.
 _LEAST_ROWS = 2
 _LEAST_SHARE = 0.0005
-# A column that has a new value in more than this share of its rows names rows; among fewer rows
-# than this nobody can tell.
+# A column with more distinct values than this share of its rows identifies rows; with fewer rows
+# than this, it is too early to say.
 _MOST_DIFFERENT = 0.5
 _TELLING_ROWS = 100
 
@@ -59,10 +58,10 @@ class RowStatistics:
     """Mergeable statistics of rows.
 
     Attributes:
-        moments: Of the raw features; then of the places of timestamps on their circles.
-        values: Of the categories, of ``VALUE_COUNTS``.
-        hashes: Of each category: the smallest hashes of its values, ascending.
-        cut: Categories of which values were dropped.
+        moments: Moments of the raw features, then of the positions of timestamps on their circles.
+        values: Counts of the categories' values, of ``VALUE_COUNTS``.
+        hashes: Smallest hashes of each category's values, ascending.
+        cut: Categories with dropped values.
     """
 
     moments: Moments
@@ -80,7 +79,7 @@ class RowStatistics:
             if column.type == "timestamp"
         ]
         if first_T:
-            with np.errstate(invalid="ignore"):  # of infinite values, which are missing
+            with np.errstate(invalid="ignore"):  # infinite values are missing values
                 places = on_circles(np.asarray(x_BF[:, first_T], np.float64))
             x_BF = np.hstack([x_BF, places])
         stored = {} if block.stored is None else dict(_columns(block.stored))
@@ -94,7 +93,7 @@ class RowStatistics:
 
     @classmethod
     def merged(cls, some: Iterable[RowStatistics]) -> RowStatistics:
-        """Statistics of all the rows together; at least one of them is given."""
+        """Statistics of all rows together, from one or more."""
         first, *others = some
         moments, tables, cut = first.moments, [first.values], first.cut
         hashes = dict(first.hashes)
@@ -109,13 +108,13 @@ class RowStatistics:
         return cls(moments, values, hashes, cut)
 
     def bounded(self, most: int = SLICE_VALUES) -> RowStatistics:
-        """The same with the most frequent values of each category alone, as they are."""
+        """The same with only the most frequent values of each category."""
         return self._cut(most, lambda of: of.slice(0, most))
 
     def merged_with(self, part: RowStatistics, most: int = MERGED_VALUES) -> RowStatistics:
-        """Statistics of both, no larger for it; see above. The order of parts makes a difference.
+        """Bounded statistics of both; the result depends on the order of parts.
 
-        All counts become smaller by that of the first value that has no place.
+        The count of the first value that is dropped is subtracted from all others.
         """
 
         def lessened(of: pa.Table) -> pa.Table:
@@ -126,11 +125,11 @@ class RowStatistics:
         return RowStatistics.merged([self, part])._cut(most, lessened)
 
     def different(self, name: str) -> int:
-        """Different values of a category; about, where some were dropped."""
+        """Number of distinct values of a category; an estimate where values were dropped."""
         kept = pc.sum(pc.equal(self.values["column"], name)).as_py() or 0
         if name not in self.cut or len(self.hashes[name]) < _HASHES:
             return int(kept)
-        share = float(self.hashes[name][-1]) / 2**64  # of all hashes, as far as these reach
+        share = float(self.hashes[name][-1]) / 2**64  # of all hashes, up to the largest one here
         return max(int(kept), round((_HASHES - 1) / share))
 
     def _cut(self, most: int, shorten: Callable[[pa.Table], pa.Table]) -> RowStatistics:
@@ -154,7 +153,7 @@ def _smallest(*hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _counted(name: str, column: pa.ChunkedArray) -> pa.Table:
-    """How many rows have each value, nulls left out."""
+    """Number of rows with each value, without nulls."""
     counts = pc.value_counts(decoded(column).combine_chunks())
     values, rows = counts.field("values"), counts.field("counts")
     there = values.is_valid()
@@ -169,17 +168,17 @@ def _counted(name: str, column: pa.ChunkedArray) -> pa.Table:
 
 
 def _by_rows(values: pa.Table) -> pa.Table:
-    """The most frequent first; of equals, by the value, so that the order is always the same."""
+    """Sort by number of rows, descending; ties by value."""
     return values.sort_by([("rows", "descending"), ("value", "ascending")])
 
 
 def fit_scaler(
     config: Config, features: tuple[FeatureColumn, ...], statistics: RowStatistics
 ) -> Scaler:
-    """The scaler of the rows that statistics are of.
+    """Fit the scaler to statistics of the rows.
 
     Raises:
-        InputError: A category is none, or no typed column varies.
+        InputError: A category identifies rows, or no typed column varies.
     """
     moments = statistics.moments
     if not any(column.type for column in features):
@@ -204,44 +203,44 @@ def fit_scaler(
 def _spec(
     column: FeatureColumn, feature: Feature, statistics: RowStatistics, rows: int
 ) -> ColumnSpec:
-    """What the scaler is told of a column that so many rows have a value of."""
+    """The scaler's specification of a column with a value in ``rows`` rows."""
     weight = feature.weight
     if column.type == "category":
-        told = _told_apart(column.name, feature, statistics, rows)
+        kept = _kept_values(column.name, feature, statistics, rows)
         return ColumnSpec(
             "category",
             weight=weight,
-            values=tuple(told["value"].to_pylist()),
-            codes=tuple(told["code"].to_pylist()),
-            rows=tuple(told["rows"].to_pylist()),
+            values=tuple(kept["value"].to_pylist()),
+            codes=tuple(kept["code"].to_pylist()),
+            rows=tuple(kept["rows"].to_pylist()),
         )
     kind = column.type or ("vector" if column.vector else "number")
     return ColumnSpec(kind, width=column.width, weight=weight, masks=column.type is not None)
 
 
-def _told_apart(name: str, feature: Feature, statistics: RowStatistics, total: int) -> pa.Table:
-    """The values of a category that have a place of their own, the most frequent first."""
+def _kept_values(name: str, feature: Feature, statistics: RowStatistics, total: int) -> pa.Table:
+    """The values of a category that are kept apart, the most frequent first."""
     values = statistics.values.filter(pc.equal(statistics.values["column"], name))
     different, about = statistics.different(name), "about " * (name in statistics.cut)
     if total >= _TELLING_ROWS and different > _MOST_DIFFERENT * total:
         raise InputError(
             f"column {name}: {about}{different:,} different values in {total:,} sampled rows; a "
-            "category has values that many rows share, and this one names rows. Take it out of "
-            "source.features; it may be one of source.keys"
+            "category has values that many rows share, but this one identifies rows. Take it out "
+            "of source.features; it may be a key, for source.keys"
         )
     least = max(_LEAST_ROWS, _LEAST_SHARE * total)
-    told = _by_rows(values.filter(pc.greater_equal(values["rows"], least)))
-    told = told.slice(0, feature.values)
-    known = int(told["rows"].to_numpy().sum())
+    kept = _by_rows(values.filter(pc.greater_equal(values["rows"], least)))
+    kept = kept.slice(0, feature.values)
+    known = int(kept["rows"].to_numpy().sum())
     if known < total / 2:
         log.warning(
-            "column %s: %d values are told apart, and %.0f %% of the rows have another one; raise "
+            "column %s: %d values are kept apart, and %.0f %% of the rows have another one; raise "
             "its values in source.features, or group them",
-            *(name, len(told), 100 * (1 - known / max(1, total))),
+            *(name, len(kept), 100 * (1 - known / max(1, total))),
         )
-    return told
+    return kept
 
 
 def _firsts(features: tuple[FeatureColumn, ...]) -> list[int]:
-    """Where each column begins in a raw row."""
+    """Position of each column's first value in a raw row."""
     return list(itertools.accumulate((c.width for c in features[:-1]), initial=0))

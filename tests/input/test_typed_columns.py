@@ -433,7 +433,7 @@ def test_parts_in_any_order_are_merged_in_one() -> None:
         for number in order:
             drawn.add(parts[number])
             if len(drawn.parts) < 6:
-                with pytest.raises(ValueError, match="without"):
+                with pytest.raises(ValueError, match="missing"):
                     drawn.merged()
         assert sorted(part.name for part in drawn.parts) == [part_name(n) for n in range(6)]
         merged.append(drawn.merged())
