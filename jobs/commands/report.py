@@ -1,4 +1,4 @@
-"""``dec report``: make the page of a run again, and show it."""
+"""``dec report``: recreate the report of a run, and open it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pipeline.lake.receipts import read_receipts
 from pipeline.report.making import make
 from pipeline.storage import Store, sha256
 
-_KEPT_S = 86_400  # a copy that was shown: its tab may be loaded again
+_KEPT_S = 86_400  # a copy: its tab may be reloaded
 
 
 def make_report(
     config_path: str, overrides: Sequence[str], run_id: str, *, open_it: bool, as_json: bool
 ) -> None:
-    """Write ``report/index.html`` of a run, and say where it is."""
+    """Write ``report/index.html`` of a run, and print its location."""
     lake = Store(configured(config_path, overrides).output)
     checked_run_id(run_id)
     known = None
-    while known != (known := len(read_receipts(lake))):  # what was forgotten meanwhile goes too
+    while known != (known := len(read_receipts(lake))):  # rows forgotten meanwhile
         report = make(lake, run_id)
     url = lake.locate(report.page.path)
     if as_json:
@@ -40,22 +40,22 @@ def make_report(
 
 
 def _local(lake: Store, path: str, url: str) -> str:
-    """An address that a browser opens: of an object store's file, a copy's."""
+    """URL for a browser; for a file in an object store, that of a local copy."""
     if "://" not in url:
         return Path(url).as_uri()
     folder = _own_folder()
     for old in folder.glob("*.html"):
-        with suppress(FileNotFoundError):  # by another command, meanwhile
+        with suppress(FileNotFoundError):  # deleted by another command meanwhile
             if old.stat().st_mtime < time.time() - _KEPT_S:
                 old.unlink()
-    # The same for the same page: showing it again leaves no second copy.
+    # One name per page: opening it again leaves no second copy.
     copy = folder / f"{sha256(url.encode())[:16]}.html"
     copy.write_bytes(lake.read_bytes(path))
     return copy.as_uri()
 
 
 def _own_folder() -> Path:
-    """For copies, which show rows: nobody else may read them, or have put a link there."""
+    """Private folder for copies, which show rows: no other user may read or replace it."""
     folder = Path(tempfile.gettempdir()) / f"dec-report-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Telling MLflow, TensorBoard and OpenLineage how a run goes, where ``track`` names them.
+"""Experiment trackers: MLflow, TensorBoard and OpenLineage, as far as ``track`` configures them.
 
-They watch: nothing that becomes of them changes a run or ends it. Each is told in a thread of its
-own, in the order of events, and has seconds for what is left at the end.
+Their failures never change or fail a run. Each gets its events in order in a thread of its own, and
+a few seconds at the end for those that are left.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from pipeline.storage import Store, why
 
 log = logging.getLogger(__name__)
 
-# What is left to be told at the end of a run; less where a grace period runs.
+# Time for the last events at the end of a run; shorter within a grace period.
 _LAST_SECONDS, _LAST_SECONDS_OF_GRACE = 10.0, 3.0
-# A tracker that hangs while a hundred thousand records come must not fill the memory.
+# A tracker that hangs must not fill the memory with waiting events.
 _WAITING = 10_000
 _PACKAGES = {"mlflow": "mlflow", "tensorboard": "tensorboard", "openlineage": "openlineage.client"}
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is known as an attempt begins to work.
+    """An attempt at a run, as it starts.
 
     Attributes:
-        config: The settings.
-        run_id: The run.
-        ds: What it publishes.
-        lake: The output folder.
-        started: UTC; tells this attempt from others at the same run.
+        config: Settings.
+        run_id: Id of the run.
+        ds: Logical date.
+        lake: Output folder.
+        started: Start in UTC, which distinguishes attempts at the same run.
     """
 
     config: Config
@@ -54,12 +54,12 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Ending:
-    """How the attempt ended.
+    """End of an attempt.
 
     Attributes:
-        error: Why it failed; None: it did not.
-        stage: The one that it came to.
-        summary: Of the whole run, where that is complete.
+        error: Error that it failed with; None: it did not fail.
+        stage: Last stage that started.
+        summary: Summary of the run; None where the run is not complete.
     """
 
     error: PipelineError | None
@@ -68,10 +68,10 @@ class Ending:
 
 
 class Tracker(Protocol):
-    """One that is told; it may raise and block as it likes."""
+    """Interface of a tracker; its methods may raise and block."""
 
     def begin(self) -> None:
-        """The attempt is the only one at this ds, and begins to work."""
+        """The attempt holds the lease of its ds, and starts."""
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """See ``Progress.measured``."""
@@ -80,18 +80,18 @@ class Tracker(Protocol):
         """A stage is complete."""
 
     def end(self, ending: Ending) -> None:
-        """Nothing follows."""
+        """Record how the attempt ended; the last call."""
 
 
 class Trackers:
-    """All that the config names, as one that watches progress.
+    """Progress observer that forwards events to all configured trackers.
 
     Args:
-        attempt: What they are told of.
-        on_failure: Told, in one line, of a tracker that failed; from another thread.
+        attempt: The attempt.
+        on_failure: Callback for the message of a failed tracker; called from another thread.
 
     Raises:
-        ConfigError: The package of one is not installed.
+        ConfigError: The package of a tracker is not installed.
     """
 
     def __init__(self, attempt: Attempt, on_failure: Callable[[str], None]) -> None:
@@ -109,48 +109,48 @@ class Trackers:
         self._begun = False
 
     def begin(self) -> None:
-        """Start to tell; what happened before is told to nobody."""
+        """Start the trackers; earlier events are not forwarded."""
         if not self._begun:
             self._begun = True
             for channel in self._channels:
                 channel.start()
-            self._tell("begin")
+            self._forward("begin")
 
     def stage_started(self, stage: str) -> None:
-        """No news."""
+        """Ignored."""
 
     def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
-        """Too often to be news."""
+        """Ignored: too frequent."""
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Told to each."""
-        self._tell("measured", stage, step, values)
+        """Forwarded to each tracker."""
+        self._forward("measured", stage, step, values)
 
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
-        """Told to each, with its seconds as a figure."""
+        """Forwarded to each tracker, with the stage's duration as a metric."""
         if not reused:
-            self._tell("measured", stage, 0, {"seconds": seconds})
-        self._tell("stage_finished", stage)
+            self._forward("measured", stage, 0, {"seconds": seconds})
+        self._forward("stage_finished", stage)
 
     def end(self, error: PipelineError | None, stage: str, result: Artifact | None) -> None:
-        """Tell how it ended, and wait for the trackers, but not for long."""
+        """Forward the end, and wait a few seconds for the trackers."""
         if not self._begun:
             return
         summary = result if isinstance(result, (Summary, NightSummary)) else None
-        self._tell("end", Ending(error, stage, summary))
+        self._forward("end", Ending(error, stage, summary))
         hurry = isinstance(error, Interrupted)
         deadline = time.monotonic() + (_LAST_SECONDS_OF_GRACE if hurry else _LAST_SECONDS)
         for channel in self._channels:
             channel.close(deadline)
 
-    def _tell(self, what: str, *arguments: Any) -> None:
+    def _forward(self, what: str, *arguments: Any) -> None:
         if self._begun:
             for channel in self._channels:
-                channel.tell(what, *arguments)
+                channel.put(what, *arguments)
 
 
 class _Channel:
-    """One tracker, and the thread that tells it."""
+    """A tracker with its queue of events and its thread."""
 
     def __init__(
         self, name: str, make: Callable[[], Tracker], on_failure: Callable[[str], None]
@@ -163,7 +163,7 @@ class _Channel:
     def start(self) -> None:
         self._thread.start()
 
-    def tell(self, what: str, *arguments: Any) -> None:
+    def put(self, what: str, *arguments: Any) -> None:
         if not self._failed:
             try:
                 self._events.put_nowait((what, arguments))
@@ -175,7 +175,7 @@ class _Channel:
             self._events.put_nowait(None)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._fail("it did not take the end of the run in time")
+            self._fail("it timed out at the end of the run")
 
     def _work(self) -> None:
         try:
@@ -210,7 +210,7 @@ def _tracker(name: str, attempt: Attempt) -> Tracker:
 def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # of the package around it
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 

@@ -1,4 +1,4 @@
-"""MLflow: one of its runs for each of ours, however many attempts that takes."""
+"""MLflow: one MLflow run per run, however many attempts that takes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from jobs.tracking import Attempt, Ending, final_figures, final_tags
 from pipeline.errors import Interrupted
 
-# A server that is away is given up in seconds, where MLflow tries for minutes; and what it tells
-# its makers about its use is nobody's business here. Whoever sets these variables decides.
+# Give up an unreachable server in seconds, where MLflow tries for minutes, and send no telemetry.
+# Variables that are set already win.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-# The longest value of a parameter in any of its versions, and most parameters in one request.
+# Limits of all MLflow versions: length of a parameter's value, parameters per request.
 _PARAMETER_LENGTH, _PARAMETERS = 500, 100
 
 
 class MlflowTracker:
-    """Writes parameters, metrics and tags by MLflow's client; no file of the run."""
+    """Writes parameters, metrics and tags with MLflow's client; no files."""
 
     def __init__(self, attempt: Attempt) -> None:
         for name, value in _ENVIRONMENT.items():
@@ -33,10 +33,10 @@ class MlflowTracker:
         self._attempt, self._settings = attempt, attempt.config.track.mlflow
         self._client: Any = MlflowClient(self._settings.uri)
         self._run = ""
-        self._told: set[tuple[str, int]] = set()  # metrics that the run has already
+        self._logged: set[tuple[str, int]] = set()  # metrics that the MLflow run has already
 
     def begin(self) -> None:
-        """Go on with the MLflow run of this run id, or start one."""
+        """Resume the MLflow run of this run id, or start one."""
         attempt = self._attempt
         experiment = self._experiment()
         found = self._client.search_runs([experiment], f"tags.run_id = '{attempt.run_id}'")
@@ -47,7 +47,7 @@ class MlflowTracker:
             known = set(ours[0].data.params)
             for key in ours[0].data.metrics:
                 history = self._client.get_metric_history(self._run, key)
-                self._told |= {(key, metric.step) for metric in history}
+                self._logged |= {(key, metric.step) for metric in history}
         else:
             tags = {"run_id": attempt.run_id, "ds": attempt.ds, "output": attempt.lake.url}
             made = self._client.create_run(experiment, tags=tags, run_name=attempt.run_id)
@@ -55,15 +55,15 @@ class MlflowTracker:
         self._log_parameters(known)
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Metrics ``stage/name``; those that an earlier attempt told are not told again."""
+        """Log metrics ``stage/name`` that earlier attempts have not logged."""
         self._log_metrics({f"{stage}/{name}": value for name, value in values.items()}, step)
 
     def stage_finished(self, stage: str) -> None:
-        """The last complete stage, as a tag."""
+        """Set the tag ``stage`` to the last complete stage."""
         self._client.set_tag(self._run, "stage", stage)
 
     def end(self, ending: Ending) -> None:
-        """The comparison, the model and the status."""
+        """Log the comparison, the model and the status."""
         if ending.error:
             self._client.set_tag(self._run, "error", str(ending.error)[:_PARAMETER_LENGTH])
             self._client.set_tag(self._run, "error_kind", type(ending.error).__name__)
@@ -74,7 +74,7 @@ class MlflowTracker:
             self._log_metrics(final_figures(summary), 0)
             for name, value in final_tags(summary).items():
                 self._client.set_tag(self._run, name, value)
-            for name in ("error", "error_kind"):  # of an attempt before
+            for name in ("error", "error_kind"):  # of an earlier attempt
                 self._client.set_tag(self._run, name, "")
         self._client.set_terminated(self._run, "FINISHED")
 
@@ -85,7 +85,7 @@ class MlflowTracker:
         return experiment
 
     def _log_parameters(self, known: set[str]) -> None:
-        """The resolved settings; MLflow lets nobody change one, so the first attempt's stay."""
+        """Log the resolved settings; MLflow forbids changes, so the first attempt's stay."""
         from mlflow.entities import Param
 
         settings = _flat(self._attempt.config.model_dump(mode="json"))
@@ -97,11 +97,11 @@ class MlflowTracker:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        new = [key for key in values if (key, step) not in self._told]
+        new = [key for key in values if (key, step) not in self._logged]
         if new:
             metrics = [Metric(key, values[key], now_ms, step) for key in new]
             self._client.log_batch(self._run, metrics=metrics)
-        self._told |= {(key, step) for key in new}
+        self._logged |= {(key, step) for key in new}
 
 
 def _flat(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""OpenLineage: which data went into a run and which came out, for catalogues that collect it."""
+"""OpenLineage: input and output datasets of a run, for data catalogues."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pipeline.storage import S3_SCHEME
 
 _PRODUCER = f"urn:dec-pipeline:{pipeline.__version__}"
 _API_KEY = "OPENLINEAGE_API_KEY"
-_RETRY = {"total": 2, "connect": 2, "read": 2}  # a server that is away is given up in seconds
+_RETRY = {"total": 2, "connect": 2, "read": 2}  # give up an unreachable server in seconds
 
 
 class OpenlineageTracker:
-    """Emits START, and COMPLETE, FAIL or ABORT, of each attempt, by OpenLineage's client.
+    """Emits START, and COMPLETE, FAIL or ABORT, of each attempt with OpenLineage's transports.
 
-    Its transport is used as it is: the client around it would add what it finds in the environment.
+    OpenLineage's client is not used: it would add settings from the environment.
     """
 
     def __init__(self, attempt: Attempt) -> None:
@@ -52,17 +52,17 @@ class OpenlineageTracker:
             self._transport = FileTransport(FileConfig(str(path), append=True))
 
     def begin(self) -> None:
-        """START, with what is known of the datasets before the first stage."""
+        """Emit START, with what is known of the datasets before the first stage."""
         self._emit("START", self._attempt.started, {}, self._inputs(), self._outputs(None))
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """No lineage."""
+        """Ignored: no lineage."""
 
     def stage_finished(self, stage: str) -> None:
-        """No lineage."""
+        """Ignored: no lineage."""
 
     def end(self, ending: Ending) -> None:
-        """COMPLETE, with schemas and rows; FAIL, with the error; or ABORT of an interruption."""
+        """Emit COMPLETE with schemas and rows, FAIL with the error, or ABORT when interrupted."""
         from openlineage.client.facet_v2 import error_message_run
 
         kind, facets = "COMPLETE", {}
@@ -106,7 +106,7 @@ class OpenlineageTracker:
         self._transport.emit(event)
 
     def _uuid(self) -> uuid.UUID:
-        """The attempt's: the same for whoever knows output, run id and when it began."""
+        """UUID of the attempt, derived from output, run id and start."""
         run = f"{self._attempt.lake.url}/runs/{self._attempt.run_id}"
         return uuid.uuid5(uuid.NAMESPACE_URL, f"{run}#{self._attempt.started.isoformat()}")
 
@@ -185,7 +185,7 @@ def _schema(types: Mapping[str, str]) -> Any:
 def dataset_name(location: str) -> tuple[str, str]:
     """Namespace and name of a location, by OpenLineage's rules for S3 and for files.
 
-    Of a glob it is the folder that the glob starts from.
+    For a glob, the folder above its first wildcard.
     """
     parts = location.rstrip("/").split("/")
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))

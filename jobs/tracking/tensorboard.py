@@ -1,4 +1,4 @@
-"""TensorBoard: the figures of a run as an event file, in a folder with the run's name."""
+"""TensorBoard: the metrics of a run as an event file, in a folder named after the run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.storage import Store
 
 
 class TensorboardTracker:
-    """Writes scalars by TensorBoard's own writer, which needs no TensorFlow.
+    """Writes scalars with TensorBoard's own writer, which needs no TensorFlow.
 
-    An object store has no files that grow: for one, the file grows here and is copied there after
-    each stage and at the end.
+    Files in an object store cannot grow: there, a local file is copied after each stage and at the
+    end.
     """
 
     def __init__(self, attempt: Attempt) -> None:
@@ -33,19 +33,19 @@ class TensorboardTracker:
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
 
     def begin(self) -> None:
-        """The file is there."""
+        """Nothing to do: the file exists already."""
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Scalars ``stage/name``."""
+        """Write scalars ``stage/name``."""
         self._write({f"{stage}/{name}": value for name, value in values.items()}, step)
 
     def stage_finished(self, stage: str) -> None:
-        """Everything up to here can be looked at."""
+        """Make everything up to here visible."""
         self._writer.flush()
         self._copy()
 
     def end(self, ending: Ending) -> None:
-        """The comparison."""
+        """Write the comparison, and close the file."""
         if ending.summary:
             self._write(final_figures(ending.summary), 0)
         self._writer.close()

@@ -1,4 +1,4 @@
-"""The map of a run: some rows of the reference sample, their cluster, and a place in the plane."""
+"""The map of a run: rows of the reference sample, their clusters, and coordinates in a plane."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ from pipeline.registry.models import load_model, settings_of
 from pipeline.schema import SHARD_KEY_COLUMNS
 from pipeline.storage import Store, parquet_bytes
 
-# More points hide one another, and t-SNE takes seconds up to here, minutes far beyond.
+# More points hide each other, and t-SNE takes seconds for these, minutes for many more.
 ROWS = 2_000
-# Parts that rows are taken from: a sample of a huge table has thousands, each a request.
+# Maximum number of parts to read: the sample of a huge table has thousands, each a request.
 PARTS = 64
-# Values that are kept with the map, so that a row can be drawn: 2,000 images of 28 × 28.
+# Maximum number of raw values kept for images of rows: 2,000 images of 28 × 28.
 _KEPT_VALUES = 2_000_000
-# Columns of the map; not names that a key column would have.
+# Columns of the map, with names that no key column has.
 X, Y = "dec_x", "dec_y"
 _ABOUT = b"dec_map"
 
 
 @dataclass(frozen=True)
 class About:
-    """What the map's file says of itself.
+    """Metadata in the map's file.
 
     Attributes:
-        method: Of the projection.
-        rows: On the map.
-        sampled_rows: Of the reference sample that they were drawn from.
-        dimensions: Of the embedding.
-        kept_neighbours: See ``pipeline.clustering.projection.Projection``, like the next.
-        distance_correlation: See there.
+        method: Method of the projection.
+        rows: Number of rows on the map.
+        sampled_rows: Number of rows in the reference sample.
+        dimensions: Dimensions of the embedding.
+        kept_neighbours: Share of nearest neighbours kept; see
+            ``pipeline.clustering.projection.Projection``.
+        distance_correlation: Rank correlation of distances; see there.
     """
 
     method: str
@@ -65,21 +66,21 @@ def map_bytes(
     ids: StoredFile | None,
     seed: int,
 ) -> bytes | None:
-    """Draw rows of the sample, label them as ``assign`` does, and lay them out in the plane.
+    """Draw rows of the sample, label them as ``assign`` does, and project them into the plane.
 
     Args:
-        lake: The output folder.
+        lake: Output folder.
         sample: The reference sample.
-        model: That labels.
-        features: Those of the sample.
+        model: Model that labels the rows.
+        features: Feature columns of the sample.
         keys: Key columns; empty: shard name and row number.
         ids: Permanent ids, see ``Champion.ids``; None: ids are positions.
-        seed: Decides what is drawn.
+        seed: Seed of the draw and of the projection.
 
     Returns:
         A Parquet file: the keys, ``dec_x`` and ``dec_y``, float32; the columns of the assignments
-        from ``cluster_id`` to ``distance``; and ``dec_features``, the raw row, where it is narrow
-        enough to keep. None where the sample has too few rows.
+        from ``cluster_id`` to ``distance``; and ``dec_features``, the raw row, unless too
+        wide. None where the sample has too few rows.
     """
     columns = list(keys) or list(SHARD_KEY_COLUMNS)
     rows = _drawn(lake, sample, [*columns, FEATURES], seed)
@@ -115,7 +116,7 @@ def map_bytes(
 
 
 def about(table: pa.Table) -> About | None:
-    """What the map says of itself; None where it says nothing that this version reads."""
+    """Metadata of a map; None where this version cannot read it."""
     try:
         return About(**json.loads((table.schema.metadata or {})[_ABOUT]))
     except (KeyError, ValueError, TypeError):
@@ -123,7 +124,7 @@ def about(table: pa.Table) -> About | None:
 
 
 def _drawn(lake: Store, sample: Sample, columns: list[str], seed: int) -> pa.Table | None:
-    """Rows of the sample, at most ``ROWS``, in the order in which they lie there."""
+    """Rows of the sample, at most ``ROWS``, in their order there."""
     random = np.random.default_rng([seed, sample.rows])
     parts = list(sample.parts)
     some_parts = len(parts) > PARTS

@@ -1,4 +1,4 @@
-"""Names for clusters, from what is peculiar to each: by rules here, or by a language model."""
+"""Names for clusters from their distinctive features: by rules here, or by a language model."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-MOST_NAME = 100  # characters: what still fits a line of `dec clusters`
-# Parts of a name: two say what a cluster is about; more only where two clusters share those.
+MOST_NAME = 100  # characters: fits a line of `dec clusters`
+# Traits in a name: two, or more only where clusters share them.
 _FEWEST, _MOST = 2, 5
-# In standard deviations of all rows; less is no peculiarity, unless nothing else is one either.
+# In standard deviations of all rows; smaller differences are not named.
 _NOTICEABLE = 0.5
 _MOST_WORD = 30  # characters of a column's name or a category
 
 
 @dataclass(frozen=True)
 class Trait:
-    """One way in which a cluster differs from all other rows.
+    """A feature in which a cluster differs from all other rows.
 
     Attributes:
-        feature: The user's column; with its place where it is a component of a vector.
-        value: The category, where the column has some.
-        difference: Of the means, in standard deviations of all rows.
-        mean: Of the cluster, in the user's units; of a category its share. None: not known.
+        feature: Name of the user's column, with the index of a component.
+        value: Value of a category; None for other features.
+        difference: Difference of the means in standard deviations of all rows.
+        mean: Mean in the cluster, in the user's units, or share of a category's value; None:
+            unknown.
     """
 
     feature: str
@@ -32,7 +33,7 @@ class Trait:
 
     @property
     def words(self) -> str:
-        """As part of a name."""
+        """Text for a name."""
         feature, more = short(self.feature), self.difference > 0
         if self.value is None:
             return f"{'high' if more else 'low'} {feature}"
@@ -45,15 +46,15 @@ class Trait:
 def names_by_features(
     traits_of: Mapping[int, Sequence[Trait]], taken: Collection[str] = ()
 ) -> dict[int, str]:
-    """A short name for each cluster, none of them twice.
+    """A short, unique name for each cluster.
 
     Args:
-        traits_of: Of each cluster id, the strongest first.
-        taken: Names that others have.
+        traits_of: Traits of each cluster id, the strongest first.
+        taken: Names of other clusters.
 
     Returns:
-        "high amount, low age", for example: two traits, or as many as it takes to be told from
-        the others; where all are the same, with the cluster's id.
+        "high amount, low age", for example: two traits, or more to distinguish the cluster from
+        others; with the cluster's id where all traits are the same.
     """
     found: dict[int, str] = {}
     used = set(taken)
@@ -67,7 +68,7 @@ def names_by_features(
         left = [cluster for cluster in left if cluster not in alone]
     for cluster in left:
         name = _numbered(_joined(traits_of[cluster], _FEWEST), cluster)
-        while name in used:  # somebody gave that very name to another
+        while name in used:  # another cluster has this very name
             name = _numbered(name, cluster)
         found[cluster] = name
         used.add(name)
@@ -75,7 +76,7 @@ def names_by_features(
 
 
 def accepted(name: object) -> str | None:
-    """A name as it may be stored and shown, from wherever it comes; None where it is none."""
+    """A name from any source, cleaned for storage and display; None where it is not valid."""
     if not isinstance(name, str):
         return None
     name = " ".join(name.split())
@@ -83,7 +84,7 @@ def accepted(name: object) -> str | None:
 
 
 def short(text: str) -> str:
-    """A column's name or a category, as part of a name: printable, in one line, not too long."""
+    """A column or a category for a name: printable, in one line, cut to length."""
     shown = "".join(c if c.isprintable() else " " for c in text)
     shown = " ".join(shown.split())
     return shown if len(shown) <= _MOST_WORD else f"{shown[: _MOST_WORD - 1]}…"

@@ -1,7 +1,7 @@
-"""Names by a language model, at an endpoint that speaks OpenAI's chat protocol.
+"""Names from a language model, at an endpoint with OpenAI's chat protocol.
 
-What is sent is what a profile says of each cluster: names of columns and categories, means, and
-differences. No rows and no keys of rows. What comes back is checked like anything from outside.
+The request has the profile of each cluster: names of columns and categories, means, differences. It
+never has rows or their keys. The answer is validated like any external input.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pipeline.naming import Trait, accepted, short
 
 log = logging.getLogger(__name__)
 
-# The key's name in the environment. Not OPENAI_API_KEY: that one is not for other endpoints.
+# Environment variable of the key. Not OPENAI_API_KEY, which is not for other endpoints.
 KEY = "DEC_NAMER_API_KEY"
-_CLUSTERS_A_REQUEST = 25  # an answer of a few hundred words, which small models still keep in order
-_MOST_REQUESTS = 20  # 500 clusters; the others, which are smaller, are named by their features
+_CLUSTERS_A_REQUEST = 25  # the answer has a few hundred words, which small models manage
+_MOST_REQUESTS = 20  # 500 clusters; smaller ones are named by their features
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _MOST_ANSWER_BYTES = 2**20
 _MOST_TRAITS = 6
@@ -43,17 +43,17 @@ _TASK = (
 
 
 class NoAnswer(Exception):
-    """The endpoint did not give names; in one line, without the key."""
+    """The endpoint gave no names; the message has one line, without the key."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where names are asked for.
+    """An endpoint that names clusters.
 
     Attributes:
         url: Base URL, such as https://api.openai.com/v1.
-        model: Which of its models.
-        timeout_s: For each request.
+        model: Name of the model at ``url``.
+        timeout_s: Timeout of each request.
     """
 
     url: str
@@ -67,15 +67,15 @@ class Endpoint:
         taken: Collection[str] = (),
         times: Collection[str] = (),
     ) -> dict[int, str]:
-        """Names for as many of the clusters as it gives good ones, the largest first.
+        """Valid names for clusters, requested for the largest first.
 
-        A request that fails is the last one: the others would fail too, and a night does not wait.
+        After a request that fails there is no other: it would fail too, and a night does not wait.
 
         Args:
-            traits_of: Of each cluster id, the strongest first.
-            rows_of: Its rows.
-            taken: Names that others have.
-            times: Features whose means are seconds since 1970: they are told as dates.
+            traits_of: Traits of each cluster id, the strongest first.
+            rows_of: Number of rows of each cluster.
+            taken: Names of other clusters.
+            times: Features whose means are seconds since 1970; they are sent as dates.
         """
         found: dict[int, str] = {}
         used = {name.casefold() for name in taken}
@@ -83,12 +83,12 @@ class Endpoint:
         all_rows = max(1, sum(rows_of.values()))
         for start in range(0, len(order), _CLUSTERS_A_REQUEST)[:_MOST_REQUESTS]:
             some = order[start : start + _CLUSTERS_A_REQUEST]
-            told = [
-                _told(cluster, rows_of.get(cluster, 0) / all_rows, traits_of[cluster], times)
+            described = [
+                _described(cluster, rows_of.get(cluster, 0) / all_rows, traits_of[cluster], times)
                 for cluster in some
             ]
             try:
-                answer = self._ask(told)
+                answer = self._ask(described)
             except NoAnswer as reason:
                 log.warning("names: %s; clusters are named by their features instead", reason)
                 break
@@ -112,9 +112,9 @@ class Endpoint:
         if key := os.environ.get(KEY):
             address = urllib.parse.urlsplit(self.url)
             if address.scheme == "http" and address.hostname not in _THIS_MACHINE:
-                raise NoAnswer(f"{self.url} is not https: a key ({KEY}) is not sent in the clear")
+                raise NoAnswer(f"{self.url} is not https: the key in {KEY} is not sent unencrypted")
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(  # the config allows http:// and https:// alone
+        request = urllib.request.Request(  # the config allows only http:// and https://
             f"{self.url.rstrip('/')}/chat/completions",
             data=json.dumps(body).encode(),
             headers=headers,
@@ -122,7 +122,7 @@ class Endpoint:
         return _names_in(self._fetch(request))
 
     def _fetch(self, request: urllib.request.Request) -> bytes:
-        # A timeout of sockets starts anew with each byte; this one is for all of them.
+        # A socket's timeout restarts with each byte; this one is for the whole answer.
         deadline = time.monotonic() + self.timeout_s
         content = b""
         try:
@@ -137,12 +137,12 @@ class Endpoint:
             raise NoAnswer(f"{self.url} answered {error.code}") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or type(error).__name__
-            raise NoAnswer(f"{self.url} cannot be asked: {reason}") from None
+            raise NoAnswer(f"{self.url} cannot be reached: {reason}") from None
         return content
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key elsewhere."""
+    """Redirects are refused: they would send the key elsewhere."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -151,20 +151,20 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-def _told(
+def _described(
     cluster: int, share: float, traits: Sequence[Trait], times: Collection[str]
 ) -> dict[str, Any]:
     features = []
     for trait in traits[:_MOST_TRAITS]:
-        told: dict[str, Any] = {"feature": short(trait.feature)}
+        content: dict[str, Any] = {"feature": short(trait.feature)}
         if trait.value is not None:
-            told["category"] = short(trait.value)
-        told["difference"] = round(trait.difference, 2)
+            content["category"] = short(trait.value)
+        content["difference"] = round(trait.difference, 2)
         if trait.mean is not None:
-            told["mean"] = float(f"{trait.mean:.4g}")
+            content["mean"] = float(f"{trait.mean:.4g}")
             if trait.feature in times:
-                told["mean"] = _date(trait.mean)
-        features.append(told)
+                content["mean"] = _date(trait.mean)
+        features.append(content)
     return {"cluster": cluster, "share": round(share, 4), "features": features}
 
 
@@ -176,12 +176,12 @@ def _date(seconds: float) -> str:
 
 
 def _names_in(content: bytes) -> dict[str, Any]:
-    """The object in the answer's text, which models like to wrap in words."""
+    """The JSON object in the answer's text, which models wrap in words."""
     try:
         text = json.loads(content)["choices"][0]["message"]["content"]
         names = json.loads(text[text.index("{") : text.rindex("}") + 1])
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise NoAnswer("the answer of the endpoint holds no JSON object of names") from None
+        raise NoAnswer("the endpoint's answer has no JSON object of names") from None
     if not isinstance(names, dict):
-        raise NoAnswer("the answer of the endpoint holds no JSON object of names")
+        raise NoAnswer("the endpoint's answer has no JSON object of names")
     return names

@@ -110,7 +110,7 @@ def test_a_redirect_is_not_followed(chat: Server, monkeypatch: pytest.MonkeyPatc
 def test_nobody_answers(caplog: pytest.LogCaptureFixture) -> None:
     endpoint = Endpoint("http://127.0.0.1:9/v1", "small", timeout_s=5)
     assert endpoint.names(TRAITS, ROWS) == {}
-    assert "cannot be asked" in caplog.text
+    assert "cannot be reached" in caplog.text
 
 
 def test_an_answer_that_does_not_come(chat: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -125,7 +125,7 @@ def test_an_answer_that_does_not_come(chat: Server, caplog: pytest.LogCaptureFix
         assert Endpoint(chat.url, "small", timeout_s=0.2).names(TRAITS, ROWS) == {}
     finally:
         waiting.set()
-    assert "cannot be asked: " in caplog.text
+    assert "cannot be reached: " in caplog.text
 
 
 def test_many_clusters_in_a_bounded_number_of_requests(chat: Server) -> None:

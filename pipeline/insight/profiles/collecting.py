@@ -1,4 +1,4 @@
-"""Profiling: what is seen of a slice's rows while they are labelled → its profile."""
+"""Collect the profile of a slice from its rows while they are labelled."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.insight.profiles.layout import CATEGORY_SCHEMA, Layout, profiled_e
 from pipeline.insight.profiles.merging import Profile, counted, first_exemplars
 from pipeline.schema import EXEMPLAR_KINDS
 
-# Rows whose moments are taken together: some of each cluster, or merging costs more than adding.
+# Minimum rows per batch of moments: some of each cluster, or merging costs more than adding.
 _FEWEST_ROWS, _ROWS_PER_CLUSTER = 1_024, 32
-_MOST_VALUES = 2**22  # in them
-# Values of a slice that points are made of: as many as it has rows, at least so many. Each takes
-# 0.1 µs, as little as a thirtieth of what labelling a row takes.
+_MOST_VALUES = 2**22  # in a batch
+# Minimum values of a slice that quantile points are made of; otherwise its number of rows. A value
+# takes 0.1 µs, at least a thirtieth of labelling a row.
 _POINT_VALUES = 2**18
 _WANTED = ("cluster_id", "confidence", "cluster_id_2", "confidence_2", "distance")
-# Counts of values, and exemplars, that wait to be put together.
+# Counts of values, and exemplars, that wait to be merged.
 _WAITING_ROWS, _WAITING_EXEMPLARS = 2**16, 128
 
 
@@ -31,9 +31,9 @@ class SliceProfile:
     """Collects the profile of a slice, block by block, in the order of its rows.
 
     Args:
-        layout: What is collected.
-        clusters: How many there are.
-        rows: Of the slice.
+        layout: Content of the profile.
+        clusters: Number of clusters.
+        rows: Number of rows in the slice.
         keys: Schema of the key columns.
         shards: Names of the slice's shards, by number.
     """
@@ -54,7 +54,7 @@ class SliceProfile:
         self._together = max(1, min(wanted, _MOST_VALUES // max(width, raw)))
         scalars = max(1, len(layout.scalars))
         self._every = max(1, math.ceil(rows * scalars / max(_POINT_VALUES, rows)))
-        self._next = 0  # of the rows to come, the first whose values make points
+        self._next = 0  # index of the next row that is sampled for points
         self._waiting: list[tuple[RowBlock, pa.Table]] = []
         self._rows_waiting = 0
         self._moments = GroupMoments.none(layout.starts[-1])
@@ -63,15 +63,15 @@ class SliceProfile:
         self._exemplars = _Exemplars(layout, profiled_exemplar_schema(keys))
 
     def add(self, block: RowBlock, found: pa.Table) -> None:
-        """Some rows, and their assignments with the key columns."""
+        """Add rows, and their assignments with the key columns."""
         self._waiting.append((block, found.select([*self._keys.names, *_WANTED])))
         self._rows_waiting += len(found)
         if self._rows_waiting >= self._together:
-            self._take_in()
+            self._add_waiting()
 
     def finished(self) -> Profile:
-        """The profile of all rows."""
-        self._take_in()
+        """The profile of all added rows."""
+        self._add_waiting()
         layout, points = self._layout, Points.none(0)
         if layout.points and layout.scalars and self._chosen:
             ids_B, x_BS = (np.concatenate(parts) for parts in zip(*self._chosen, strict=True))
@@ -84,7 +84,7 @@ class SliceProfile:
             exemplars=self._exemplars.first(),
         )
 
-    def _take_in(self) -> None:
+    def _add_waiting(self) -> None:
         waiting, self._waiting, self._rows_waiting = self._waiting, [], 0
         if not waiting:
             return
@@ -151,7 +151,7 @@ def _column(block: RowBlock, name: str) -> pa.ChunkedArray | None:
 class _Exemplars:
     """The first rows of each cluster and kind so far.
 
-    Their features lie beside the table, which has their places: Arrow copies lists one by one.
+    Features are kept outside of the table, which has their index: Arrow copies lists one by one.
     """
 
     def __init__(self, layout: Layout, schema: pa.Schema) -> None:
@@ -161,12 +161,12 @@ class _Exemplars:
         self._tables = [interim.empty_table()]
         self._features: list[NDArray[np.float32]] = []
         self._rows = self._rows_before = self._featured = 0
-        # Clusters that are known, and of each kind how far its last one is down the order.
+        # Known clusters, and for each kind the order of the last exemplar kept.
         self._known = np.zeros(0, np.int64)
         self._last_2K = np.zeros((len(EXEMPLAR_KINDS), 1), np.float32)
 
     def first(self) -> pa.Table:
-        """What is left of all that was added."""
+        """The exemplars of all added rows."""
         self._prune()
         (table,) = self._tables
         kind = self._schema.field(self._place)
@@ -185,7 +185,7 @@ class _Exemplars:
         x_BF: NDArray[np.generic],
         places: tuple[pa.Array, NDArray[np.int64]],
     ) -> None:
-        """Some rows: their keys, assignments and features, shard and place in it."""
+        """Add rows: keys, assignments, features, and shard with row number."""
         most = self._layout.exemplars
         if not most:
             return
@@ -220,7 +220,7 @@ class _Exemplars:
     def _keep_features(
         self, x_BF: NDArray[np.generic], ids_B: NDArray[np.integer], chosen_B: NDArray[np.int64]
     ) -> pa.Array:
-        """Places of the features of those that are among the first of their cluster."""
+        """Keep the features of rows among the first of their cluster, and return their indices."""
         ids_B = ids_B[chosen_B]  # by cluster
         turn_B = np.arange(len(ids_B)) - np.searchsorted(ids_B, ids_B)
         with_B = turn_B < self._layout.features
@@ -230,7 +230,7 @@ class _Exemplars:
         return pa.array(place_B, mask=~with_B)
 
     def _last(self, kind: int, ids_B: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Which order a row must be below to be among the first; infinite while there is room."""
+        """Order below which a row is among the first; infinite while there is room."""
         if not len(self._known):
             return np.full(len(ids_B), np.inf, np.float32)
         place_B = np.minimum(np.searchsorted(self._known, ids_B), len(self._known) - 1)

@@ -15,13 +15,13 @@ from pipeline.insight.profiles.merging import Profile, counted
 from pipeline.schema import EXEMPLAR_KINDS, PROFILE_SCHEMA
 
 QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
-# Values of a category, and components of a vector, that have rows of their own: of every cluster.
+# Maximum rows per cluster for the values of a category and for the components of a vector.
 _VALUES, _COMPONENTS = 32, 10
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What all rows of both tables have in common."""
+    """Columns with one value in both tables."""
 
     ds: str
     run_id: str
@@ -29,7 +29,7 @@ class Origin:
 
 
 def profile_table(profile: Profile, origin: Origin) -> pa.Table:
-    """One row a cluster and feature, of ``PROFILE_SCHEMA``; by cluster, then by rank."""
+    """One row per cluster and feature, ``PROFILE_SCHEMA``; by cluster, then by rank."""
     moments, layout = profile.moments, profile.layout
     contrast = Contrast.of(moments)
     scalars = _scalars(profile)
@@ -61,7 +61,7 @@ def profile_table(profile: Profile, origin: Origin) -> pa.Table:
 
 
 def exemplars_table(profile: Profile, origin: Origin, schema: pa.Schema) -> pa.Table:
-    """The exemplars, of ``pipeline.schema.exemplar_schema``; by cluster, kind and rank."""
+    """The exemplars, ``pipeline.schema.exemplar_schema``; by cluster, kind and rank."""
     found = profile.exemplars
     group_B = found["dec_cluster_id"].to_numpy().astype(np.int64) * len(EXEMPLAR_KINDS)
     group_B += found["dec_kind"].to_numpy()
@@ -83,18 +83,18 @@ def exemplars_table(profile: Profile, origin: Origin, schema: pa.Schema) -> pa.T
 
 @dataclass(frozen=True)
 class _Rows:
-    """Some entries of every cluster: arrays of shape (n_clusters, entries), NaN for null.
+    """The same entries for every cluster: arrays of shape (n_clusters, entries), NaN for null.
 
     Attributes:
-        features: Of each entry.
-        kinds: Of each.
-        values: Of each; None where it is no category's.
-        difference_KE: See the schema, like all others by their names.
-        null_share_KE: …
-        numbers: mean, std, min, max and the quantiles, those that there are.
-        component_KE: Places in the vector.
-        vectors: mean_vector and difference_vector, of the only entry, shape (n_clusters, width);
-            NaN where a component has no values.
+        features: Column ``feature`` of each entry.
+        kinds: Column ``kind`` of each entry.
+        values: Column ``value`` of each entry.
+        difference_KE: Column ``difference``.
+        null_share_KE: Column ``null_share``.
+        numbers: Columns mean, std, min, max and the quantiles, as far as there are any.
+        component_KE: Column ``component``; None where all are null.
+        vectors: Columns mean_vector and difference_vector of a single entry, shape
+            (n_clusters, width); NaN where a component has no values.
     """
 
     features: Sequence[str]
@@ -135,7 +135,7 @@ class _Rows:
 
 
 def _scalars(profile: Profile) -> _Rows:
-    """Numbers and values of categories."""
+    """Entries of number columns and of values of categories."""
     layout, moments = profile.layout, profile.moments
     numbers = _chosen(moments, layout.scalars)
     names = [column.name for column in layout.measured if column.kind == "number"]
@@ -164,11 +164,11 @@ def _chosen(moments: GroupMoments, places: Sequence[int]) -> GroupMoments:
 
 
 def _indicators(profile: Profile) -> tuple[GroupMoments, list[str], list[str | None]]:
-    """Moments of the columns that are 1 where a category has a value; their columns and values."""
+    """Moments of the indicators of categories' values; the column and the value of each."""
     layout, moments = profile.layout, profile.moments
     counts = counted([profile.categories], min(_VALUES, layout.values))
     names = ["dec_column", "dec_value"]
-    # A column without any value has one row too, which says so.
+    # A column without any value has one entry, too.
     every = range(len(layout.categories))
     empty = pa.array(sorted({*every} - {*counts["dec_column"].to_pylist()}), pa.int32())
     nothing = pa.table([empty, pa.nulls(len(empty), pa.string())], names)
@@ -237,7 +237,7 @@ def _vector(moments: GroupMoments, contrast: Contrast, name: str, of: slice) -> 
 
 
 def _components(moments: GroupMoments, contrast: Contrast, name: str, of: slice) -> _Rows:
-    """The strongest of a vector, of each cluster."""
+    """Entries of the strongest components of a vector, in each cluster."""
     difference_KF = contrast.differences()[:, of]
     order_KF = np.argsort(-np.abs(difference_KF), axis=1, kind="stable")
     strongest_KE = order_KF[:, :_COMPONENTS]
