@@ -180,9 +180,9 @@ class CostInputs:
 def task_costs(run: CostInputs, core_s: float, reads: int = 1) -> StageCosts:
     """Costs of a stage that is one task, with one worker's threads, and reads the sample so often.
 
-    It holds the raw rows of the sample, and what it makes of them.
+    It holds up to three copies of the sample, as features and as embeddings, in float32.
     """
-    threads, embedding = run.cluster.threads, run.config.model.embedding
+    threads, values = run.cluster.threads, run.manifest.width + run.config.model.embedding
     return StageCosts(
         rows=run.sample_rows,
         fixed_seconds=0.2,
@@ -190,7 +190,7 @@ def task_costs(run: CostInputs, core_s: float, reads: int = 1) -> StageCosts:
         cores=threads,
         gets=2 + TABLE_GETS * (3 + reads * run.sample_parts),
         puts=1,
-        held_bytes=run.sample_rows * (2 * run.row_bytes + 12 * embedding),
+        held_bytes=run.sample_rows * values * 12,
     )
 
 
