@@ -176,6 +176,13 @@ def test_every_setting_is_described() -> None:
     assert all(text and text[0].isupper() for text in descriptions.values()), descriptions
 
 
+def test_the_section_model_is_not_all_that_affects_the_model(tmp_path: Path) -> None:
+    config = load(tmp_path, "model.embedding=5", "refine.tol=0", "source.nulls=mean")
+    assert config.content("model") == {"model.embedding": 5}
+    assert config.content("refine", without=("refine.tol",)) == {}
+    assert config.fit_settings().keys() >= {"model.embedding", "refine.tol", "source.nulls"}
+
+
 def test_settings_of_a_stage_are_checked_by_name() -> None:
     with pytest.raises(AssertionError, match="no setting refine"):
         content_of("refine.alpah")

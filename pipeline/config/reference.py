@@ -43,7 +43,7 @@ _TYPES = {"string": "text", "object": "mapping", "boolean": "true or false"}
 
 def reference() -> str:
     """All settings in Markdown, a table for each section."""
-    affects = [f"- **{name}**: {text}." for name, text in _CHANGES.items()]
+    affects = [f"- **{affects.value}**: {text}." for affects, text in _CHANGES.items()]
     return _INTRODUCTION + "\n".join([*affects, *_tables(Config, "")]) + "\n"
 
 
@@ -55,7 +55,7 @@ def _tables(section: type[Section], path: str) -> Iterator[str]:
         if name in properties:  # of this section, not of one in it
             default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
             description = " ".join((field.description or "").split())
-            cells = (f"`{name}`", _type(properties[name]), default, affects, description)
+            cells = (f"`{name}`", _type(properties[name]), default, affects.value, description)
             rows.append(f"| {' | '.join(cells)} |")
     about = (section.__doc__ or "").partition("\n")[0]
     yield f"\n## `{path}`\n\n{about}\n" if path else "\n## Top level\n"

@@ -22,8 +22,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Affects(enum.StrEnum):
-    """What a setting affects, and so what a change of it leads to."""
+class Affects(enum.Enum):
+    """What a setting affects; no text, since sections have the same names."""
 
     MODEL = "model"
     RESULT = "result"
@@ -74,15 +74,13 @@ class Setting:
 
     def content(self, config: Section) -> dict[str, Any]:
         """The setting's part of a fingerprint, by its path; empty at a default of version 1."""
-        value = operator.attrgetter(self.path)(config)
-        content = _content(self.field, value)
-        return {} if content is None else {self.path: content[0]}
+        return _content(self.path, self.field, operator.attrgetter(self.path)(config))
 
     def is_in(self, names: Collection[str | Affects]) -> bool:
         """Whether a name is this setting's path, one of its sections, or what it affects."""
-        sections = self.path.split(".")
-        paths = {".".join(sections[: length + 1]) for length in range(len(sections))}
-        return self.affects in names or not paths.isdisjoint(names)
+        return any(
+            name in (self.affects, self.path) or self.path.startswith(f"{name}.") for name in names
+        )
 
 
 @functools.cache
@@ -106,18 +104,18 @@ def sections_in(annotation: Any) -> list[type[Section]]:
     return [section for of in typing.get_args(annotation) for section in sections_in(of)]
 
 
-def _content(field: FieldInfo, value: Any) -> tuple[Any] | None:
-    """What a fingerprint holds of a value, as JSON; None: nothing."""
+def _content(path: str, field: FieldInfo, value: Any) -> dict[str, Any]:
     if field.is_required() or value != field.default:
-        return (_json(value),)
+        return {path: _json(value)}
     versions = (marker.number for marker in field.metadata if isinstance(marker, DefaultVersion))
     version = next(versions, 1)
-    return ({"default_version": version},) if version > 1 else None
+    return {path: {"default_version": version}} if version > 1 else {}
 
 
 def _json(value: Any) -> Any:
     if isinstance(value, Section):
-        fields = type(value).model_fields
-        found = {name: _content(field, getattr(value, name)) for name, field in fields.items()}
-        return {name: content[0] for name, content in found.items() if content is not None}
+        found: dict[str, Any] = {}
+        for name, field in type(value).model_fields.items():
+            found |= _content(name, field, getattr(value, name))
+        return found
     return [_json(item) for item in value] if isinstance(value, list) else value
