@@ -19,28 +19,19 @@ from pydantic import ValidationError
 
 from pipeline import logs
 from pipeline.artifacts.nights import Action
-from pipeline.artifacts.records import Artifact, Record, StoredFile, fingerprint_of
+from pipeline.artifacts.records import Artifact, StoredFile, fingerprint_of
 from pipeline.artifacts.summaries import StageTime
 from pipeline.bill.records import StageCosts
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.progress import Progress, Watchers, figures
+from pipeline.runs import Marker, RunFolder
 from pipeline.storage import Store, sha256
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
-
-
-class Marker(Record):
-    """``stages/<stage>/done.json``: this stage is complete, and what it left."""
-
-    stage: str
-    fingerprint: str
-    seconds: float
-    finished_at: str
-    artifact: dict[str, Any]
 
 
 @dataclass
@@ -87,13 +78,18 @@ class Context:
     times: list[StageTime] = field(default_factory=list)
 
     @property
+    def folder(self) -> RunFolder:
+        """What the run has left so far."""
+        return RunFolder(self.lake, self.run_id)
+
+    @property
     def run_path(self) -> str:
         """The run's folder, below the output."""
-        return f"runs/{self.run_id}"
+        return self.folder.path
 
     def stage_path(self, stage: str, name: str = "") -> str:
         """A stage's folder, or a file in it, below the output."""
-        return f"{self.run_path}/stages/{stage}" + (f"/{name}" if name else "")
+        return self.folder.stage_path(stage, name)
 
     def store(self, path: str, content: bytes) -> StoredFile:
         """Write a file of an artifact."""
@@ -233,16 +229,15 @@ class Execution:
         return marker, artifact
 
     def _marker(self, stage: Stage[P, A], fingerprint: str) -> Marker | None:
-        try:
-            content = self.context.lake.read_json(self._marker_path(stage))
-            marker = Marker.model_validate(content)
-            stage.artifact_type.model_validate(marker.artifact)
-        except FileNotFoundError:
+        marker = self.context.folder.marker(stage.name)
+        if marker is None or marker.fingerprint != fingerprint:
             return None
-        except (ValueError, ValidationError):  # of another version, or damaged: do the work again
+        try:
+            stage.artifact_type.model_validate(marker.artifact)
+        except ValidationError:  # of another version: do the work again
             log.warning("run %s stage %s: marker cannot be read", self.context.run_id, stage.name)
             return None
-        return marker if marker.fingerprint == fingerprint else None
+        return marker
 
     def _marker_path(self, stage: Stage[P, A]) -> str:
         return self.context.stage_path(stage.name, "done.json")

@@ -16,13 +16,14 @@ from pipeline.artifacts.nights import Champion, Identity, NightDecision, Referen
 from pipeline.artifacts.records import Artifact, StoredFile
 from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config
-from pipeline.engine import Context, Marker
+from pipeline.engine import Context
 from pipeline.input.samples import FEATURES, HELD_OUT
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.scaling import Scaler
 from pipeline.registry.entries import CLUSTER_SCHEMA, TRANSITION_SCHEMA, Entry, append
 from pipeline.registry.models import centroids_bytes, scaler_bytes, store_model, weights_bytes
 from pipeline.registry.reference import bins_bytes
+from pipeline.runs import Marker
 from pipeline.storage import parquet_bytes
 
 WIDTH = 4

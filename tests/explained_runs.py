@@ -20,7 +20,7 @@ from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Champion, Reference
 from pipeline.artifacts.records import Artifact, StoredFile
 from pipeline.config import Config
-from pipeline.engine import Context, Marker, Stage
+from pipeline.engine import Context, Stage
 from pipeline.input.reading import Reader, pieces_of
 from pipeline.input.samples import write_sample_part
 from pipeline.input.slices import by_slice, sample_share
@@ -28,6 +28,7 @@ from pipeline.labelling.assigning import Assigner, AssignJob
 from pipeline.lake.snapshots import FileList, Partition, publish
 from pipeline.model.scaling import Scaler
 from pipeline.registry.models import centroids_bytes, scaler_bytes, store_model
+from pipeline.runs import Marker
 from pipeline.stages import describe as describing
 from pipeline.stages import explain as explaining
 from pipeline.stages.pin import pin

@@ -173,7 +173,7 @@ def test_a_run_of_an_earlier_version(run: KnownRun) -> None:
     run.lake.write_json("runs/older/run.json", {"run_id": "older", "ds": "2026-01-01"})
     for name, words in (("explain", ()), ("locate", ("--key", "1"))):
         line = error_of(dec(run, name, *words, run_id="older"), 3)
-        assert "the same run id again adds what is missing" in line
+        assert "adds what is missing with --run-id older" in line
 
 
 # ----------------------------------------------------------------------------------------- locate

@@ -212,7 +212,7 @@ class _Tuner:
 
         identity = {"run_id": self.id, "ds": self.id, "version": pipeline.__version__}
         path = f"{self._context.run_path}/run.json"
-        if not self.lake.create_json(path, identity) and self.lake.read_json(path)["ds"] != self.id:
+        if not self.lake.create_json(path, identity) and self._context.folder.ds != self.id:
             raise ConfigError(f"--run-id {self.id} is a run, not a tuning; use another --run-id")
         stages = Execution(self.config, self._context)
         manifest = stages.complete(pin)

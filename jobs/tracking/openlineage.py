@@ -15,9 +15,9 @@ import pipeline
 from jobs.tracking import Attempt, Ending
 from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.inputs import Manifest
-from pipeline.engine import Marker
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.lake.snapshots import read_file_list
+from pipeline.runs import RunFolder
 from pipeline.schema import UNDATED, assignment_schema
 from pipeline.storage import S3_SCHEME
 
@@ -153,9 +153,8 @@ class OpenlineageTracker:
             return [OutputDataset(*name)]
         schema = assignment_schema(manifest.carried_schema, manifest.keys)
         version = dataset_version_dataset.DatasetVersionDatasetFacet(str(ending.summary.snapshot))
-        lake, run = self._attempt.lake, self._attempt.run_id
-        marker = Marker.model_validate(lake.read_json(f"runs/{run}/stages/assign/done.json"))
-        assignments = Assignments.model_validate(marker.artifact)
+        lake = self._attempt.lake
+        assignments = RunFolder(lake, self._attempt.run_id).artifact("assign", Assignments)
         files = read_file_list(lake, assignments.files.path).files
         statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
             rowCount=ending.summary.rows_out,
@@ -169,9 +168,8 @@ class OpenlineageTracker:
         return [OutputDataset(*name, outputFacets={"outputStatistics": statistics}, facets=facets)]
 
     def _manifest(self) -> Manifest | None:
-        path = f"runs/{self._attempt.run_id}/manifest.json"
         with contextlib.suppress(OSError, ValueError, PipelineError):  # not pinned yet
-            return Manifest.model_validate(self._attempt.lake.read_json(path))
+            return RunFolder(self._attempt.lake, self._attempt.run_id).read_manifest()
         return None
 
 

@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ValidationError
 
 from pipeline.artifacts.explanations import Description, Explanation
-from pipeline.artifacts.records import Artifact
-from pipeline.engine import Marker
 from pipeline.errors import InputError
 from pipeline.insight.profiles.files import as_it_is_now
 from pipeline.registry.clusters import keys_as_json, living
 from pipeline.registry.entries import latest_entry
+from pipeline.runs import RunFolder
 from pipeline.schema import DESCRIBED_SCHEMA, EXEMPLAR_KINDS, PROFILE_SCHEMA, RULE_SCHEMA
 from pipeline.storage import Store
-
-A = TypeVar("A", bound=Artifact)
 
 
 @dataclass(frozen=True)
@@ -94,8 +90,9 @@ def explained_run(lake: Store, run_id: str) -> ExplainedRun:
     Raises:
         InputError: The run does not exist, has not come that far, or another version explained it.
     """
-    explanation = stage_artifact(lake, run_id, "explain", Explanation)
-    description = stage_artifact(lake, run_id, "describe", Description)
+    run = RunFolder(lake, run_id)
+    explanation = run.artifact("explain", Explanation)
+    description = run.artifact("describe", Description)
     rows = _read(lake, description.clusters.path, DESCRIBED_SCHEMA).to_pylist()
     clusters = {row["cluster_id"]: row for row in rows}
     names = {i: row["name"] for i, row in clusters.items() if row["name"] is not None}
@@ -111,32 +108,6 @@ def registered_names(lake: Store) -> dict[int, str]:
     table = living(lake.read_table(entry.clusters.path, ["cluster_id", "name", "died"]))
     named = table.filter(table["name"].is_valid())
     return dict(zip(named["cluster_id"].to_pylist(), named["name"].to_pylist(), strict=True))
-
-
-def stage_artifact(lake: Store, run_id: str, stage: str, kind: type[A]) -> A:
-    """Read the artifact of a run's stage.
-
-    Raises:
-        InputError: The run does not exist, has not come that far, or another version wrote it.
-    """
-    if not lake.exists(f"runs/{run_id}/run.json"):
-        raise InputError(
-            f"run {run_id} does not exist; give one from {lake.locate('runs')}, for example the "
-            "run id that `dec run` and `dec nightly` show"
-        )
-    path = f"runs/{run_id}/stages/{stage}/done.json"
-    try:
-        return kind.model_validate(Marker.model_validate(lake.read_json(path)).artifact)
-    except FileNotFoundError:
-        raise InputError(
-            f"run {run_id} is not explained: {lake.locate(path)} does not exist. It has not come "
-            "that far, or an earlier version made it; the same run id again adds what is missing"
-        ) from None
-    except (ValueError, ValidationError):  # of JSON and of pydantic
-        raise InputError(
-            f"run {run_id}: {lake.locate(path)} is damaged, or of a version that this one cannot "
-            "read; the same run id again makes it anew"
-        ) from None
 
 
 def timestamp_columns(explanation: Explanation) -> dict[str, str]:

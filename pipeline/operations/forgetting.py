@@ -39,8 +39,9 @@ from pipeline.lake.snapshots import (
 )
 from pipeline.lake.tables import Table, TableCommit
 from pipeline.operations.forgotten_keys import KeySet
-from pipeline.operations.holdings import COPY, Census, Holding, ds_of_run
+from pipeline.operations.holdings import COPY, Census, Holding
 from pipeline.registry import entries as registry
+from pipeline.runs import RunFolder
 from pipeline.storage import Store, open_input, sha256, why
 
 _LEASE_S = 60.0
@@ -162,7 +163,7 @@ def _markers(lake: Store, removed: Collection[str]) -> Iterator[str]:
 def _ds_of(lake: Store, removed: Collection[str]) -> set[str]:
     """Ds of the runs that may be reading these files."""
     runs = {path.split("/")[1] for path in _markers(lake, removed)}
-    return {ds for run in runs for ds in ds_of_run(lake, run)}
+    return {ds for run in runs if (ds := RunFolder(lake, run).ds)}
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from pipeline.lake.snapshots import (
 )
 from pipeline.registry.entries import FOLDER as REGISTRY
 from pipeline.registry.entries import entry_numbers, read_entry
+from pipeline.runs import RunFolder
 from pipeline.schema import NAME_PATTERN
 from pipeline.storage import FoundFile, Store, why
 
@@ -254,7 +255,7 @@ class _Census:
         for run in self.run_files:
             if run in self._published or not self._is_old(run):
                 self._protect_listed(run)
-            elif (ds := self._ds(run)) and is_held(lake, ds):
+            elif (ds := RunFolder(self._lake, run).ds) and is_held(lake, ds):
                 self._protect_listed(run)
                 self.worked_on.append(f"run {run}")
             else:
@@ -290,7 +291,7 @@ class _Census:
                 going.sort(key=lambda p: (not p.endswith("/done.json"), p.endswith("/run.json")))
                 removal = _removal(kind, f"runs/{run}", going, files)
                 of_run = [file for path, file in files.items() if path.startswith("runs/")]
-                yield replace(removal, ds=self._ds(run), seen=_versions(of_run))
+                yield replace(removal, ds=RunFolder(self._lake, run).ds, seen=_versions(of_run))
 
     def models_and_tables(self, gone: set[str]) -> Iterator[Removal]:
         """Models, and files of the registry, that nothing names: no run that is there either."""
@@ -415,13 +416,6 @@ class _Census:
                     # What was forgotten is kept by the snapshots that name it, and by no run.
                     files = {file.path for file in listed.files} - self._withdrawn
                     self._protected |= {path, *_with_profiles(files)}
-
-    def _ds(self, run: str) -> str | None:
-        try:
-            ds = self._lake.read_json(f"runs/{run}/run.json")["ds"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
-        return ds if isinstance(ds, str) and re.fullmatch(NAME_PATTERN, ds) else None
 
 
 def _with_profiles(parts: Iterable[str]) -> Iterator[str]:

@@ -35,6 +35,7 @@ from pipeline.lake.receipts import Kind, Rewritten
 from pipeline.lake.snapshots import read_file_list, read_snapshot, snapshot_files
 from pipeline.operations.forgotten_keys import KeySet, key_table
 from pipeline.registry import entries as registry
+from pipeline.runs import RunFolder
 from pipeline.schema import exemplar_key
 from pipeline.storage import Store, open_input, parquet_bytes, sha256, why
 
@@ -179,7 +180,8 @@ class Census:
                 else:
                     continue
                 if run not in of_run:
-                    of_run[run] = ds_of_run(self._lake, run)
+                    ds = RunFolder(self._lake, run).ds if run else None
+                    of_run[run] = (ds,) if ds else ()
                     complete[run] = bool(run) and self._lake.exists(f"runs/{run}/metrics.json")
                 kind: Kind = "assignments" if part else "reference sample"
                 # Beside the registry's log lie tables of challengers, too.
@@ -317,14 +319,6 @@ class Census:
         kept_B = pa.array(~self._among_exemplars(profile.exemplars))
         profile = replace(profile, exemplars=profile.exemplars.filter(kept_B))
         write_profile(self._lake, profile_path(new), profile, identity)
-
-
-def ds_of_run(lake: Store, run: str) -> tuple[str, ...]:
-    """The ds that a run works on; none where it does not say, or there is no run."""
-    try:
-        return (lake.read_json(f"runs/{run}/run.json")["ds"],) if run else ()
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return ()
 
 
 def _without(table: pa.Table, gone_B: NDArray[np.bool_]) -> pa.Table:

@@ -27,7 +27,6 @@ from pipeline.insight.explained_runs import (
     ExplainedRun,
     key_names,
     read_exemplars,
-    stage_artifact,
 )
 from pipeline.lake.parts import key_columns
 from pipeline.lake.snapshots import latest_snapshot, read_file_list
@@ -41,6 +40,7 @@ from pipeline.registry.models import (
     load_vocabulary,
     settings_of,
 )
+from pipeline.runs import RunFolder
 from pipeline.schema import SHARD_KEY_COLUMNS
 from pipeline.storage import Store, open_input, version_of, why
 
@@ -68,7 +68,7 @@ def parts_of_run(lake: Store, run_id: str) -> tuple[PartFile, ...]:
     Raises:
         InputError: There is no such run, or it has not assigned yet.
     """
-    assignments = stage_artifact(lake, run_id, "assign", Assignments)
+    assignments = RunFolder(lake, run_id).artifact("assign", Assignments)
     latest = latest_snapshot(lake)
     path = assignments.files.path
     for partition in latest.partitions.values() if latest else ():
@@ -177,7 +177,7 @@ def raw_rows(lake: Store, run_id: str, rows: pa.Table) -> list[NDArray[np.float6
     Only row groups that may hold the key are read, of the version that the run has pinned.
     """
     try:
-        manifest = stage_artifact(lake, run_id, "pin", Manifest)
+        manifest = RunFolder(lake, run_id).artifact("pin", Manifest)
         reader = Reader(
             features=manifest.features,
             dtype=manifest.dtype,

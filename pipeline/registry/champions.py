@@ -19,7 +19,6 @@ from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.nights import Champion, Identity, NightDecision, Verdict
 from pipeline.artifacts.records import Artifact, StoredFile, fingerprint_of
 from pipeline.artifacts.summaries import NightSummary
-from pipeline.engine import Marker
 from pipeline.errors import InputError
 from pipeline.lake.snapshots import latest_snapshot
 from pipeline.registry.clusters import store_table
@@ -32,6 +31,7 @@ from pipeline.registry.entries import (
     read_entry,
     without_forgotten,
 )
+from pipeline.runs import RunFolder
 from pipeline.storage import Store
 
 A = TypeVar("A", bound=Artifact)
@@ -60,24 +60,20 @@ def judged(lake: Store, run_id: str) -> Judged:
     Raises:
         InputError: There is no such run, or the gate has not looked at it.
     """
-    path = f"runs/{run_id}"
-    if not lake.exists(f"{path}/run.json"):
-        raise InputError(
-            f"run {run_id} is not there; give one from {lake.locate('runs')}, for example the "
-            "run id that `dec nightly` shows"
-        )
+    run = RunFolder(lake, run_id)
+    run.require()
     verdict = None
-    try:
-        if lake.exists(f"{path}/gate.json"):
-            verdict = Verdict.model_validate(lake.read_json(f"{path}/gate.json"))
-        elif lake.exists(f"{path}/metrics.json"):
-            # A challenger that could not be fitted never came to the gate.
-            content = lake.read_json(f"{path}/metrics.json")
-            verdict = NightSummary.model_validate(content).verdict if "action" in content else None
-    except ValueError:  # of JSON and of pydantic
-        raise InputError(
-            f"run {run_id} in {lake.url} is of a version that this one cannot read"
-        ) from None
+    if lake.exists(f"{run.path}/gate.json"):
+        try:
+            verdict = Verdict.model_validate(lake.read_json(f"{run.path}/gate.json"))
+        except ValueError:  # of JSON and of pydantic
+            raise InputError(
+                f"run {run_id} in {lake.url} is of a version that this one cannot read"
+            ) from None
+    elif lake.exists(f"{run.path}/metrics.json"):
+        # A challenger that could not be fitted never came to the gate.
+        summary = run.read_summary()
+        verdict = summary.verdict if isinstance(summary, NightSummary) else None
     if verdict is None:
         raise InputError(
             f"run {run_id} has no verdict of the gate: it fitted no new model, or has not come "
@@ -109,10 +105,11 @@ def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch:
         CommitStateUnknown: Whether the entry landed cannot be told.
     """
     judged(lake, run_id)
-    identity = _artifact(lake, run_id, "identify", Identity)
+    run = RunFolder(lake, run_id)
+    identity = _fitted(run, "identify", Identity)
     challenger, clusters = without_forgotten(lake, identity.challenger, identity.clusters)
     identity = identity.model_copy(update={"challenger": challenger, "clusters": clusters})
-    decision = _artifact(lake, run_id, "decide", NightDecision)
+    decision = _fitted(run, "decide", NightDecision)
     entries = [read_entry(lake, number) for number in entry_numbers(lake)]
     latest = entries[-1] if entries else None
     its_own = [e for e in entries if _is_of(e.champion, identity.challenger)]
@@ -130,7 +127,7 @@ def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch:
     else:
         same = latest.champion.reference.features == champion.reference.features
         today = {"entry": latest.number, "champion": latest.champion, "usable": same}
-        manifest = _artifact(lake, run_id, "pin", Manifest)
+        manifest = run.artifact("pin", Manifest)
         matched = rematch(decision.model_copy(update=today), manifest, champion)
         champion = champion.model_copy(update={"ids": matched.challenger.ids})
         clusters, transitions = matched.clusters, matched.transitions
@@ -293,19 +290,14 @@ def _check_whole(lake: Store, champion: Champion, clusters: StoredFile) -> None:
             )
 
 
-def _artifact(lake: Store, run_id: str, stage: str, kind: type[A]) -> A:
-    path = f"runs/{run_id}/stages/{stage}/done.json"
-    try:
-        return kind.model_validate(Marker.model_validate(lake.read_json(path)).artifact)
-    except FileNotFoundError:
+def _fitted(run: RunFolder, stage: str, kind: type[A]) -> A:
+    if (found := run.found(stage, kind)) is None:
         raise InputError(
-            f"run {run_id} has no challenger: {lake.locate(path)} is not there. A model that could "
-            "not be fitted cannot serve; see dec gate"
-        ) from None
-    except ValueError:  # of JSON and of pydantic
-        raise InputError(
-            f"run {run_id}: {lake.locate(path)} is of a version that this one cannot read"
-        ) from None
+            f"run {run.run_id} has no challenger: {run.stage_path(stage, 'done.json')} is not "
+            "there, or this version cannot read it. A model that could not be fitted cannot serve; "
+            "see dec gate"
+        )
+    return found
 
 
 def _ids(table: pa.Table) -> NDArray[np.int32]:

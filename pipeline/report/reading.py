@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from pydantic import ValidationError
 
 from pipeline.artifacts.assignments import Assignments
@@ -27,10 +26,10 @@ from pipeline.artifacts.nights import Champion, Identity, NightDecision, Serving
 from pipeline.artifacts.records import Artifact, LakePath, StoredFile
 from pipeline.artifacts.summaries import NightSummary, Summary
 from pipeline.config import Config
-from pipeline.engine import Marker
-from pipeline.errors import InputError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.lake.receipts import Rewritten, read_receipts, replacements
-from pipeline.storage import Store, sha256
+from pipeline.runs import RunFolder
+from pipeline.storage import sha256
 
 log = logging.getLogger(__name__)
 
@@ -55,129 +54,85 @@ class Labelling:
 
 
 @dataclass(frozen=True)
-class RunFiles:
-    """A run's folder. What is missing or of another version is None, never an error.
+class RunFiles(RunFolder):
+    """A run's folder for its page: what is missing or of another version is None, not an error."""
 
-    Attributes:
-        lake: The output folder.
-        run_id: The run.
-    """
-
-    lake: Store
-    run_id: str
     _seen: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def path(self) -> str:
-        """The run's folder, below the output."""
-        return f"runs/{self.run_id}"
 
     @cached_property
     def summary(self) -> Summary | NightSummary:
-        """The end of the run.
-
-        Raises:
-            InputError: The run is not there, is not complete, or is of a version that this one
-                does not read.
-        """
-        path = f"{self.path}/metrics.json"
-        try:
-            content = self.lake.read_json(path)
-        except FileNotFoundError:
-            raise InputError(
-                f"{self.lake.locate(path)} is not there; give a run that is complete, from the "
-                "folder runs/ of the output"
-            ) from None
-        except ValueError:
-            raise InputError(f"{self.lake.locate(path)} is damaged; it is not JSON") from None
-        for kind in (NightSummary, Summary):
-            try:
-                return kind.model_validate(content)
-            except ValidationError:
-                continue
-        raise InputError(
-            f"run {self.run_id} in {self.lake.url} is of a version that this one does not read"
-        )
+        """See ``read_summary``."""
+        return self.read_summary()
 
     @cached_property
     def config(self) -> Config | None:
-        """The run's settings."""
+        """Settings of the run; None where they cannot be read."""
         try:
-            return Config.model_validate(
-                yaml.safe_load(self.lake.read_bytes(f"{self.path}/config.yaml"))
-            )
-        except (FileNotFoundError, ValueError, yaml.YAMLError):
+            return self.read_config()
+        except (FileNotFoundError, ValueError):
             return None
-
-    @cached_property
-    def version(self) -> str:
-        """Of the package that made the run; empty where it does not say."""
-        try:
-            return str(self.lake.read_json(f"{self.path}/run.json")["version"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return ""
 
     @cached_property
     def finished_at(self) -> str:
         """When the partition became visible, UTC; empty where nothing says it."""
-        marker = self._marker("publish")
+        marker = self.marker("publish")
         return marker.finished_at if marker else ""
 
     @property
     def manifest(self) -> Manifest | None:
         """See the stage pin."""
-        return self._artifact("pin", Manifest)
+        return self._once("pin", Manifest)
 
     @property
     def autoencoder(self) -> PretrainedAutoencoder | None:
         """None where nothing was pretrained: a night that refreshes, or fits nothing."""
-        return self._artifact("pretrain", PretrainedAutoencoder)
+        return self._once("pretrain", PretrainedAutoencoder)
 
     @property
     def centroids(self) -> InitialCentroids | None:
         """See the stage init_centroids."""
-        return self._artifact("init_centroids", InitialCentroids)
+        return self._once("init_centroids", InitialCentroids)
 
     @property
     def refined(self) -> RefinedModel | None:
         """See the stage refine."""
-        return self._artifact("refine", RefinedModel)
+        return self._once("refine", RefinedModel)
 
     @property
     def comparison(self) -> Comparison | None:
         """See the stage evaluate."""
-        return self._artifact("evaluate", Comparison)
+        return self._once("evaluate", Comparison)
 
     @property
     def assignments(self) -> Assignments | None:
         """See the stage assign."""
-        return self._artifact("assign", Assignments)
+        return self._once("assign", Assignments)
 
     @property
     def explanation(self) -> Explanation | None:
         """See the stage explain."""
-        return self._artifact("explain", Explanation)
+        return self._once("explain", Explanation)
 
     @property
     def description(self) -> Description | None:
         """See the stage describe."""
-        return self._artifact("describe", Description)
+        return self._once("describe", Description)
 
     @property
     def decision(self) -> NightDecision | None:
         """Of a night."""
-        return self._artifact("decide", NightDecision)
+        return self._once("decide", NightDecision)
 
     @property
     def identity(self) -> Identity | None:
         """Of a night that fitted a model."""
-        return self._artifact("identify", Identity)
+        return self._once("identify", Identity)
 
     @property
     def verdict(self) -> Verdict | None:
         """Of a night that fitted a model, or could not."""
         kept = self.summary.verdict if isinstance(self.summary, NightSummary) else None
-        return kept or self._artifact("gate", Verdict)
+        return kept or self._once("gate", Verdict)
 
     @cached_property
     def labelling(self) -> Labelling | None:
@@ -187,8 +142,8 @@ class RunFiles:
             return Labelling(
                 champion.model, self._as_left(reference.sample), reference.features, champion.ids
             )
-        model = self._artifact("select", ClusteringModel)
-        sample, manifest = self._artifact("sample", Sample), self.manifest
+        model = self._once("select", ClusteringModel)
+        sample, manifest = self._once("sample", Sample), self.manifest
         if model is None or sample is None or manifest is None:
             return None
         return Labelling(model, self._as_left(sample), manifest.features, None)
@@ -235,36 +190,22 @@ class RunFiles:
 
     def stored(self, stage: str, name: str) -> StoredFile | None:
         """A file that a stage's artifact names; None where it names none."""
-        marker = self._marker(stage)
+        marker = self.marker(stage)
         try:
             return StoredFile.model_validate(marker.artifact[name]) if marker else None
         except (KeyError, ValidationError):
             return None
 
     def _champion(self) -> Champion | None:
-        if serving := self._artifact("promote", Serving):
+        if serving := self._once("promote", Serving):
             return serving.champion
         if decision := self.decision:
             return decision.champion
         return None
 
-    def _artifact(self, stage: str, kind: type[A]) -> A | None:
+    def _once(self, stage: str, kind: type[A]) -> A | None:
+        """``found``, which is read once."""
         if stage not in self._seen:
-            marker = self._marker(stage)
-            found: Artifact | None = None
-            if marker is not None:
-                try:
-                    found = kind.model_validate(marker.artifact)
-                except ValidationError:
-                    log.warning("run %s stage %s: of another version", self.run_id, stage)
-            self._seen[stage] = found
+            self._seen[stage] = self.found(stage, kind)
         kept: A | None = self._seen[stage]
         return kept
-
-    def _marker(self, stage: str) -> Marker | None:
-        try:
-            return Marker.model_validate(
-                self.lake.read_json(f"{self.path}/stages/{stage}/done.json")
-            )
-        except (FileNotFoundError, ValueError):  # of pydantic, too
-            return None

@@ -13,11 +13,12 @@ from pipeline.artifacts.records import fingerprint_of
 from pipeline.bill.costs import CostInputs
 from pipeline.bill.records import StageCosts
 from pipeline.config import Affects, Config, content_of
-from pipeline.engine import Context, Marker, stage
-from pipeline.errors import InputError, PipelineError
+from pipeline.engine import Context, stage
+from pipeline.errors import InputError
 from pipeline.lake.snapshots import latest_snapshot
 from pipeline.registry.entries import latest_entry
 from pipeline.registry.models import settings_path
+from pipeline.runs import RunFolder
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -139,14 +140,8 @@ def _drift(config: Config, context: Context, champion: Champion) -> str:
     ds = max(earlier)
     if latest.partitions[ds].model_id != champion.model.model_id:
         return ""  # measured against the sample of another
-    path = f"runs/{latest.partitions[ds].run_id}/stages/assign/done.json"
-    try:
-        marker = Marker.model_validate(context.lake.read_json(path))
-        last = Assignments.model_validate(marker.artifact)
-    except (OSError, PipelineError, ValueError) as error:
-        log.warning("drift of ds %s is not known: %s", ds, error)
-        return ""
-    if last.max_psi is None or last.max_psi <= limit:
+    last = RunFolder(context.lake, latest.partitions[ds].run_id).found("assign", Assignments)
+    if last is None or last.max_psi is None or last.max_psi <= limit:
         return ""
     return (
         f"{last.max_psi_feature} of ds {ds} has PSI {last.max_psi:.3f} against the reference "

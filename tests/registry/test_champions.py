@@ -282,11 +282,10 @@ def test_runs_that_have_nothing_to_promote_say_so(lake: Lake, first: Entry) -> N
     lake.at("young").named()
     with pytest.raises(InputError, match="fitted no new model, or has not come that far"):
         promote(lake, "young")
-    # An output that `dec run` made is no night.
-    lake.at("plain").named()
-    store.write_json("runs/plain/metrics.json", {"run_id": "plain"})
-    with pytest.raises(InputError, match="has no verdict"):
-        judged(store, "plain")
+    lake.at("other").named()
+    store.write_json("runs/other/metrics.json", {"run_id": "other"})
+    with pytest.raises(InputError, match="or of a version that this one cannot read"):
+        judged(store, "other")
     lake.at("failed").named()
     failed = Verdict(passed=False, rules=(), reason="loss is NaN")
     store.write_json("runs/failed/gate.json", failed.model_dump(mode="json"))

@@ -44,12 +44,13 @@ from pipeline.artifacts.records import Artifact, StoredFile
 from pipeline.artifacts.summaries import NightSummary, StageTime, Summary
 from pipeline.bill.records import Cluster, Estimate, StageEstimate
 from pipeline.config import Config
-from pipeline.engine import Context, Marker
+from pipeline.engine import Context
 from pipeline.input.samples import FEATURES, HELD_OUT
 from pipeline.lake.snapshots import FileList
 from pipeline.model.scaling import Scaler
 from pipeline.registry.entries import CLUSTER_SCHEMA, TRANSITION_SCHEMA, append
 from pipeline.registry.models import centroids_bytes, feature_names, scaler_bytes, store_model
+from pipeline.runs import Marker
 from pipeline.schema import (
     DESCRIBED_SCHEMA,
     EXEMPLAR_KINDS,

@@ -18,13 +18,14 @@ from pipeline.artifacts.explanations import Explanation
 from pipeline.artifacts.inputs import Sample
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.config import Config
-from pipeline.engine import Context, Execution, Marker
+from pipeline.engine import Context, Execution
 from pipeline.input.columns import category_codes
 from pipeline.input.samples import sampled_features
 from pipeline.model.channels import TypedScaler
 from pipeline.registry.labels import assignments_of
 from pipeline.registry.models import load_model, load_scaler, load_vocabulary
 from pipeline.run import nightly, run
+from pipeline.runs import Marker
 from pipeline.stages.fit.sample import sample
 from pipeline.stages.pin import pin
 from pipeline.storage import Store

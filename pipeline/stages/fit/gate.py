@@ -20,13 +20,13 @@ from pipeline.clustering.kmeans import nearest_centroid
 from pipeline.clustering.quality import SILHOUETTE_ROWS, macro_silhouette, stratified_rows
 from pipeline.config import Config, content_of
 from pipeline.distributed.tasks import run_task
-from pipeline.engine import Context, Marker, stage
-from pipeline.errors import PipelineError
+from pipeline.engine import Context, stage
 from pipeline.input.quarantine import with_quarantine
 from pipeline.input.samples import feature_parts, sampled_embeddings
 from pipeline.lake.snapshots import Partition, latest_snapshot
 from pipeline.registry.models import feature_names, load_model, settings_of
 from pipeline.registry.reference import load_bins
+from pipeline.runs import RunFolder
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -248,13 +248,12 @@ class _NightBefore:
 
 def _figures(lake: Store, partition: Partition) -> tuple[int, float | None]:
     """Rows of the input of a night and its drift, as far as its run is still there."""
-    path = f"runs/{partition.run_id}"
+    run = RunFolder(lake, partition.run_id)
+    assignments = run.found("assign", Assignments)
     try:
-        pinned = Manifest.model_validate(lake.read_json(f"{path}/manifest.json"))
-        marker = Marker.model_validate(lake.read_json(f"{path}/stages/assign/done.json"))
-        return pinned.rows, Assignments.model_validate(marker.artifact).max_psi
-    except (OSError, PipelineError, ValueError) as error:
-        log.warning("gate: run %s cannot be read: %s", partition.run_id, error)
+        return run.read_manifest().rows, assignments.max_psi if assignments else None
+    except (FileNotFoundError, ValueError) as error:
+        log.warning("gate: the input of run %s cannot be read: %s", partition.run_id, error)
         return partition.rows, None
 
 
