@@ -62,7 +62,7 @@ class Context:
             raises where another attempt works on the same ds.
         stop: Looked at by long work that has something to save.
         nightly: The run is one night of many, in which what did not change is carried over.
-        stages_of: Gives the stages of a run by what it does, for its cost estimate.
+        stages_of: Returns the stages of a run that takes this action; for its cost estimate.
         times: What each stage took when it ran, in order; grows as stages complete.
     """
 
@@ -107,7 +107,7 @@ class Stage(Generic[P, A]):
         settings: The settings that change its result, as JSON values.
         distributed: Whether it works on Ray; a run that has nothing to do there never starts it.
         run: ``run(config, context, *inputs) -> artifact``.
-        cost: What it costs, of ``pipeline.bill.costs.CostInputs``.
+        cost: Declares what it costs: ``cost(inputs)``, of ``pipeline.bill.costs.CostInputs``.
     """
 
     name: str

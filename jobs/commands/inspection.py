@@ -50,6 +50,9 @@ from pipeline.schema import UNDATED, assignment_schema
 from pipeline.stages.decide import decision_of
 from pipeline.storage import Store
 
+# A plan and a check write nothing.
+_UNWRITTEN = StoredFile(path="unwritten", sha256="", bytes=0)
+
 
 class PlannedNight(Record):
     """What a night would do; see ``NightDecision``.
@@ -202,7 +205,7 @@ def make_plan(
     pinned = _pinned(config, all_footers=False)
     night = _planned_night(config, pinned, ds)
     action, labelled = (night.action, night.labelled) if night else (None, 1.0)
-    manifest = manifest_of(config, pinned, StoredFile(path="unwritten", sha256="", bytes=0))
+    manifest = manifest_of(config, pinned, _UNWRITTEN)
     products = products_here(config.model.precision)
     run = CostInputs(config, manifest, cluster, products, action or "refit", labelled)
     last, stages = last_comparison(Store(config.output)), stages_of(action)
@@ -294,13 +297,7 @@ def check_input(
 
 def _usable_rows(config: Config, pinned: PinnedInput) -> tuple[int, list[QuarantinedShard]]:
     """Read every value; the rows that would be clustered, and all bad shards."""
-    reader = Reader(
-        features=pinned.features,
-        dtype=pinned.dtype,
-        nulls=config.source.nulls,
-        carried=pinned.carried,
-        shard_keys=not config.source.keys,
-    )
+    reader = Reader.of(config, manifest_of(config, pinned, _UNWRITTEN), carry=True)
     pieces = pieces_of_shards(pinned.shards, config.execution.target_slice_mib)
     usable, bad = 0, list(pinned.quarantined)
     number = pieces["shard"].to_numpy()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.nights import Action
@@ -84,10 +84,10 @@ def planned_before(
     It is calibrated from earlier runs only.
     """
     try:
-        cluster = running_cluster(config.execution)
+        stages, cluster = context.stages_of(action), running_cluster(config.execution)
         run = CostInputs(config, manifest, cluster, products, action or "refit", labelled)
         last = last_comparison(context.lake, before=context.run_id)
-        return planned(context.stages_of(action), run, last)
+        return planned(stages, run, last) if stages else None
     except Exception:  # the rows are published: a missing estimate is no reason to fail
         log.warning("no estimate", exc_info=True)
         return None
@@ -130,7 +130,7 @@ def compare(lake: Store, run_id: str) -> Comparison:
             f"run {run_id}: {lake.locate(path)} is not there; give a run that is complete, from "
             "the folder runs/ of the output"
         ) from None
-    except (KeyError, ValidationError, ValueError):
+    except (KeyError, ValueError):
         raise InputError(
             f"run {run_id} in {lake.url} kept no estimate, or one of another version; give a run "
             "of this version"
