@@ -232,6 +232,11 @@ def write_config(row: Row, data: Path | None, work: Path) -> Path:
     return path
 
 
+# Sections that change no score; the size of slices, of `execution`, decides what a pass sees.
+_WITHOUT_EFFECT = {"seed", "output", "lake", "execution", "retention", "storage", "prices", "track"}
+_WITHOUT_EFFECT |= {"schedule", "matching", "gate", "assign", "explain"}
+
+
 def digest_of(config: Path, settings: Sequence[str]) -> str:
     """Identifies the settings that decide the result, all defaults filled in.
 
@@ -241,8 +246,10 @@ def digest_of(config: Path, settings: Sequence[str]) -> str:
     Raises:
         ConfigError: There is no such setting.
     """
-    resolved = load_config(str(config), settings).result_settings()
-    del resolved["seed"], resolved["source"]["path"]
+    loaded = load_config(str(config), settings)
+    resolved = loaded.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    resolved["target_slice_mib"] = loaded.execution.target_slice_mib
+    del resolved["source"]["path"]
     del resolved["source"]["on_bad_shard"], resolved["source"]["max_bad_share"]
     return fingerprint_of(_without_nulls(resolved))[:16]
 

@@ -124,7 +124,7 @@ def test_json_in_a_script_cannot_end_it() -> None:
     [
         (100, 30, ("x[784]",), [28, 28]),
         (100, 10, tuple(f"feature_{n}" for n in range(60)), None),
-        (10_000, 2, ("a", "b"), None),
+        pytest.param(10_000, 2, ("a", "b"), None, marks=pytest.mark.slow),
     ],
     ids=["100 of images", "100 of columns", "10,000"],
 )
