@@ -164,7 +164,7 @@ def test_the_table_against_plain_kmeans() -> None:
     same, as_it_comes = [line for line in table.splitlines() if "| reuters | none | 2 |" in line]
     assert "| same run | +2.5 (-5.0 – +10.0) | -5.0 (-5.0 – -5.0) |" in same
     assert same.endswith("| 1, 0, 0 of 2 |")
-    assert "| as it comes | +2.9 (-4.6 – +10.4) |" in as_it_comes
+    assert "| unscaled | +2.9 (-4.6 – +10.4) |" in as_it_comes
     assert as_it_comes.endswith("| 1, 2, 2 of 2 |")
 
 
