@@ -15,6 +15,7 @@ from typing import IO
 
 from pipeline import logs
 from pipeline.config import Config, load_config
+from pipeline.distributed.private_ray import listen_locally
 from pipeline.errors import ConfigError
 
 
@@ -104,7 +105,7 @@ def keep_to_this_machine() -> None:
     it is imported; a cluster that RAY_ADDRESS names is none of our making.
     """
     if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        listen_locally()
 
 
 def configured(config_path: str, overrides: Sequence[str]) -> Config:

@@ -1,4 +1,4 @@
-"""Finding a credential where none may be: in settings, which are shown, logged and kept."""
+"""Detect credentials in settings, which are shown, logged and stored."""
 
 from __future__ import annotations
 
@@ -20,12 +20,7 @@ _VALUE = re.compile(
 
 
 def find_credential(settings: Any, path: str = "") -> str | None:
-    """Where in these settings a credential is, without repeating it; None where there is none.
-
-    Args:
-        settings: As read from YAML.
-        path: Of these settings in all of them.
-    """
+    """Path of a credential in settings read from YAML, without its value; None without one."""
     if isinstance(settings, dict):
         for name, value in settings.items():
             if _NAME.search(str(name)) or _VALUE.search(str(name)):
@@ -40,10 +35,10 @@ def find_credential(settings: Any, path: str = "") -> str | None:
 
 
 def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables of an environment whose values nobody may see, by their names."""
+    """Variables of an environment that are secrets, judged by their names."""
     return {
         name: value
         for name, value in environment.items()
-        # Shorter ones are no secrets, and paths are where secrets lie: AWS_SHARED_CREDENTIALS_FILE.
+        # Shorter values are no secrets, nor are paths to them: AWS_SHARED_CREDENTIALS_FILE.
         if _NAME.search(name) and len(value) >= 8 and not Path(value).is_absolute()
     }

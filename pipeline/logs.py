@@ -1,7 +1,7 @@
-"""Where in a run a log line comes from, and how lines look: plain, or one JSON object each.
+"""Format of log lines, plain or one JSON object each, and the run, stage and slice in them.
 
-``DEC_LOG_FORMAT`` decides, for the driver; workers are told. It is the environment's, not the
-config's: lines are written before a config is read, and also when it cannot be.
+``DEC_LOG_FORMAT`` sets the driver's format, which workers follow. It is a variable and not a
+setting because lines are logged before a config is read, and when it cannot be.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ FORMATS = ("plain", "json")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a process is; sent to workers along with their work.
+    """The run and stage that a process works for; sent to workers with their work.
 
     Attributes:
-        run_id: Of the run.
-        pipeline: Its name.
-        stage: That it works on.
-        log_format: How its lines look.
-        driver: Host and number of the process that decided all this.
+        run_id: Id of the run.
+        pipeline: Name of the pipeline.
+        stage: Name of the stage.
+        log_format: Format of log lines.
+        driver: Host and process id of the driver.
     """
 
     run_id: str = ""
@@ -42,16 +42,16 @@ class Place:
     driver: str = ""
 
 
-# One run at a time in a process: threads that Arrow or Ray start know it too.
+# Global, for threads that Arrow or Ray start: a process works for one run at a time.
 _place = Place()
 _slice: contextvars.ContextVar[int | None] = contextvars.ContextVar("slice", default=None)
 
 
 def log_format() -> str:
-    """What the environment asks for.
+    """Format that the environment sets.
 
     Raises:
-        ValueError: It is no format.
+        ValueError: There is no such format.
     """
     found = os.environ.get(VARIABLE, "") or FORMATS[0]
     if found not in FORMATS:
@@ -60,27 +60,27 @@ def log_format() -> str:
 
 
 def here() -> Place:
-    """Where this process is."""
+    """Place of this process."""
     return _place
 
 
 def begin(run_id: str, pipeline: str) -> None:
-    """This process is the driver of a run from now on."""
+    """Make this process the driver of a run."""
     enter(Place(run_id, pipeline, "", log_format(), _this_process()))
 
 
 def enter_stage(stage: str) -> None:
-    """The run has come to this stage."""
+    """Set the current stage."""
     enter(dataclasses.replace(_place, stage=stage))
 
 
 def enter(place: Place) -> None:
-    """This process is there from now on; a worker's lines look as the driver's do."""
+    """Set the place of this process; a worker gets the driver's log format."""
     global _place
     _place = place
     logger = logging.getLogger(__package__)
     if place.driver not in ("", _this_process()) and logger.propagate:
-        # Ray has handlers of its own, or none, and forwards what goes to stderr.
+        # Ray forwards stderr; its own handlers, where it has any, know no format.
         logger.addHandler(handler(sys.stderr, place.log_format))
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -91,13 +91,13 @@ def _this_process() -> str:
 
 
 def current_slice() -> int | None:
-    """Number of the slice that this thread works on."""
+    """Number of this thread's slice."""
     return _slice.get()
 
 
 @contextlib.contextmanager
 def in_slice(number: int | None) -> Iterator[None]:
-    """This thread works on a slice while the block runs."""
+    """Name a slice in this thread's log lines while the block runs."""
     token = _slice.set(number)
     try:
         yield
@@ -108,17 +108,17 @@ def in_slice(number: int | None) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------- lines
 
 
-def handler(stream: IO[str], how: str) -> logging.Handler:
-    """Writes lines of this format, which say where they come from."""
+def handler(stream: IO[str], line_format: str) -> logging.Handler:
+    """A handler for lines of this format with run, stage and slice."""
     found = logging.StreamHandler(stream)
     found.addFilter(_say_where)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s%(where)s %(message)s")
-    found.setFormatter(_JsonLine() if how == "json" else plain)
+    found.setFormatter(_JsonLine() if line_format == "json" else plain)
     return found
 
 
 def _say_where(record: logging.LogRecord) -> bool:
-    """A filter: puts run, stage and slice on a record."""
+    """Filter that adds run, stage and slice to a record."""
     number = _slice.get()
     part = "" if number is None else f"slice {number}"
     words = " ".join(word for word in (_place.run_id, _place.stage, part) if word)
@@ -132,7 +132,7 @@ def _say_where(record: logging.LogRecord) -> bool:
 
 
 class _JsonLine(logging.Formatter):
-    """A record as a JSON object in one line; ``figures`` on a record become members."""
+    """Format a record as a JSON object in one line, with ``figures`` of the record as members."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
@@ -155,27 +155,29 @@ class _JsonLine(logging.Formatter):
 
 
 def json_line(message: str, level: str = "INFO") -> str:
-    """A line for people, as a collector reads it."""
+    """A message as a JSON log line."""
     record = logging.LogRecord("dec", getattr(logging, level), "", 0, message, None, None)
     _say_where(record)
     return _JsonLine().format(record)
 
 
-# "(MapWorker(MapBatches(Assigner)) pid=42, ip=10.0.0.7) ", in colour: what Ray puts before lines.
+# The prefix of lines that Ray forwards: "(MapWorker(MapBatches(Assigner)) pid=42, ip=10.0.0.7) ".
 _FORWARDED = re.compile(
     r"(?:\x1b\[\d+m)?\((?P<who>.*?) pid=(?P<pid>\d+)(?:, ip=(?P<ip>[^)]+))?\)(?:\x1b\[0m)? ?"
 )
 
 
 def as_json_lines(content: bytes) -> bytes:
-    """A log in which every line is a JSON object, from one that other programs wrote into too.
+    """Turn every line of a log into a JSON object.
 
-    Lines of our own stay; those that Ray forwards lose its prefix. What else was printed becomes a
-    line of the logger "output", at the stage of the line before and, if it states none, its time.
+    Our own lines stay; forwarded ones lose Ray's prefix. Other output becomes lines of the logger
+    "output", with the stage of the line before, and its time where they have none.
     """
     lines = []
     before = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")}
-    for text in content.decode(errors="replace").split("\n"):  # nothing else ends a line
+    for text in content.decode(errors="replace").split(
+        "\n"
+    ):  # not splitlines, which splits at more
         if not text.strip():
             continue
         forwarded = _FORWARDED.match(text)
@@ -196,12 +198,12 @@ def as_json_lines(content: bytes) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-# What Ray's own loggers, in Python and in C++, begin a line with.
+# The beginning of lines of Ray's own loggers, in Python and in C++.
 _STAMP = re.compile(r"\[?(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})\s+(I|W|E|INFO|WARNING|ERROR)\b")
 
 
 def _stamp(text: str, time: str) -> tuple[str, str]:
-    """Level and time of a line; the given time where it says none."""
+    """Level and time of a line; the given time where it has none."""
     if not (found := _STAMP.match(text)):
         return "INFO", time
     level = next(name for name in ("INFO", "WARNING", "ERROR") if name.startswith(found[2]))
@@ -210,7 +212,7 @@ def _stamp(text: str, time: str) -> tuple[str, str]:
 
 
 def _own(text: str) -> dict[str, Any] | None:
-    """A line that we wrote; Ray may have put behind it how often it was repeated."""
+    """A JSON line of ours, also where Ray appended how often it was repeated; else None."""
     try:
         found, _ = json.JSONDecoder().raw_decode(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""How stages tell whoever watches what they are doing; the entry points decide who that is."""
+"""Progress of a run, reported by its stages to observers that the entry points choose."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ class Progress(Protocol):
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Figures of a stage by name.
 
-        Of each record of a training (loss, kl, label_change, …), where ``step`` is its number and
-        grows, or repeats where a retry goes on; and once, with step 0, the totals at the stage's
-        end: the numbers in its artifact.
+        Those of each record of a training (loss, kl, label_change, …), where ``step`` is its
+        number, which repeats after a retry; and with step 0 the numbers in the stage's artifact.
         """
 
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
@@ -31,28 +30,25 @@ class Progress(Protocol):
 
 
 class Watchers:
-    """Several that watch as one; none, and nobody does.
-
-    A run does not end because somebody who watches it fails: that one is told nothing more.
-    """
+    """Fan out to all observers; one that fails is dropped and does not fail the run."""
 
     def __init__(self, *watchers: Progress) -> None:
         self._watchers = list(watchers)
 
     def stage_started(self, stage: str) -> None:
-        """Told to each."""
+        """See ``Progress``."""
         self._tell("stage_started", stage)
 
     def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
-        """Told to each."""
+        """See ``Progress``."""
         self._tell("stage_advanced", done, total, unit, note)
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Told to each."""
+        """See ``Progress``."""
         self._tell("measured", stage, step, values)
 
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
-        """Told to each."""
+        """See ``Progress``."""
         self._tell("stage_finished", stage, seconds, reused=reused)
 
     def _tell(self, what: str, *arguments: Any, **named: Any) -> None:
@@ -61,14 +57,14 @@ class Watchers:
                 getattr(watcher, what)(*arguments, **named)
             except Exception:
                 name = type(watcher).__name__
-                log.warning("%s failed and watches no longer", name, exc_info=True)
+                log.warning("%s failed and is no longer called", name, exc_info=True)
                 self._watchers.remove(watcher)
 
 
 def figures(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a training's record or of an artifact by name, for ``Progress.measured``.
 
-    Of the rows of each cluster: how many clusters have any, and the largest one's share.
+    ``cluster_rows`` become the number of clusters with rows and the share of the largest.
     """
     values = {
         name: float(value)
@@ -86,7 +82,7 @@ def figures(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds below two minutes, then minutes, then hours."""
+    """A duration in seconds below two minutes, then in minutes, then in hours."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:

@@ -166,6 +166,11 @@ def test_content_of_nested_settings(tmp_path: Path) -> None:
     assert load(tmp_path, "assign.outliers={}").content("assign") == {"assign.outliers": {}}
 
 
+def test_content_of_a_section_named_like_what_settings_affect(tmp_path: Path) -> None:
+    found = load(tmp_path, "model.embedding=4", "refine.alpha=2").content("model")
+    assert found == {"model.embedding": 4}
+
+
 def test_the_settings_reference_is_current() -> None:
     current = (CONFIG_FOLDER / "README.md").read_text(encoding="utf-8")
     assert current == reference(), "run: python -m pipeline.config.reference > configs/README.md"

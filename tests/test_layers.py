@@ -1,6 +1,7 @@
 """Imports go only downwards: the layers of the architecture, checked in every module's source."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,15 @@ LIBRARIES = {
     "rich": {"jobs"},
     "pickle": set(),
 }
+# Modules of Ray that are private or undocumented.
+PRIVATE_RAY = re.compile(r"ray\.(.*\.)?_|ray\.(autoscaler|core)\b")
+# Names from the same that no import shows: a method, hooks, a switch in the environment.
+PRIVATE_RAY_NAMES = (
+    "map_batches_internal",
+    "custom_execution_callback_classes",
+    "_register_sigint_handler",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+)
 VAGUE_NAMES = {"data", "utils", "util", "helpers", "common", "manager", "process", "misc"}
 
 
@@ -122,7 +132,7 @@ def imports(module: str, tree: ast.AST, *, is_package: bool) -> Iterator[str]:
             for alias in node.names:
                 full = f"{base}.{alias.name}"
                 # "from pipeline.stages import pin" imports a module, "… import Config" a name.
-                yield full if full in MODULES else base
+                yield full if full in MODULES or alias.name.startswith("_") else base
 
 
 def violations(module: str, source: str, *, is_package: bool = False) -> list[str]:
@@ -139,6 +149,8 @@ def violations(module: str, source: str, *, is_package: bool = False) -> list[st
                 found.append(f"{module} imports {imported}")
         elif top in LIBRARIES and not LIBRARIES[top] & {unit, module}:
             found.append(f"{module} imports {imported}")
+        elif PRIVATE_RAY.match(imported) and module != "pipeline.distributed.private_ray":
+            found.append(f"{module} imports {imported}, which is private to Ray")
     return found
 
 
@@ -147,6 +159,13 @@ def test_imports_go_only_downwards(module: str) -> None:
     path = MODULES[module]
     is_package = path.name == "__init__.py"
     assert violations(module, path.read_text(encoding="utf-8"), is_package=is_package) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_private_names_of_ray_are_in_one_module(module: str) -> None:
+    source = MODULES[module].read_text(encoding="utf-8")
+    found = [name for name in PRIVATE_RAY_NAMES if name in source]
+    assert not found or module == "pipeline.distributed.private_ray"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -187,6 +206,10 @@ def test_names_say_something(module: str) -> None:
         ("pipeline.model.training", "import pickle"),
         ("pipeline.utils", "from pipeline.errors import InputError"),
         ("pipeline.input.feed", "import pipeline.distributed.tasks"),
+        ("pipeline.distributed.tasks", "from ray._private import state"),
+        ("pipeline.distributed.tasks", "from ray.data._internal.execution import util"),
+        ("pipeline.distributed.tasks", "from ray.train.torch.config import _TorchBackend"),
+        ("jobs.session", "def f():\n    from ray.autoscaler.v2.utils import is_autoscaler_v2"),
     ],
 )
 def test_the_rules_catch_what_they_forbid(module: str, source: str) -> None:
@@ -197,6 +220,8 @@ def test_the_rules_catch_what_they_forbid(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("pipeline.distributed.tasks", "import faiss, ray, torch"),
+        ("pipeline.distributed.tasks", "import ray.data"),
+        ("pipeline.distributed.private_ray", "from ray._private import state"),
         ("pipeline.input.feed", "from pipeline.input.reading import Reader"),
         ("pipeline.engine", "from pipeline.artifacts.records import Artifact"),
         ("pipeline.distributed.training", "from pipeline.input.feed import WorkerRows"),

@@ -50,7 +50,7 @@ def test_each_is_told_everything(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         watchers.stage_started("sample")
         watchers.stage_finished("sample", 2.0, reused=False)
-    assert "Heard failed and watches no longer" in caplog.text
+    assert "Heard failed and is no longer called" in caplog.text
     assert well.told[-1] == ("finished", "sample", 2.0, False)
     assert ill.told[-1] == ("started", "sample")  # and nothing after
 

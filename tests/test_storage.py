@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline import counts
 from pipeline.errors import StorageFull
 from pipeline.storage import Store, absolute, check_writable, find_parquet, sha256, version_of, why
 
@@ -91,6 +92,15 @@ def test_create_only_once(store: Store, tmp_path: Path) -> None:
     assert store.create_json("a/1.json", {"by": "second"}) is False
     assert store.read_json("a/1.json") == {"by": "first"}
     assert everything(tmp_path) == ["a", "a/1.json"]
+
+
+def test_every_file_counts_as_bytes_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[str, float]] = []
+    monkeypatch.setattr(counts, "_receiver", lambda name, amount, _: counted.append((name, amount)))
+    store.write_bytes("a", b"four")
+    store.create_json("b", {"c": 1})
+    store.create_json("b", {"c": 2})  # is there already: nothing is written
+    assert counted == [("bytes_written", 4), ("bytes_written", len(store.read_bytes("b")))]
 
 
 def test_one_of_many_creators_wins(store: Store, tmp_path: Path) -> None:

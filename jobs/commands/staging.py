@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.credentials import secrets_of
+from pipeline.distributed.private_ray import ignored_by_rayignore
 from pipeline.errors import ConfigError
 
 # Code is small. What is larger is data, which belongs where every node can read it.
@@ -112,9 +113,7 @@ def _copy_code(working_dir: Path, folder: Path) -> None:
 
 def _files(folder: Path, excluded: Sequence[Callable[[Path], bool]]) -> Iterator[Path]:
     """Files below a folder that nothing excludes; links to folders are not followed."""
-    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
-
-    rules = [*excluded, *get_excludes_from_ignore_files(folder, include_gitignore=True)]
+    rules = [*excluded, *ignored_by_rayignore(folder)]
     for path in folder.iterdir():
         if any(rule(path) for rule in rules):
             continue

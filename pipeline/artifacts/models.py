@@ -1,4 +1,4 @@
-"""What a fit leaves: the autoencoder, the first centroids, the model, and how it compares."""
+"""Artifacts of a fit: the autoencoder, the first centroids, the model, and its comparison."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class PretrainedAutoencoder(Artifact):
 
     Attributes:
         weights: safetensors file with encoder and decoder.
-        losses: Mean squared error per scaled feature, one a pass.
-        rows: Rows learnt from in the last pass.
+        losses: Mean squared error per scaled feature, one per pass.
+        rows: Number of rows learnt from in the last pass.
         products: Precision of the workers' matrix products, "float32" or "bfloat16".
-        workers: That shared each pass; fewer after nodes were lost, more after some came.
+        workers: Number of workers in each pass; it changes when nodes are lost or join.
     """
 
     weights: StoredFile
@@ -26,14 +26,14 @@ class PretrainedAutoencoder(Artifact):
 
 
 class MergeStep(Record):
-    """One number of clusters that was looked at.
+    """One number of clusters on the path of merges.
 
     Attributes:
-        clusters: That number.
+        clusters: Number of clusters.
         agreement: Mean adjusted Rand index between any two of the partitions.
-        connectivity: Mean over them of how strongly the two clusters are connected that are merged
-            next, relative to their own halves; see ``pipeline.clustering.merging``. About 1 = as if
-            there were no boundary, 0 = nothing crosses it.
+        connectivity: Mean connectivity of the two clusters that are merged next, relative to their
+            own halves; see ``pipeline.clustering.merging``. About 1 = as if there were no boundary,
+            0 = nothing crosses it.
     """
 
     clusters: int
@@ -42,18 +42,19 @@ class MergeStep(Record):
 
 
 class ClusterChoice(Record):
-    """How ``clusters: auto`` came to its number.
+    """Choice of the number of clusters by ``clusters: auto``.
 
     Attributes:
-        clusters: The number.
-        cells: That merging started from.
-        trees: Independent starts.
-        rows: Rows of the sample that were merged.
-        votes: What each start came to, least first; their geometric mean was taken, and 2 at least.
-        path: Every number that was looked at, most first.
-        why: In words.
-        boundary: Connectivity under which two clusters stayed two; of the starts, the geometric
-            mean.
+        clusters: Chosen number of clusters.
+        cells: Number of cells that merging started from.
+        trees: Number of independent starts.
+        rows: Number of rows of the sample that were merged.
+        votes: Number of clusters by each start, ascending; ``clusters`` is their geometric mean, 2
+            at least.
+        path: Every number of clusters on the way, descending.
+        why: Reason in words.
+        boundary: Connectivity below which two clusters were kept apart, geometric mean of the
+            starts.
     """
 
     clusters: int
@@ -72,10 +73,10 @@ class InitialCentroids(Artifact):
     Attributes:
         centroids: Parquet file with one row a cluster.
         objectives: Σ‖z − μ‖² of each restart.
-        objective: The lowest, which was kept.
-        sample_rows: Rows that k-means saw.
-        cluster_rows: Those in each cluster.
-        choice: Where ``clusters`` is auto: why so many.
+        objective: Lowest of them, whose centroids are kept.
+        sample_rows: Number of rows that were clustered.
+        cluster_rows: Number of those rows in each cluster.
+        choice: Choice of the number of clusters, where ``clusters`` is auto.
     """
 
     centroids: StoredFile
@@ -105,13 +106,13 @@ class ClusteringModel(Artifact):
     """A complete model: scaler, encoder and centroids, under ``models/<model_id>/``.
 
     Attributes:
-        model_id: Derived from the content of its files.
+        model_id: Id derived from the content of its files.
         kind: "dec"; "autoencoder": k-means on the pretrained embedding; "kmeans": on the scaled
             features themselves, without an encoder.
         weights: safetensors file with encoder and decoder; None for "kmeans".
         centroids: Parquet file: cluster_id and centroid.
         scaler: Parquet file with one row a feature.
-        scaling: How the scaler works.
+        scaling: Mode of the scaler.
     """
 
     model_id: str
@@ -123,13 +124,13 @@ class ClusteringModel(Artifact):
 
 
 class RefinedModel(ClusteringModel):
-    """What DEC made of the pretrained autoencoder and the first centroids.
+    """Model refined by DEC from the pretrained autoencoder and the first centroids.
 
     Attributes:
         updates: History of the refinement.
-        stopped_by: "tol", "passes", or "collapse" of every attempt to go on from the last update.
-        rows: Rows of the training set.
-        workers: That came to each update; fewer after nodes were lost, more after some came.
+        stopped_by: "tol", "passes", or "collapse" where every attempt to continue collapsed.
+        rows: Number of rows of the training set.
+        workers: Number of workers at each update; it changes when nodes are lost or join.
     """
 
     kind: ModelKind = "dec"
@@ -150,10 +151,10 @@ class Scores(Record):
 
 
 class SpaceQuality(Record):
-    """A partition, measured in one of the three spaces.
+    """Quality of a partition in one of the three spaces.
 
     Attributes:
-        space: "features" as scaled, "pretrained" embedding or "refined" embedding.
+        space: "features" (scaled), "pretrained" (embedding) or "refined" (embedding).
         silhouette: See ``pipeline.clustering.quality.macro_silhouette``.
         objective_ratio: Share of the variance left within clusters.
     """
@@ -164,15 +165,15 @@ class SpaceQuality(Record):
 
 
 class Candidate(Record):
-    """One of the three partitions of the reference sample.
+    """One of the three compared partitions of the reference sample.
 
     Attributes:
-        kind: Which.
-        modularity: How much more often neighbours in scaled features share a cluster than chance
-            explains; decides. See ``pipeline.clustering.quality.modularity``.
-        spaces: Its quality in every space.
+        kind: Method that made it.
+        modularity: How much more often neighbours in scaled features share a cluster than by
+            chance; it decides. See ``pipeline.clustering.quality.modularity``.
+        spaces: Quality in every space.
         balance: Entropy of the sizes of its clusters over log K; 1 = all of one size.
-        empty_clusters: Clusters without a row of the sample.
+        empty_clusters: Number of clusters without a row of the sample.
         stability: ARI of two fits on disjoint halves of the sample; None: too few rows.
         scores: Agreement with the label column; decides nothing.
     """
@@ -187,20 +188,21 @@ class Candidate(Record):
 
 
 class Comparison(Artifact):
-    """DEC and its baselines, by the same label-free rule on the same rows.
+    """DEC and its baselines, compared by the same label-free rule on the same rows.
 
     Attributes:
         candidates: "kmeans", "autoencoder" and "dec", best first: by empty clusters, then by
             modularity to three decimals, then the simpler method.
         winner: The first of them, which ``refine.select: auto`` ships.
-        margin: Its modularity less that of the second.
-        rows: Rows of the sample that all was measured on.
-        held_out_rows: Those among them that training did not see.
-        generalisation: DEC's mean KL(P‖Q) a row on the others over that on held-out rows; near 1
+        margin: Lead of the winner over the second in modularity, to three decimals, >= 0; 0 where
+            the simpler method or the one with fewer empty clusters won without a lead.
+        rows: Number of rows of the sample that the candidates were measured on.
+        held_out_rows: Number of those rows that training did not see.
+        generalisation: DEC's mean KL(P‖Q) per row on the others over that on held-out rows; near 1
             where it has learnt, small where it has memorised (G in Xie et al. 2016, section 5.2).
-            None: nothing was held out, or there was nothing left to divide by.
-        centroids: Parquet file: those of "kmeans", in scaled features.
-        restarts: k-means runs that they are the best of.
+            None: nothing was held out, or the divisor is 0.
+        centroids: Parquet file: centroids of "kmeans", in scaled features.
+        restarts: Number of k-means runs that these are the best of.
     """
 
     candidates: tuple[Candidate, ...]

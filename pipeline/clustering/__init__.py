@@ -1,1 +1,1 @@
-"""k-means and agreement with known labels: the only place that knows FAISS."""
+"""Clustering without torch or Ray: k-means, matching, quality, profiles; the only use of FAISS."""

@@ -1,7 +1,7 @@
-"""Agreement of a partition with known classes, from their contingency table alone.
+"""Agreement of two partitions, from their contingency table alone.
 
-The table has one cell for each (cluster, class), however many rows were counted into it, so these
-scores are exact over billions of rows.
+The table has one cell for each pair of clusters, or of a cluster and a known class, however many
+rows were counted into it: scores are exact over billions of rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Agreement:
         acc: Clustering accuracy under the best one-to-one matching (Xie et al. 2016, eq. 10).
         nmi: Mutual information over the arithmetic mean of the entropies.
         ari: Adjusted Rand index (Hubert & Arabie 1985).
-        rows: Rows that have a label.
+        rows: Number of rows with a label.
     """
 
     acc: float
@@ -46,13 +46,19 @@ def agreement(contingency: NDArray[np.int64]) -> Agreement:
     mean_entropy = (_entropy(by_cluster) + _entropy(by_class)) / 2
     information = _entropy(by_cluster) + _entropy(by_class) - _entropy(contingency)
     nmi = information / mean_entropy if mean_entropy else 1.0
-    same, clusters, classes, pairs = (
-        _pairs(n) for n in (contingency, by_cluster, by_class, np.array([rows]))
-    )
-    expected = clusters * classes / pairs if pairs else 0.0
-    ceiling = (clusters + classes) / 2
-    ari = (same - expected) / (ceiling - expected) if ceiling != expected else 1.0
-    return Agreement(acc=float(acc), nmi=float(nmi), ari=float(ari), rows=rows)
+    return Agreement(float(acc), float(nmi), adjusted_rand(contingency), rows)
+
+
+def adjusted_rand(contingency: NDArray[np.number]) -> float:
+    """Adjusted Rand index (Hubert & Arabie 1985); 1 for equal partitions, about 0 by chance.
+
+    Args:
+        contingency: Rows counted by both partitions, shape (n_first, n_second).
+    """
+    both, every = _pairs(contingency), _pairs(contingency.sum(keepdims=True))
+    first, second = _pairs(contingency.sum(axis=1)), _pairs(contingency.sum(axis=0))
+    expected, greatest = first * second / max(every, 1.0), (first + second) / 2
+    return 1.0 if greatest == expected else (both - expected) / (greatest - expected)
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
@@ -61,7 +67,7 @@ def _entropy(counts: NDArray[np.int64]) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-def _pairs(counts: NDArray[np.int64]) -> float:
+def _pairs(counts: NDArray[np.number]) -> float:
     """Σ n·(n−1)/2, in float64: pairs of a billion rows do not fit an int64 product."""
     n = counts.astype(np.float64)
     return float((n * (n - 1) / 2).sum())

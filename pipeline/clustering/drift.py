@@ -1,10 +1,10 @@
-"""Drift of the input: how far tonight's values of each feature are from those a model has seen.
+"""Drift of the input: how far tonight's values of each feature are from the reference sample's.
 
-Each feature has at most ten bins of about equal size by the reference sample. A bin ``b`` holds
-``edges[b - 1] < x <= edges[b]``: it is closed above, and the outer bins are open to infinity. A
-value that fills a bin by itself (the 0 of a sparse feature, both values of a binary one, a
-constant) shares it with no other value of the sample; what was never seen below the lowest or above
-the highest of them has bins of its own, so that a constant that changes is seen.
+Each feature has at most ten bins of about equal size by the reference sample. Bin ``b`` holds
+``edges[b - 1] < x <= edges[b]``; the outer bins are open to infinity. A value that fills a bin by
+itself (the 0 of a sparse feature, both values of a binary one, a constant) shares it with no other
+value of the sample. Values below the lowest or above the highest of these have their own bins, so
+that a changed constant counts as drift.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-# Of any feature of a night whose values are distributed as those of the reference: once in three
-# years of nights.
+# Probability per night that any feature without drift is reported: once in three years of nights.
 FALSE_ALARMS = 1e-3
 
 
@@ -24,11 +23,11 @@ def bin_edges(x_NF: NDArray[np.generic], bins: int = 10) -> NDArray[np.float64]:
 
     Args:
         x_NF: The reference sample, shape (rows, features); NaN and infinite values are missing.
-        bins: At most, a feature.
+        bins: Maximum number of bins per feature.
 
     Returns:
         edges_FB, float64, shape (features, bins - 1), ascending; +inf where a feature needs fewer.
-        They are values of the dtype of ``x_NF``, so that rows of that dtype compare exactly.
+        They are representable in the dtype of ``x_NF``, so that comparisons are exact.
     """
     x_NF = x_NF if np.issubdtype(x_NF.dtype, np.floating) else x_NF.astype(np.float64)
     edges_FB = np.full((x_NF.shape[1], bins - 1), np.inf)
@@ -40,12 +39,12 @@ def bin_edges(x_NF: NDArray[np.generic], bins: int = 10) -> NDArray[np.float64]:
 
 
 def _edges(x_N: NDArray[np.floating], bins: int) -> list[float]:
-    """Edges for the sorted values of a feature: from the lowest bin to the highest."""
+    """Edges for the sorted values of a feature, ascending."""
     edges: list[float] = []
     if not len(x_N):
         return edges
     fair = len(x_N) / bins
-    heavy = False  # whether the bin below is full of one value
+    heavy = False  # whether one value fills the bin below
     start = 0  # of the bin, as a rank
     while start < len(x_N) and len(edges) < bins - 1:
         rows = max(fair, (len(x_N) - start) / (bins - len(edges)))
@@ -60,7 +59,7 @@ def _edges(x_N: NDArray[np.floating], bins: int) -> list[float]:
             start = last
         else:
             break
-    # Where there is room, what was never seen beside the lowest and highest heavy value.
+    # Where there is room, bins for values below the lowest and above the highest heavy value.
     if len(edges) < bins - 1 and heavy:
         edges.append(float(x_N[-1]))
     lowest = np.searchsorted(x_N, x_N[0], side="right")
@@ -75,14 +74,14 @@ def _below(value: np.floating) -> float:
 
 
 def bin_counts(x_BF: NDArray[np.generic], edges_FB: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How many values of a batch lie in each bin.
+    """Number of values of a batch in each bin.
 
     Args:
-        x_BF: Rows, shape (batch, features); NaN and infinite values are counted nowhere.
+        x_BF: Rows, shape (batch, features); NaN and infinite values are not counted.
         edges_FB: See ``bin_edges``.
 
     Returns:
-        counts_FB, int64, shape (features, bins); those of several batches may be added.
+        counts_FB, int64, shape (features, bins); counts of batches can be added.
     """
     finite_BF = np.isfinite(x_BF)
     value_BF = np.where(finite_BF, x_BF, -np.inf).astype(np.float64, copy=False)
@@ -94,29 +93,28 @@ def bin_counts(x_BF: NDArray[np.generic], edges_FB: NDArray[np.float64]) -> NDAr
 
 
 def psi(expected_FB: NDArray[np.int64], actual_FB: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Population stability index, without what chance alone explains.
+    """Population stability index, less what chance explains.
 
     PSI = Σ_b (a_b - e_b) ln(a_b / e_b) of the shares a and e of the rows in each bin (Siddiqi 2006,
-    Credit Risk Scorecards); by convention, below 0.1 nothing has changed, and above 0.25 much has.
+    Credit Risk Scorecards); by convention below 0.1 is no change, and above 0.25 a large one.
 
-    Empty bins: each side has one more row, spread over the bins as both sides together are; so no
-    share is 0 where the other is not, and bins that are empty on both sides add nothing. Missing
-    values are a bin of their own: how many there are is told by the feature that has the fewest.
+    Empty bins: each side gets one more row, spread over the bins like both sides together, so that
+    no share is 0 where the other is not, and bins empty on both sides add nothing. Missing values
+    are a bin of their own; the feature with the fewest shows their number.
 
     Chance: for two samples of one distribution, PSI / (1/n + 1/m) is about chi-squared with B - 1
-    degrees of freedom (Yurdakul 2018, Statistical Properties of the Population Stability Index), so
-    that its mean is (B - 1)(1/n + 1/m). That is taken off, and what is left counts only where it is
-    more than chance: above the quantile that all features of a night without drift stay below but
-    once in 1 / ``FALSE_ALARMS`` nights (by Bonferroni). Where bins hold few rows PSI strays further
-    than that, and Pearson's statistic of homogeneity, which has the same distribution, does where
-    one sample is far smaller: both must be above. So a hundred rows prove nothing but gross change.
+    degrees of freedom (Yurdakul 2018, Statistical Properties of the Population Stability Index).
+    Its mean, (B - 1)(1/n + 1/m), is subtracted, and PSI counts only above the quantile that all
+    features of a night without drift exceed once in 1 / ``FALSE_ALARMS`` nights (Bonferroni). PSI
+    strays farther in bins of few rows, and Pearson's statistic of homogeneity, which has the same
+    distribution, where one sample is far smaller: both must exceed it.
 
     Args:
         expected_FB: Rows of the reference in each bin, shape (features, bins).
         actual_FB: Rows of tonight, the same shape.
 
     Returns:
-        psi_F, float64, shape (features,), finite, >= 0; all 0 where one side has no rows at all.
+        psi_F, float64, shape (features,), finite, >= 0; all 0 where one side has no rows.
     """
     if expected_FB.shape != actual_FB.shape:
         raise ValueError(f"expected has the shape {expected_FB.shape}, actual {actual_FB.shape}")
@@ -142,13 +140,13 @@ def psi(expected_FB: NDArray[np.int64], actual_FB: NDArray[np.int64]) -> NDArray
 
 
 def _with_missing(counts_FB: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The counts, and those of missing values as one more bin."""
+    """The counts, with missing values as one more bin."""
     rows_F = counts_FB.sum(axis=1)
     return np.column_stack([counts_FB, rows_F.max(initial=0) - rows_F])
 
 
 def _chance(degrees_F: NDArray[np.int64], tail: float) -> NDArray[np.float64]:
-    """What chi-squared exceeds with a probability of ``tail`` (Wilson and Hilferty 1931)."""
+    """Value that chi-squared exceeds with probability ``tail`` (Wilson and Hilferty 1931)."""
     spread_F = 2 / (9 * np.maximum(degrees_F, 1))
     z = NormalDist().inv_cdf(1 - tail)
     quantile_F: NDArray[np.float64] = degrees_F * (1 - spread_F + z * np.sqrt(spread_F)) ** 3

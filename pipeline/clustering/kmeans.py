@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, NumericalError
 
-# Multiplications that all restarts together may take: about five minutes on two cores.
+# Maximum number of multiplications of all restarts together: about five minutes on two cores.
 WORK = 10**13
 _LEAST_ITERATIONS = 10
 
@@ -21,9 +21,9 @@ class KMeansResult:
 
     Attributes:
         centroids_KD: Shape (n_clusters, dimensions), float32.
-        cluster_rows: Points nearest to each centroid.
+        cluster_rows: Number of points nearest to each centroid.
         objective: Σ_i ‖x_i − μ‖² of the best run.
-        objectives: The same for every run, in the order of their seeds.
+        objectives: The same of every run, in the order of their seeds.
     """
 
     centroids_KD: NDArray[np.float32]
@@ -51,12 +51,11 @@ def nearest_centroid(
 def affordable(
     multiplications: int, *, restarts: int, iterations: int, work: int = WORK
 ) -> tuple[int, int]:
-    """Restarts and iterations that are made when an iteration takes so many multiplications.
+    """Restarts and iterations within ``work`` multiplications, given those of one iteration.
 
-    Fewer restarts, and at last fewer iterations, though not below 10, where all together would
-    take more than ``work``.
+    Restarts are reduced first, then iterations down to 10.
     """
-    most = work // multiplications  # iterations of all runs together
+    most = work // multiplications  # iterations, all runs together
     return max(1, min(restarts, most // iterations)), min(iterations, max(_LEAST_ITERATIONS, most))
 
 
@@ -74,11 +73,11 @@ def kmeans(
     Args:
         points: Shape (n_points, dimensions), float32.
         clusters: Number of clusters, at most n_points.
-        restarts: Runs, with seeds derived from ``seed``.
-        iterations: Lloyd iterations a run.
-        seed: Same seed, same points: same result on the same number of threads.
-        work: Multiplications that all runs together may take, or hundreds of thousands of clusters
-            would take days; see ``affordable``.
+        restarts: Number of runs, with seeds derived from ``seed``.
+        iterations: Lloyd iterations per run.
+        seed: Same seed and points, same result on the same number of threads.
+        work: Maximum number of multiplications of all runs, because hundreds of thousands of
+            clusters would take days; see ``affordable``.
 
     Raises:
         InputError: There are fewer points than clusters.
@@ -105,8 +104,8 @@ def kmeans(
             clusters,
             niter=iterations,
             seed=(seed + restart) % 2**31,
-            # FAISS would draw 256 points a centroid and drop the rest, and warn on stderr below
-            # 39: the sample was sized on purpose, so use all of it.
+            # By default FAISS uses at most 256 points per centroid and warns below 39; the sample
+            # has the right size already.
             max_points_per_centroid=len(points),
             min_points_per_centroid=1,
         )
@@ -123,5 +122,5 @@ def kmeans(
 
 
 def use_threads(threads: int) -> None:
-    """Let FAISS compute in this process on so many threads from now on."""
+    """Set the number of FAISS's threads in this process."""
     faiss.omp_set_num_threads(threads)

@@ -1,14 +1,14 @@
-"""Which cluster of a new model is one that we know: permanent ids by membership.
+"""Match the clusters of a new model to known ones: permanent ids by membership.
 
-Both models label two sets of rows. The frozen reference sample of the old model says where its
-clusters went: a new cluster is an old one where each holds most of the other's rows. Tonight's
-sample says what of that is real: without it, a class that vanished looks merged into whichever
-cluster its old rows now lie nearest to, and one that appeared looks split off.
+Both models label two samples. The old model's frozen reference sample shows where its clusters
+went: a new cluster is an old one where each holds most of the other's rows. Tonight's sample shows
+which of these matches are real: without it, a class that vanished would look merged into the
+cluster that its old rows are now nearest to, and a new class would look split off.
 
 The kinds of transition are those of MONIC (Spiliopoulou et al. 2006, "MONIC: modeling and
-monitoring cluster transitions", section 3.2), with both directions asked for, so that a new
-cluster that swallowed an old one does not bear its name. Shape letters: N rows of the reference
-sample, M of tonight's, J old clusters, K new ones, C cells of their contingency that hold rows, T
+monitoring cluster transitions", section 3.2), with thresholds in both directions, so that a new
+cluster that took in an old one does not get its id. Shape letters: N rows of the reference sample,
+M of tonight's, J old clusters, K new ones, C cells of their contingency table with rows, T
 transitions.
 """
 
@@ -19,18 +19,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.clustering.bipartite import heaviest_matching
 from pipeline.config import Matching
 from pipeline.errors import PipelineError
 
 SURVIVAL, SPLIT, MERGE, BIRTH, DEATH = KINDS = ("survival", "split", "merge", "birth", "death")
 
-# Stands for "no cluster" in arrays of ids.
+# No cluster, in arrays of ids.
 NONE = -1
-# Shares are compared as float64; a share that is exactly the threshold reaches it.
+# Tolerance in float64, so that a share equal to the threshold reaches it.
 _ROUNDING = 1e-9
-# Cells of a dense cost matrix, 8 bytes each; a component with more is solved sparsely, which takes
-# longer for the same answer.
-_DENSE_CELLS = 2**22
 _MOST_IDS = 2**31
 
 
@@ -40,7 +38,7 @@ class Labels:
 
     Attributes:
         old: Position of the old model's cluster, shape (rows,), int64.
-        new: Position of the new model's, the same rows.
+        new: Position of the new model's cluster, shape (rows,), int64.
     """
 
     old: NDArray[np.int64]
@@ -49,21 +47,21 @@ class Labels:
 
 @dataclass(frozen=True)
 class Transitions:
-    """What became of the clusters, one transition a place; see ``TRANSITION_SCHEMA``.
+    """Transitions from old to new clusters, as arrays; see ``TRANSITION_SCHEMA``.
 
-    Every old cluster is in exactly one survival, merge or death, and every new one in exactly one
-    survival, split or birth. A death or birth that is no disappearance and no appearance has both
-    ids: the cluster that took or gave most of its rows, in numbers that prove nothing.
+    Every old cluster is in exactly one survival, merge or death, every new one in exactly one
+    survival, split or birth. A death or birth may have both ids: then the other one is the cluster
+    that took or gave most of its rows, below the thresholds.
 
     Attributes:
         kind: Index into ``KINDS``, shape (transitions,).
-        from_id: int32; ``NONE`` for a birth out of nothing.
-        to_id: int32; ``NONE`` for a death into nothing.
-        rows: Rows of the reference sample that are in both, int64, like the ones below.
-        from_rows: In the old cluster.
-        to_rows: In the new one.
-        from_rows_now: Rows of tonight's sample in the old cluster.
-        to_rows_now: In the new one.
+        from_id: Old id, int32; ``NONE`` for a birth out of nothing.
+        to_id: New id, int32; ``NONE`` for a death into nothing.
+        rows: Rows of the reference sample in both clusters, int64.
+        from_rows: Rows of the reference sample in the old cluster, int64.
+        to_rows: Rows of the reference sample in the new cluster, int64.
+        from_rows_now: Rows of tonight's sample in the old cluster, int64.
+        to_rows_now: Rows of tonight's sample in the new cluster, int64.
     """
 
     kind: NDArray[np.int8]
@@ -76,7 +74,7 @@ class Transitions:
     to_rows_now: NDArray[np.int64]
 
     def of(self, kind: str) -> NDArray[np.bool_]:
-        """Which are of this kind."""
+        """Mask of the transitions of a kind."""
         chosen: NDArray[np.bool_] = self.kind == KINDS.index(kind)
         return chosen
 
@@ -86,11 +84,11 @@ class Matched:
     """The new clusters, by permanent id.
 
     Attributes:
-        ids_K: Of each new cluster, shape (n_new,), int32, all different.
+        ids_K: Permanent id of each new cluster, shape (n_new,), int32, all different.
         born_K: Whether that id is new.
-        parents: Pairs (new id, old id), shape (pairs, 2), int32, sorted: an old cluster that a
-            born one took at least ``matching.splits`` of its rows of the reference sample from.
-        transitions: Sorted by kind and ids.
+        parents: Pairs (new id, old id), shape (pairs, 2), int32, sorted, where a born cluster has
+            at least ``matching.splits`` of its rows of the reference sample from the old one.
+        transitions: Transitions, sorted by kind and ids.
         churn: Share of the reference sample whose permanent id changes.
     """
 
@@ -103,17 +101,17 @@ class Matched:
 
 @dataclass(frozen=True)
 class _Contingency:
-    """Rows counted by both models.
+    """Rows counted by the clusters of both models.
 
     Attributes:
-        old_C: Positions of the old clusters of cells that hold any row, ascending with new_C.
-        new_C: Those of the new ones.
-        rows_C: Rows of the reference sample.
-        now_C: Rows of tonight's.
+        old_C: Position of each cell's old cluster, ascending with new_C; only cells with rows.
+        new_C: Position of each cell's new cluster.
+        rows_C: Rows of the reference sample in each cell.
+        now_C: Rows of tonight's sample in each cell.
         old_J: Rows of the reference sample in each old cluster.
-        old_now_J: Of tonight's.
-        new_K: The same for new ones.
-        new_now_K: Of tonight's.
+        old_now_J: Rows of tonight's sample in each old cluster.
+        new_K: Rows of the reference sample in each new cluster.
+        new_now_K: Rows of tonight's sample in each new cluster.
     """
 
     old_C: NDArray[np.int64]
@@ -152,18 +150,18 @@ def match(
 ) -> Matched:
     """Give the clusters of a new model permanent ids.
 
-    What counts for a pair of clusters is the number of rows of the reference sample in both,
-    without old clusters that are gone tonight. Of pairs that may be the same cluster (see
-    ``_candidates``), those keep the id that keep it for most rows in all: a maximum-weight matching
-    (Kuhn 1955). New ids are given in the order in which clusters first occur in the samples, so
-    that the order of a model's clusters changes nothing.
+    The weight of a pair of clusters is the number of rows of the reference sample in both, without
+    old clusters that are gone tonight. Among pairs that may be the same cluster (see
+    ``_candidates``), a maximum-weight matching decides which keep the id. New ids follow the order
+    in which clusters first occur in the samples, so that the order of a model's clusters does not
+    matter.
 
     Args:
         reference: The old model's frozen reference sample.
         tonight: Tonight's sample.
         old_ids_J: Permanent id of each old cluster, shape (n_old,).
-        clusters: K, clusters of the new model, empty ones too.
-        next_id: The first id that was never given.
+        clusters: K, number of clusters of the new model, empty ones too.
+        next_id: The first unused id.
         thresholds: ``config.matching``.
 
     Raises:
@@ -172,7 +170,7 @@ def match(
     order_K = _order_of_occurrence(reference.new, tonight.new, clusters)
     place_K = np.empty_like(order_K)
     place_K[order_K] = np.arange(clusters)
-    # From here on, old clusters are in the order of their ids, new ones in that of occurrence.
+    # From here on, old clusters are ordered by id, new ones by occurrence.
     by_id_J = np.argsort(old_ids_J)
     place_J = np.empty_like(by_id_J)
     place_J[by_id_J] = np.arange(len(by_id_J))
@@ -186,7 +184,7 @@ def match(
     weight_C = _evidence(counts, gone_J, thresholds.survives)
     candidate_C = _candidates(counts, weight_C, fresh_K, thresholds)
     keeps_C = np.zeros(len(weight_C), np.bool_)
-    keeps_C[candidate_C] = _heaviest_matching(
+    keeps_C[candidate_C] = heaviest_matching(
         counts.old_C[candidate_C], counts.new_C[candidate_C], weight_C[candidate_C]
     )
 
@@ -209,7 +207,7 @@ def match(
 
 
 def unchanged(reference: Labels, tonight: Labels, ids_K: NDArray[np.int32]) -> Matched:
-    """What ``match`` says of a model and itself; clusters that no row is in survive, too."""
+    """The result of matching a model to itself; clusters without rows survive too."""
     size = len(ids_K)
     rows_K = np.bincount(reference.new, minlength=size)
     now_K = np.bincount(tonight.new, minlength=size)
@@ -235,13 +233,13 @@ def unmatched(
     new_now_K: NDArray[np.int64],
     next_id: int,
 ) -> Matched:
-    """Clusters that nothing can be compared with: all are born, and the old ones die.
+    """The result where models cannot be compared: all new clusters are born, all old ones die.
 
     Args:
-        old_ids_J: Ids that live so far, shape (n_old,); none on the first night.
+        old_ids_J: Ids in use, shape (n_old,); none on the first night.
         old_rows_J: Rows of the reference sample in each.
         new_now_K: Rows of tonight's sample in each new cluster, shape (n_new,).
-        next_id: The first id that was never given.
+        next_id: The first unused id.
 
     Raises:
         PipelineError: More ids than an int32 has.
@@ -269,7 +267,7 @@ def unmatched(
 
 
 def new_ids(next_id: int, number: int) -> NDArray[np.int32]:
-    """That many ids that were never given.
+    """That many unused ids.
 
     Raises:
         PipelineError: More ids than an int32 has.
@@ -277,7 +275,7 @@ def new_ids(next_id: int, number: int) -> NDArray[np.int32]:
     if next_id + number > _MOST_IDS:
         raise PipelineError(
             f"identify: {number:,} ids from {next_id:,} on do not fit the int32 of cluster_id; "
-            "give a new output, where ids begin at 0"
+            "use a new output, where ids begin at 0"
         )
     return np.arange(next_id, next_id + number, dtype=np.int32)
 
@@ -285,7 +283,7 @@ def new_ids(next_id: int, number: int) -> NDArray[np.int32]:
 def _order_of_occurrence(
     first_N: NDArray[np.int64], second_M: NDArray[np.int64], clusters: int
 ) -> NDArray[np.int64]:
-    """Clusters by their first row in two samples, one after the other; then those without any."""
+    """Clusters by their first row in two concatenated samples; then those without rows."""
     seen, first = np.unique(np.concatenate([first_N, second_M]), return_index=True)
     place_K = np.full(clusters, len(first_N) + len(second_M))
     place_K[seen] = first
@@ -302,26 +300,25 @@ def _reaches(
 def _gone_and_fresh(
     counts: _Contingency, dies: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Old clusters that the old model finds next to no row of tonight, and the new likewise.
+    """Old clusters with next to no rows tonight, and new ones with next to none in the reference.
 
-    A new cluster is fresh where the share of the reference sample that it explains is as small
-    beside its share of tonight's rows.
+    Both compare the cluster's share of one sample with its share of the other.
     """
     share_J, share_K = (n / max(1, n.sum()) for n in (counts.old_J, counts.new_K))
     now_J, now_K = (n / max(1, n.sum()) for n in (counts.old_now_J, counts.new_now_K))
-    # Strictly, so that 0 turns the rule off.
+    # Strictly less, so that 0 turns the rule off.
     return now_J < dies * share_J, share_K < dies * now_K
 
 
 def _evidence(
     counts: _Contingency, gone_J: NDArray[np.bool_], survives: float
 ) -> NDArray[np.int64]:
-    """Rows of each cell that count for a match, shape (cells,).
+    """Weight of each cell for the matching, in rows, shape (cells,).
 
-    The rows of an old cluster that is gone lie somewhere in the new partition, where they would
-    outvote the clusters that are really there. They count only where the new cluster's rows of
-    tonight are the old one's too, or where it has none: there both models know the same cluster.
-    Clusters that no row of the reference sample is in can be matched by tonight's rows alone.
+    The new model assigns the reference rows of a vanished cluster to some other cluster, where they
+    would outvote those of existing ones. They count only where the new cluster's rows of tonight
+    are the old one's too, or where it has none: there both models know the same cluster. Clusters
+    without rows of the reference sample are matched by tonight's rows alone.
     """
     same_C = _reaches(counts.now_C, survives, counts.new_now_K[counts.new_C])
     weight_C = np.where(gone_J[counts.old_C] & ~same_C, 0, counts.rows_C)
@@ -332,7 +329,7 @@ def _evidence(
 def _totals(
     counts: _Contingency, weight_C: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What all cells of each old and of each new cluster weigh, in each of its cells."""
+    """Total weight of each cell's old cluster, and of its new cluster."""
     old_J = _sums(counts.old_C, weight_C, len(counts.old_J))
     new_K = _sums(counts.new_C, weight_C, len(counts.new_K))
     return old_J[counts.old_C], new_K[counts.new_C]
@@ -349,7 +346,7 @@ def _parts(
     fresh_K: NDArray[np.bool_],
     thresholds: Matching,
 ) -> NDArray[np.bool_]:
-    """Cells whose new cluster is a part of the old: most of its rows come from there."""
+    """Cells whose new cluster is a part of the old one: most of its rows come from it."""
     old_C, new_C = _totals(counts, weight_C)
     return (
         (weight_C > 0)
@@ -365,10 +362,11 @@ def _candidates(
     fresh_K: NDArray[np.bool_],
     thresholds: Matching,
 ) -> NDArray[np.bool_]:
-    """Cells whose new cluster may bear the id of the old.
+    """Cells whose new cluster may keep the id of the old one.
 
-    Either the old one went up in the new, whose rows are mostly of such old ones (survival, or a
-    merge), or the new one is a part of the old, most of whose rows are in such parts (a split).
+    Either the old cluster went into the new one, whose rows are mostly of such old clusters
+    (survival or merge), or the new one is a part of the old, most of whose rows are in such parts
+    (split).
     """
     old_C, new_C = _totals(counts, weight_C)
     goes_C = (weight_C > 0) & _reaches(weight_C, thresholds.survives, old_C)
@@ -380,81 +378,14 @@ def _candidates(
     return merged_C | split_C
 
 
-def _heaviest_matching(
-    old_E: NDArray[np.int64], new_E: NDArray[np.int64], weight_E: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Edges of a matching of the largest weight between old and new clusters.
-
-    Each connected component by itself, which is exact: candidates are few, and so nearly all
-    components are an edge or a handful. A dense matrix of all clusters would take 80 GB for
-    100,000 of them, and the sparse solver alone takes seconds, for it goes over all rows for each.
-
-    Args:
-        old_E: Position of each edge's old cluster, shape (edges,).
-        new_E: Of its new one.
-        weight_E: Rows, > 0.
-
-    Returns:
-        Whether each edge is in it, shape (edges,).
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    if not len(old_E):
-        return np.zeros(0, np.bool_)
-    first_new = int(old_E.max()) + 1
-    nodes = first_new + int(new_E.max()) + 1
-    graph = coo_array((np.ones(len(old_E)), (old_E, first_new + new_E)), shape=(nodes, nodes))
-    _, component_V = connected_components(graph, directed=False)
-    _, component_E, edges = np.unique(component_V[old_E], return_inverse=True, return_counts=True)
-    chosen_E: NDArray[np.bool_] = edges[component_E] == 1
-    order = np.argsort(component_E, kind="stable")
-    starts = np.cumsum(edges) - edges
-    for component in np.flatnonzero(edges > 1):  # over components, not rows
-        some = order[starts[component] : starts[component] + edges[component]]
-        chosen_E[some] = _solve(old_E[some], new_E[some], weight_E[some])
-    return chosen_E
-
-
-def _solve(
-    old_E: NDArray[np.int64], new_E: NDArray[np.int64], weight_E: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """``_heaviest_matching`` of one component."""
-    from scipy.optimize import linear_sum_assignment
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-
-    olds, old_E = np.unique(old_E, return_inverse=True)
-    news, new_E = np.unique(new_E, return_inverse=True)
-    if len(olds) * len(news) <= _DENSE_CELLS:
-        dense = np.zeros((len(olds), len(news)))
-        dense[old_E, new_E] = weight_E
-        rows, columns = linear_sum_assignment(dense, maximize=True)
-    else:
-        # It wants a partner for each old cluster: one that nobody else has, of next to no weight,
-        # for those that go away empty-handed. An explicit 0 would not be an edge.
-        own = np.arange(len(olds))
-        weights = np.concatenate([weight_E + 1, np.ones(len(olds))])
-        pairs = np.concatenate([old_E, own]), np.concatenate([new_E, len(news) + own])
-        sparse = csr_array((weights, pairs), shape=(len(olds), len(news) + len(olds)))
-        rows, columns = min_weight_full_bipartite_matching(sparse, maximize=True)
-    partner = np.full(len(olds), NONE)
-    partner[rows] = columns
-    chosen_E: NDArray[np.bool_] = partner[old_E] == new_E
-    return chosen_E
-
-
 def _heaviest(
     groups: NDArray[np.int64], values: NDArray[np.int64], allowed: NDArray[np.bool_], size: int
 ) -> NDArray[np.int64]:
-    """Index of the largest value of each group among the allowed; ``NONE`` where there is none.
-
-    Of equal values, the first.
-    """
+    """Index of each group's largest allowed value, the first of equals; ``NONE`` without any."""
     found = np.full(size, NONE)
     places = np.flatnonzero(allowed)
     order = places[np.lexsort((-places, values[places]))]
-    found[groups[order]] = order  # of several, the last is kept
+    found[groups[order]] = order  # the last write of a group stays
     return found
 
 
@@ -476,7 +407,7 @@ def _transitions(
     goes_C = into_survivor_C & _reaches(weight_C, thresholds.survives, total_C)
     part_C = _parts(counts, weight_C, fresh_K, thresholds) & kept_J[counts.old_C]
 
-    # One cell, or none, for each cluster that did not keep its id.
+    # At most one cell for each cluster that did not keep its id.
     merge_J = _heaviest(counts.old_C, weight_C, goes_C, olds)
     took_J = _heaviest(
         counts.old_C, counts.rows_C, (counts.rows_C > 0) & ~gone_J[counts.old_C], olds
@@ -524,14 +455,14 @@ def _records(
 
 
 def _partner(side_C: NDArray[np.int64], cells: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The cluster at the other side of each cell; ``NONE`` where there is no cell."""
+    """The cluster on one side of each cell; ``NONE`` where there is no cell."""
     return np.where(cells == NONE, NONE, np.r_[side_C, NONE][cells])
 
 
 def _rows_of(
     counts: _Contingency, old_T: NDArray[np.int64], new_T: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Rows of the reference sample in both clusters; 0 where there is but one."""
+    """Rows of the reference sample in both clusters; 0 where there is only one."""
     news = len(counts.new_K)
     keys_C, keys_T = counts.old_C * news + counts.new_C, old_T * news + new_T
     found = np.minimum(np.searchsorted(keys_C, keys_T), len(keys_C) - 1)
@@ -547,7 +478,7 @@ def _parents(
     ids_K: NDArray[np.int32],
     splits: float,
 ) -> NDArray[np.int32]:
-    """Pairs of a born cluster and an old one that it took a good share of its rows from."""
+    """Pairs of a born cluster and an old one with at least a share ``splits`` of its rows."""
     _, new_C = _totals(counts, weight_C)
     some_C = (weight_C > 0) & children_K[counts.new_C] & _reaches(weight_C, splits, new_C)
     pairs = np.stack([ids_K[counts.new_C[some_C]], old_ids_J[counts.old_C[some_C]]], axis=1)

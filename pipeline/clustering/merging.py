@@ -1,13 +1,13 @@
-"""How many clusters there are: cells of an over-clustering are merged until boundaries are real.
+"""Number of clusters: merge the cells of an over-clustering until boundaries are real.
 
-k-means into many small cells. Then the two clusters are merged, again and again, that are most
-connected: by the pairs of nearest neighbours that cross from one to the other, against those that
+k-means makes many small cells. Then the two clusters with the highest connectivity are merged, step
+by step: the pairs of nearest neighbours that cross from one to the other, relative to those that
 cross where k-means cuts each of the two in half (relative interconnectivity, as in Chameleon:
-Karypis, Han & Kumar 1999). A boundary through the midst of a group is crossed as often as a cut
-through it; one between groups by far less. How much less depends on the table, so the boundary
-is where the connectivities of the last merges part best into high and low, and there is one cluster
-more than merges that are low. That depends on the cells, so it is done from fifteen starts, and the
-geometric mean of their numbers is taken. Decision 0031 has what was measured.
+Karypis, Han & Kumar 1999). A boundary inside a group is crossed as often as a cut through it; one
+between groups far less. How much less depends on the table, so the threshold is where the
+connectivities of the last merges separate best into high and low; there is one cluster more than
+low merges. The result depends on the cells: it is the geometric mean of fifteen starts. Decision
+0031 has the measurements.
 
 Shape letters: N points, D dimensions, M neighbours of a point, C cells.
 """
@@ -22,27 +22,28 @@ from statistics import geometric_mean
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.clustering.agreement import adjusted_rand
 from pipeline.clustering.kmeans import kmeans, nearest_centroid
 from pipeline.clustering.quality import nearest_neighbours
 
-# Points that are merged, or _ROWS_PER_CELL for each cell where that is more. Their neighbours are
-# looked for exactly, which takes the square: two seconds a core in ten dimensions.
+# Points that are merged, or _ROWS_PER_CELL per cell where that is more. Their exact neighbours take
+# quadratic time: two seconds a core in ten dimensions.
 _ROWS = 10_000
-# Fewer, and the neighbours between two cells are too few to count.
+# With fewer, neighbours in two cells are too rare to count.
 _ROWS_PER_CELL = 20
-# Fewer, and nearly all merges that the boundary is found from are between groups.
+# With fewer, nearly all merges that the boundary is found from are between groups.
 _CELLS = 60
 NEIGHBOURS = 10
-# Starts. One alone differs from the next by 5 on pen digits, the mean of fifteen by 1.
+# Starts. On pen digits one differs from the next by 5 clusters, the mean of fifteen by 1.
 TREES = 15
 ITERATIONS = 20
 _CUT_ITERATIONS = 10
-# A cluster of fewer points is not cut in two: it counts as one without any boundary.
+# A cluster of fewer points is not cut in two: it counts as having no boundary.
 _LEAST_CUT = 8
-# Where the boundary may lie. More connected, and two clusters are one: a single group of any shape
-# that was tried has more at all but a few of its merges. Less, and they are two.
+# Range of the boundary. Single groups, of any shape that was tried, have more than the upper limit
+# at all but a few of their merges; clusters below the lower limit are always two.
 _LEAST_BOUNDARY, _GREATEST_BOUNDARY = 0.2, 0.7
-# Of what is less, the logarithm says nothing more: groups 8 standard deviations apart have 0.00.
+# Lower values are no more separate in the logarithm: groups 8 standard deviations apart have 0.00.
 _NOTHING = 0.1
 
 
@@ -57,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Found:
-    """A number of clusters, and how it was come to; see `ClusterChoice`."""
+    """A number of clusters and its reasons; see ``pipeline.artifacts.models.ClusterChoice``."""
 
     clusters: int
     cells: int
@@ -74,9 +75,9 @@ class Merge:
     """The two cells that became one.
 
     Attributes:
-        kept: Cell that now stands for both.
-        gone: The other.
-        connectivity: Of the two, relative to that of the halves of each.
+        kept: Cell that now contains both.
+        gone: The other cell.
+        connectivity: Connectivity of the two, relative to that of the halves of each.
     """
 
     kept: int
@@ -88,10 +89,10 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
     """The number of clusters in these points, from 2 to ``most``.
 
     Args:
-        points_ND: In random order or not, shape (n_points, dimensions).
-        most: Clusters; merging begins at twice as many cells and 60 at least, or at fewer where
-            points are few. The last half of the merges counts.
-        seed: Same seed, same points: same number.
+        points_ND: Shape (n_points, dimensions).
+        most: Maximum number of clusters; merging starts from twice as many cells, at least 60, or
+            fewer where points are few. The last half of the merges counts.
+        seed: Same seed and points, same number.
     """
     rows, cells = rows_and_cells(len(points_ND), most)
     last = cells // 2
@@ -113,7 +114,7 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
     ends = [tree[1 - last :] for tree in trees]
     boundaries = [boundary_of(merges) for merges in ends]
     votes = tuple(sorted(min(most, found) for found in map(groups_in, ends, boundaries)))
-    # As far above as below: of 5 and 20, 10.
+    # 5 and 20 are equally far from 10.
     average = round(geometric_mean(votes))
     clusters, boundary = max(2, average), geometric_mean(boundaries)
     why = _why(average, votes, agreement)
@@ -121,16 +122,16 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
 
 
 def rows_and_cells(rows: int, most: int) -> tuple[int, int]:
-    """Points that are merged, of so many, and the cells that merging begins with."""
+    """Number of points that are merged, and of cells that merging starts from."""
     rows = min(rows, max(_ROWS, _ROWS_PER_CELL * 2 * most))
     return rows, max(4, min(max(2 * most, _CELLS), rows // _ROWS_PER_CELL))
 
 
 def boundary_of(merges: Sequence[Merge]) -> float:
-    """Connectivity under which two clusters stay two.
+    """Connectivity below which two clusters are kept apart.
 
-    Logarithms of connectivities are parted into high and low so that squared deviations within the
-    two parts are least (Otsu 1979). The boundary is halfway between the two means.
+    Logarithms of connectivities are split into high and low with the least squared deviations
+    within the two (Otsu 1979). The boundary is halfway between the two means.
     """
     connectivity = [merge.connectivity for merge in merges]
     logs = np.sort(np.log(np.clip(connectivity, _NOTHING, 1.0)))
@@ -145,10 +146,10 @@ def boundary_of(merges: Sequence[Merge]) -> float:
 
 
 def groups_in(merges: Sequence[Merge], boundary: float) -> int:
-    """Clusters that are left after every merge within a group: one more than those between groups.
+    """Number of groups: one more than the merges below the boundary.
 
-    Counted and not looked for along the path: a merge that is less connected than the boundary may
-    come before one that is more, when the halves of a cell or two of a few rows mislead.
+    They are counted wherever they are on the path: halves of cells of few rows can mislead, so that
+    a low merge may come before a high one.
     """
     return 1 + sum(merge.connectivity < boundary for merge in merges)
 
@@ -158,8 +159,8 @@ def _why(clusters: int, votes: Sequence[int], agreement: Mapping[int, float]) ->
         return "no boundary was found, and 2 is the least"
     spread = f"{votes[0]}" if votes[0] == votes[-1] else f"{votes[0]} to {votes[-1]}"
     return (
-        f"geometric mean of {len(votes)} starts, which came to {spread}; "
-        f"their partitions agree by {agreement[clusters]:.2f}"
+        f"geometric mean of {len(votes)} starts, which found {spread}; "
+        f"their partitions have an adjusted Rand index of {agreement[clusters]:.2f}"
     )
 
 
@@ -173,11 +174,11 @@ def _cells(
 def neighbour_pairs(
     near_NM: NDArray[np.int64], labels_N: NDArray[np.int64], cells: int
 ) -> NDArray[np.float64]:
-    """Pairs of a point and its neighbour by the cells of both, shape (cells, cells), symmetric.
+    """Pairs of a point and its neighbour, counted by the cells of both, shape (C, C), symmetric.
 
     Args:
         near_NM: Neighbours of every point, shape (n_points, neighbours).
-        labels_N: Cell of each, shape (n_points,).
+        labels_N: Cell of each point, shape (n_points,).
         cells: C.
     """
     starts_E = np.repeat(labels_N, near_NM.shape[1])
@@ -197,22 +198,21 @@ def connectivity_of(
     crossing: NDArray[np.float64],
     within_others: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """How strongly a cluster is connected with others, 1 as if there were no boundary at all.
+    """Connectivity of a cluster with others; 1 means no boundary at all.
 
-    Of the pairs of neighbours within the two together, the share that crosses, over the share
-    2·p·(1 − p) that would if who is a neighbour had nothing to do with the boundary; p is the share
-    of the pairs that start in the one. So sizes do not decide: two small clusters have few pairs
-    between them, and few are expected.
+    The share of pairs of neighbours that cross, over the share 2·p·(1 − p) expected if neighbours
+    did not depend on the boundary, where p is the share of the pairs that start in the cluster. So
+    it does not depend on sizes: few pairs between small clusters are expected.
 
     Args:
         within: Pairs within the cluster.
         crossing: Pairs between it and each of the others, both ways.
-        within_others: Pairs within each of those.
+        within_others: Pairs within each of the others.
     """
     own, other = within + crossing / 2, within_others + crossing / 2
     every = own + other
     expected = 2 * own * other / np.maximum(every, 1)
-    # An empty cell is no cluster: it is merged before all others, whose connectivity is 2 at most.
+    # An empty cell is merged before all others, whose connectivity is at most 2.
     return np.where(expected > 0, crossing / np.maximum(expected, 1e-12), 3.0)
 
 
@@ -222,7 +222,7 @@ def merge_tree(
     labels_N: NDArray[np.int64],
     cells: int,
 ) -> list[Merge]:
-    """Merge the two clusters that are most connected for what they are, until all are one.
+    """Merge the two clusters with the highest relative connectivity until one is left.
 
     Args:
         points_ND: Shape (n_points, dimensions).
@@ -231,7 +231,7 @@ def merge_tree(
         cells: C.
 
     Returns:
-        cells − 1 merges, in their order.
+        C − 1 merges, in their order.
     """
     labels_N, pairs_CC = labels_N.copy(), neighbour_pairs(near_NM, labels_N, cells)
     rows_C = np.bincount(labels_N, minlength=cells).astype(np.float64)
@@ -245,8 +245,7 @@ def merge_tree(
         row_C: NDArray[np.float64] = crossed_C * (rows_C[cluster] + rows_C)
         row_C /= np.maximum(inner_C, 1e-12)
         row_C[~alive_C] = row_C[cluster] = -1.0
-        found: NDArray[np.float64] = row_C
-        return found
+        return row_C
 
     table_CC = np.stack([relative(cell) for cell in range(cells)])
     merges = []
@@ -270,7 +269,7 @@ def _between_halves(
     labels_N: NDArray[np.int64],
     cluster: int,
 ) -> float:
-    """Connectivity of the two halves of a cluster, as k-means cuts it in two."""
+    """Connectivity of the two halves that k-means cuts a cluster into."""
     members = np.flatnonzero(labels_N == cluster)
     if len(members) < _LEAST_CUT:
         return 1.0
@@ -286,7 +285,7 @@ def _between_halves(
 def _agreement(
     starts: Sequence[NDArray[np.int64]], trees: Sequence[Sequence[Merge]], most: int
 ) -> dict[int, float]:
-    """Mean adjusted Rand index between the partitions of any two trees, by number of clusters."""
+    """Mean adjusted Rand index of the partitions of any two trees, by number of clusters."""
     sums: dict[int, float] = {}
     pairs = list(combinations(range(len(trees)), 2))
     for first, second in pairs:
@@ -300,7 +299,7 @@ def _agreement(
 def _indices(
     counts_CC: NDArray[np.float64], rows: Sequence[Merge], columns: Sequence[Merge]
 ) -> Iterator[tuple[int, float]]:
-    """Clusters and adjusted Rand index, as both partitions are merged step by step, down to 2."""
+    """Number of clusters and adjusted Rand index at each step of both trees, down to 2."""
     clusters = len(rows) + 1
     for row, column in zip(rows[:-1], columns[:-1], strict=True):
         clusters -= 1
@@ -309,16 +308,3 @@ def _indices(
         counts_CC[:, column.kept] += counts_CC[:, column.gone]
         counts_CC[:, column.gone] = 0
         yield clusters, adjusted_rand(counts_CC)
-
-
-def adjusted_rand(counts: NDArray[np.float64]) -> float:
-    """Adjusted Rand index of two partitions (Hubert & Arabie 1985), by their contingency table."""
-
-    def in_pairs(sizes: NDArray[np.float64]) -> float:
-        return float((sizes * (sizes - 1)).sum()) / 2
-
-    every = in_pairs(counts.sum(keepdims=True))
-    both = in_pairs(counts)
-    first, second = in_pairs(counts.sum(axis=0)), in_pairs(counts.sum(axis=1))
-    expected, greatest = first * second / max(every, 1.0), (first + second) / 2
-    return 1.0 if greatest == expected else (both - expected) / (greatest - expected)

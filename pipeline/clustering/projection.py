@@ -1,4 +1,4 @@
-"""A map of embeddings: a projection into the plane, and how far it can be believed."""
+"""A map of embeddings: their projection onto the plane, and its fidelity."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Neighbours that t-SNE balances; its usual value, lower for samples of few rows.
+# t-SNE's usual perplexity, lower for samples of few rows.
 _PERPLEXITY = 30.0
-# Half of scikit-learn's default: 2,000 rows have settled by then, in half the time.
+# Half of scikit-learn's default, enough for 2,000 rows.
 _ITERATIONS = 500
 # Wider rows are reduced by PCA first, as van der Maaten & Hinton (2008) do.
 _WIDTH = 50
-# Neighbours of a row that the map is asked to keep.
+# Neighbours of a row that fidelity is measured on.
 _NEIGHBOURS = 10
 
 
@@ -22,11 +22,11 @@ class Projection:
     """Embeddings in the plane.
 
     Attributes:
-        xy_N2: Places, float32, shape (rows, 2), in [-1, 1].
+        xy_N2: Coordinates, float32, shape (rows, 2), in [-1, 1].
         kept_neighbours: Share of each row's ten nearest rows in the embedding that are among its
-            ten nearest on the map, the mean over all rows.
-        distance_correlation: Spearman's rank correlation of distances between pairs of rows, in
-            the embedding and on the map: 1 where near and far mean the same on both.
+            ten nearest on the map, mean over all rows.
+        distance_correlation: Spearman's rank correlation of the distances between pairs of rows in
+            the embedding and on the map.
     """
 
     xy_N2: NDArray[np.float32]
@@ -35,14 +35,11 @@ class Projection:
 
 
 def project(z_ND: NDArray[np.floating], seed: int) -> Projection:
-    """t-SNE (van der Maaten & Hinton 2008) that starts from the two main directions.
+    """t-SNE (van der Maaten & Hinton 2008), initialized with the two principal components.
 
     Args:
         z_ND: Embeddings, shape (rows, dimensions); at least five rows.
-        seed: Decides everything that is drawn; the same rows give the same map.
-
-    Returns:
-        The map.
+        seed: Seed; the same rows and seed give the same map.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -64,8 +61,8 @@ def project(z_ND: NDArray[np.floating], seed: int) -> Projection:
         random_state=seed,
         n_jobs=1,
     )
-    # The same sums in the same order wherever it runs; and where processors are busy, threads that
-    # wait for one another in each of 500 rounds take several times as long.
+    # One thread gives the same result on every machine; on busy CPUs, threads that wait for one
+    # another in each of 500 iterations take several times as long.
     with threadpool_limits(1):
         xy_N2 = tsne.fit_transform(start)
     center_2 = (xy_N2.max(0) + xy_N2.min(0)) / 2

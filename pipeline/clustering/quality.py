@@ -1,7 +1,7 @@
-"""How good a partition is, without labels: modularity, silhouette, objective ratio, balance.
+"""Quality of a partition without known classes: modularity, silhouette, objective ratio, balance.
 
-Pure functions of points and labels. Shape letters: N points, Q of them asked for their
-neighbours, M neighbours of a point, D dimensions of a space, K clusters.
+Shape letters: N points, Q of them queried for neighbours, M neighbours of a point, D dimensions, K
+clusters.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.clustering.agreement import agreement
+from pipeline.clustering.agreement import adjusted_rand
 
-# A silhouette compares all its points with one another: 5,000 of them are 25 million distances.
+# A silhouette compares all pairs of points: 25 million distances for 5,000 points.
 SILHOUETTE_ROWS = 5_000
 _MOST_ROWS_PER_CLUSTER = 200
 _LEAST_ROWS_PER_CLUSTER = 10
 _WORKING_MEMORY_MIB = 128
-# Numbers handled at a time where all points are looked at: 64 MiB of float64.
+# Numbers processed at a time where all points count: 64 MiB of float64.
 _CHUNK = 2**23
 
 
 def contingency_of(rows_N: NDArray[np.int64], columns_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Points counted by two labels each, shape (largest row label + 1, largest column label + 1).
+    """Contingency table of two labels, shape (largest row label + 1, largest column label + 1).
 
     Args:
-        rows_N: Labels from 0, shape (n_points,); points of a negative label do not count.
-        columns_N: The same, by the other partition.
+        rows_N: Labels from 0, shape (n_points,); points with a negative label are left out.
+        columns_N: Labels by the other partition.
     """
     known_N = (rows_N >= 0) & (columns_N >= 0)
     rows_N, columns_N = rows_N[known_N], columns_N[known_N]
@@ -36,16 +36,16 @@ def contingency_of(rows_N: NDArray[np.int64], columns_N: NDArray[np.int64]) -> N
 
 
 def stratified_rows(labels_N: NDArray[np.int64], clusters: int, seed: int) -> NDArray[np.int64]:
-    """Points to measure a silhouette on: the same number of each cluster, as far as it has them.
+    """Points to measure a silhouette on, as many of each cluster as it has up to a limit.
 
-    Uniform draws leave small clusters with a handful of points or none, so their silhouettes would
-    be missing just where clusterings differ. At most 200 points a cluster and at least 10, about
-    5,000 in all and never more than 10,000: of more than 1,000 clusters, some are left out.
+    A uniform sample would have few or no points of small clusters, where clusterings differ. Per
+    cluster 10 to 200 points, about 5,000 in all and at most 10,000: of more than 1,000 clusters,
+    some are left out.
 
     Args:
         labels_N: Cluster of each point, shape (n_points,).
         clusters: K.
-        seed: Same seed, same labels: same points.
+        seed: Same seed and labels, same points.
 
     Returns:
         Indices of the points, ascending.
@@ -59,7 +59,7 @@ def stratified_rows(labels_N: NDArray[np.int64], clusters: int, seed: int) -> ND
     place_N = np.arange(len(labels_N)) - np.repeat(first_K, counts_K)
     drawn_N = place_N < most
     stride = -(-clusters * most // (2 * SILHOUETTE_ROWS))
-    if stride > 1:  # too many clusters: some of them, chosen by where their points lie in the draw
+    if stride > 1:  # too many clusters: keep some, in the order of the draw
         leaders = np.sort(order[place_N == 0])[::stride]
         drawn_N &= np.isin(labels_N[shuffled[order]], labels_N[shuffled[leaders]])
     return np.sort(shuffled[order[drawn_N]])
@@ -69,18 +69,16 @@ def macro_silhouette(points_ND: NDArray[np.float32], labels_N: NDArray[np.int64]
     """Mean over the clusters of the mean silhouette of their points.
 
     s = (b − a) / max(a, b), where a is the mean distance to the other points of the same cluster
-    and b the least mean distance to the points of another (Rousseeuw 1987). Every cluster counts
-    the same however many points it has (macro-averaged: Pavlopoulos et al. 2024, "Revisiting
-    silhouette aggregation"). Both means are per cluster, so that points drawn cluster by cluster
-    estimate them without bias.
+    and b the least mean distance to the points of another (Rousseeuw 1987). Every cluster has the
+    same weight (macro-averaged: Pavlopoulos et al. 2024, "Revisiting silhouette aggregation"), so
+    that points drawn per cluster estimate it without bias.
 
     Args:
         points_ND: Points drawn by ``stratified_rows``, shape (n_points, dimensions).
         labels_N: Their clusters, shape (n_points,).
 
     Returns:
-        In [−1, 1], higher is better; 0 where there is nothing to compare: one cluster alone, or
-        every point its own.
+        In [−1, 1], higher is better; 0 for a single cluster, or one per point.
     """
     import sklearn
     from sklearn.metrics import silhouette_samples
@@ -97,10 +95,9 @@ def macro_silhouette(points_ND: NDArray[np.float32], labels_N: NDArray[np.int64]
 def objective_ratio(
     points_ND: NDArray[np.float32], labels_N: NDArray[np.int64], clusters: int
 ) -> float:
-    """The k-means objective of a partition as a share of what one cluster would have.
+    """Share of the variance within clusters, which does not depend on the scale of the space.
 
-    Σ_i ‖x_i − mean of its cluster‖² / Σ_i ‖x_i − mean of all‖²: the share of the variance that is
-    left within clusters. A ratio, so that it does not depend on the scale of a space.
+    Σ_i ‖x_i − mean of its cluster‖² / Σ_i ‖x_i − mean of all‖².
 
     Args:
         points_ND: Shape (n_points, dimensions).
@@ -108,7 +105,7 @@ def objective_ratio(
         clusters: K.
 
     Returns:
-        In [0, 1], lower is better; 1 where all points are equal: nothing is explained.
+        In [0, 1], lower is better; 1 where all points are equal.
     """
     from scipy.sparse import csr_array
 
@@ -118,7 +115,7 @@ def objective_ratio(
     total = 0.0
     step = max(1, _CHUNK // dimensions)
     for start in range(0, rows, step):
-        # From the mean, for else the squares of points far from the origin cancel.
+        # Relative to the mean: squares of points far from the origin would cancel.
         part_BD = points_ND[start : start + step].astype(np.float64) - mean_D
         labels_B = labels_N[start : start + step]
         ones = (np.ones(len(labels_B)), (labels_B, np.arange(len(labels_B))))
@@ -135,10 +132,10 @@ def balance(cluster_rows_K: NDArray[np.int64]) -> float:
     """Evenness of the sizes of clusters: their entropy over log K (Pielou's evenness).
 
     Args:
-        cluster_rows_K: Points of each cluster, empty ones included, shape (n_clusters,), K ≥ 2.
+        cluster_rows_K: Size of each cluster, empty ones too, shape (n_clusters,), K ≥ 2.
 
     Returns:
-        In [0, 1]: 1 where all are of one size, 0 where one cluster has everything.
+        In [0, 1]: 1 for equal sizes, 0 where one cluster has all points.
     """
     share_K = cluster_rows_K[cluster_rows_K > 0] / max(1, cluster_rows_K.sum())
     entropy = float(-(share_K * np.log(share_K)).sum())
@@ -147,23 +144,23 @@ def balance(cluster_rows_K: NDArray[np.int64]) -> float:
 
 def stability(first_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> float:
     """Agreement of two partitions of the same points: their adjusted Rand index, at most 1."""
-    return agreement(contingency_of(first_N, second_N)).ari
+    return adjusted_rand(contingency_of(first_N, second_N))
 
 
 def nearest_neighbours(
     points_ND: NDArray[np.float32], queries: int, neighbours: int
 ) -> NDArray[np.int64]:
-    """Nearest other points of the first points, exactly, by Euclidean distance.
+    """Exact nearest neighbours, by Euclidean distance, of the first points among all others.
 
     Args:
-        points_ND: At least two, in random order; shape (n_points, dimensions).
-        queries: Q, how many of them are asked, from the first.
-        neighbours: M, asked of each; fewer where there are not so many others.
+        points_ND: At least two points in random order, shape (n_points, dimensions).
+        queries: Q, number of points to find neighbours of.
+        neighbours: M, number of neighbours of each, at most n_points − 1.
 
     Returns:
         Indices of points, nearest first, shape (Q, M).
     """
-    # FAISS takes distances from ‖x‖² + ‖y‖² − 2xy, which loses digits far from the origin.
+    # FAISS computes ‖x‖² + ‖y‖² − 2xy, which loses digits far from the origin.
     points_ND = points_ND - points_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
     queries = min(queries, len(points_ND))
     neighbours = min(neighbours, len(points_ND) - 1)
@@ -171,7 +168,7 @@ def nearest_neighbours(
     index.add(points_ND)
     _, found = index.search(points_ND[:queries], neighbours + 1)
     itself = found == np.arange(queries)[:, None]
-    # Among equal points a point need not be its own nearest, nor among those found at all.
+    # Of equal points one need not be its own nearest, nor be found at all.
     itself[~itself.any(axis=1), -1] = True
     others: NDArray[np.int64] = found[~itself].reshape(queries, neighbours)
     return others
@@ -180,12 +177,12 @@ def nearest_neighbours(
 def modularity(
     neighbours_QM: NDArray[np.int64], labels_N: NDArray[np.int64], clusters: int
 ) -> float:
-    """How much more often neighbours share a cluster than the sizes of clusters explain.
+    """How much more often neighbours share a cluster than by chance, given the clusters' sizes.
 
-    Σ_k (e_kk − a_k · b_k) over the edges from a point to its neighbours: e_kk is the share of them
-    within cluster k, a_k the share that starts there, b_k the share that ends there (Newman 2006;
-    for directed graphs Leicht & Newman 2008). It rewards clusters whose borders run where points
-    are few, whatever their shape, and one cluster that has everything scores 0.
+    Σ_k (e_kk − a_k · b_k) over the edges from points to their neighbours: e_kk is the share within
+    cluster k, a_k the share that start there, b_k the share that end there (Newman 2006; for
+    directed graphs Leicht & Newman 2008). It rewards boundaries where points are few, whatever the
+    shape of clusters; a single cluster scores 0.
 
     Args:
         neighbours_QM: Neighbours of the first Q points, shape (Q, M); see ``nearest_neighbours``.
@@ -193,7 +190,7 @@ def modularity(
         clusters: K.
 
     Returns:
-        At most 1 − 1/K; near 0 for labels that have nothing to do with the points.
+        At most 1 − 1/K; near 0 for labels unrelated to the points.
     """
     ends_QM = labels_N[neighbours_QM]
     starts_Q = labels_N[: len(ends_QM)]

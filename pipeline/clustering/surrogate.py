@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -341,66 +341,43 @@ def _used_features(
     return np.sort(np.argsort(-share_F, kind="stable")[:MOST_FEATURES])
 
 
-@dataclass
-class _Node:
-    """A node of the tree while it is read: a leaf, or a condition with two branches."""
-
-    place: int
-    rows: int
-    left: _Node | None = None
-    right: _Node | None = None
-    yes: Condition = field(default_factory=lambda: Condition(0))
-    no: Condition = field(default_factory=lambda: Condition(0))
+# Class, conditions and rows of a leaf.
+_Leaf = tuple[int, tuple[Condition, ...], int]
 
 
 def _leaves(
     tree: DecisionTreeClassifier, x_BC: NDArray[np.float64], place_B: NDArray[np.integer]
-) -> Iterator[tuple[int, tuple[Condition, ...], int]]:
-    """Class, conditions and rows of every leaf; sibling leaves of one class are merged."""
+) -> list[_Leaf]:
+    """Every leaf, left to right; siblings that are leaves of one class become one."""
     grown = tree.tree_
     missing_left = grown.missing_go_to_left
 
-    def read(node: int, rows: NDArray[np.int64]) -> _Node:
-        counts = np.bincount(place_B[rows])
-        found = _Node(int(counts.argmax()), len(rows))
+    def read(node: int, rows: NDArray[np.int64], so_far: tuple[Condition, ...]) -> list[_Leaf]:
+        here = int(np.bincount(place_B[rows]).argmax()), so_far, len(rows)
         if grown.children_left[node] == -1:
-            return found
+            return [here]
         feature = int(grown.feature[node])
         x_R = x_BC[rows, feature]
         gone_R = np.isnan(x_R)
-        # As scikit-learn does it: on its own numbers, which are of single precision.
+        # As scikit-learn decides: on its own numbers, which are of single precision.
         left_R = _as_tree_input(x_R) <= grown.threshold[node]
         left_R[gone_R] = bool(missing_left[node])
         below = x_R[left_R & ~gone_R].max(initial=-np.inf)
         above = x_R[~left_R & ~gone_R].min(initial=np.inf)
-        if not math.isfinite(below):  # only missing values answer yes
-            split = -math.inf
-        elif not math.isfinite(above):
-            split = math.inf
+        missing, to_left = bool(gone_R.any()), bool(missing_left[node])
+        if not math.isfinite(below):  # only missing values go left
+            split, yes = -math.inf, Condition(feature, low=math.inf, missing=True)
         else:
-            split = between(float(below), float(above))
-        seen, to_left = bool(gone_R.any()), bool(missing_left[node])
-        found.yes = Condition(feature, high=split, missing=seen and to_left)
-        found.no = Condition(feature, low=split, missing=seen and not to_left)
-        if split == -math.inf:
-            found.yes = Condition(feature, low=math.inf, missing=True)
-        found.left = read(grown.children_left[node], rows[left_R])
-        found.right = read(grown.children_right[node], rows[~left_R])
-        answers = found.left, found.right
-        if all(a.left is None for a in answers) and answers[0].place == answers[1].place:
-            found.left = found.right = None
-        return found
+            split = between(float(below), float(above)) if math.isfinite(above) else math.inf
+            yes = Condition(feature, high=split, missing=missing and to_left)
+        no = Condition(feature, low=split, missing=missing and not to_left)
+        leaves = [
+            *read(grown.children_left[node], rows[left_R], _and(so_far, yes)),
+            *read(grown.children_right[node], rows[~left_R], _and(so_far, no)),
+        ]
+        return [here] if len(leaves) == 2 and leaves[0][0] == leaves[1][0] else leaves
 
-    def walk(
-        node: _Node, so_far: tuple[Condition, ...]
-    ) -> Iterator[tuple[int, tuple[Condition, ...], int]]:
-        if node.left is None or node.right is None:
-            yield node.place, so_far, node.rows
-            return
-        yield from walk(node.left, _and(so_far, node.yes))
-        yield from walk(node.right, _and(so_far, node.no))
-
-    yield from walk(read(0, np.arange(len(x_BC))), ())
+    return read(0, np.arange(len(x_BC)), ())
 
 
 def _and(conditions: tuple[Condition, ...], new: Condition) -> tuple[Condition, ...]:

@@ -1,7 +1,7 @@
-"""Between the driver and a training's first worker: progress one way, the wish to stop the other.
+"""Progress from a training's first worker to the driver, and stop requests the other way.
 
-Both talk to a board, an actor where the driver is. On one end ``Watch`` looks at it, on the other
-``RankZero`` reports to it.
+Both go through ``Board``, an actor on the driver's node: ``RankZero`` reports to it from the
+worker, ``Watch`` polls it from the driver.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import ray
 from pipeline.errors import Interrupted
 from pipeline.progress import figures
 
-if TYPE_CHECKING:  # not for the actor, a process whose start every training waits for
+if TYPE_CHECKING:  # the actor's process must start fast: every training waits for it
     from torch import Tensor
 
     from pipeline.distributed.checkpoints import Checkpoint
@@ -30,18 +30,18 @@ if TYPE_CHECKING:  # not for the actor, a process whose start every training wai
 log = logging.getLogger(__name__)
 
 _REPORT_SECONDS = 0.5  # often enough for a progress bar, far too rarely to cost anything
-# A pass that takes less is finished before a stop. Copying the state after each would be felt: the
-# default network's is 40 MB.
+# Passes shorter than this are finished before a stop. Copying the state after each would be felt:
+# that of the default network is 40 MB.
 _SHORT_PASS_S = 1.0
 
 
-class Trainee(Protocol):
-    """What is trained: ``Pretraining`` or ``Refinement``."""
+class Trainable(Protocol):
+    """``Pretraining`` or ``Refinement``."""
 
     passes_done: int
 
     def run(self, rows: TrainingRows) -> Iterator[Any]:
-        """Train, yielding a record (a dataclass with a ``number``) at each point of rest."""
+        """Train; yield a record (a dataclass with a ``number``) wherever the state can be saved."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -49,20 +49,20 @@ class Trainee(Protocol):
         ...
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue where ``state`` was taken."""
+        """Continue from ``state``."""
         ...
 
 
-class Ask(enum.IntEnum):
-    """What the driver wants of rank 0; the more urgent, the greater."""
+class Request(enum.IntEnum):
+    """What the driver asks of rank 0; the more urgent, the greater."""
 
     NOTHING = 0
-    STOP_AT_REST = 1  # save the next point of rest, and stop there
-    STOP_NOW = 2  # save the last one, if the next is far, and stop amid the pass
+    STOP_AT_RECORD = 1  # save the state of the next record and exit
+    STOP_NOW = 2  # save the state of the last record and exit amid the pass, if the next is far
 
 
 class Board:
-    """Where rank 0 leaves its progress for the driver, and the driver what it wants of rank 0."""
+    """Holds rank 0's progress for the driver, and the driver's request to rank 0."""
 
     def __init__(self) -> None:
         self._rows, self._note = 0, ""
@@ -70,38 +70,38 @@ class Board:
         self.reset()
 
     def reset(self) -> None:
-        """Nobody is at work: an attempt has ended."""
-        self._at_work, self._asked = False, Ask.NOTHING
+        """An attempt has ended: no worker is running."""
+        self._running, self._request = False, Request.NOTHING
 
     def record(self, number: int, values: dict[str, float], rows: int, note: str) -> None:
-        """A record's figures, and the progress until there."""
+        """Store the figures of a record, and the progress so far."""
         self._figures[number] = values
         self.put(rows, note)
 
-    def put(self, rows: int, note: str) -> Ask:
-        """Rank 0's progress; the answer is what it is asked for."""
-        self._rows, self._note, self._at_work = rows, note, True
-        return self._asked
+    def put(self, rows: int, note: str) -> Request:
+        """Store rank 0's progress; returns the driver's request."""
+        self._rows, self._note, self._running = rows, note, True
+        return self._request
 
     def get(self, after: int) -> tuple[int, str, dict[int, dict[str, float]], bool]:
-        """Rows, note, records beyond a number, and whether rank 0 is there to hear of a stop."""
+        """Rows, note, records after a number, and whether rank 0 runs and can hear a request."""
         newer = {number: values for number, values in self._figures.items() if number > after}
-        return self._rows, self._note, newer, self._at_work
+        return self._rows, self._note, newer, self._running
 
-    def ask(self, what: Ask) -> None:
+    def ask(self, request: Request) -> None:
         """Let rank 0 save its state and end the attempt with ``Interrupted``."""
-        self._asked = max(self._asked, what)
+        self._request = max(self._request, request)
 
 
 class RankZero:
-    """What the first worker does besides learning: it reports, saves, and leaves when asked to.
+    """Reporting, checkpoints and stop requests in the first worker.
 
     Args:
-        board: Where it reports to.
-        checkpoint: What it saves.
-        checkpoint_seconds: Time between two of them.
-        trainee: Whose state that is.
-        history: Records by number; whoever trains adds to it.
+        board: Actor that it reports to.
+        checkpoint: The checkpoint that it writes.
+        checkpoint_seconds: Time between two writes.
+        trainable: Source of the state that is saved.
+        history: Records by number; the training loop adds to it.
     """
 
     def __init__(
@@ -109,69 +109,69 @@ class RankZero:
         board: Any,
         checkpoint: Checkpoint,
         checkpoint_seconds: float,
-        trainee: Trainee,
+        trainable: Trainable,
         history: dict[int, dict[str, Any]],
     ) -> None:
         self._board, self._checkpoint = board, checkpoint
         self._checkpoint_seconds = checkpoint_seconds
-        self._trainee, self._history = trainee, history
+        self._trainable, self._history = trainable, history
         self._rows, self._note = 0, ""
-        self._told_at = 0.0
+        self._reported_at = 0.0
         self._answer: Any = None
-        self._asked = Ask.NOTHING
-        self._saved_at = self._rested_at = time.monotonic()
-        # Of the last point of rest: whether it is not saved, and a copy of its state.
+        self._request = Request.NOTHING
+        self._saved_at = self._record_at = time.monotonic()
+        # Of the last record: whether its state is unsaved, and a copy of that state.
         self._unsaved = False
         self._copy: dict[str, Tensor] | None = None
 
     def report(self, rows: int) -> None:
-        """Tell the board, between two batches, and hear whether to stop now.
+        """Report progress between two batches, and obey a request to stop now.
 
         Raises:
-            Interrupted: The last point of rest is saved.
+            Interrupted: The state of the last record is saved.
         """
         self._rows = rows
-        if time.monotonic() - self._told_at > _REPORT_SECONDS:
+        if time.monotonic() - self._reported_at > _REPORT_SECONDS:
             if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-                self._asked = ray.get(self._answer)
+                self._request = ray.get(self._answer)
             self._answer = self._board.put.remote(rows, self._note)
-            self._told_at = time.monotonic()
-        if self._asked is Ask.STOP_NOW and self._unsaved and self._copy is not None:
+            self._reported_at = time.monotonic()
+        if self._request is Request.STOP_NOW and self._unsaved and self._copy is not None:
             self._save(self._copy)
-        if self._asked is Ask.STOP_NOW and not self._unsaved:
-            self._leave()
+        if self._request is Request.STOP_NOW and not self._unsaved:
+            self._exit()
 
-    def rest(self, number: int, note: str) -> None:
-        """A point of rest: report it, save it if it is time, keep a copy if the next one is far.
+    def record(self, number: int, note: str) -> None:
+        """Report a record; save its state if it is time, or keep a copy if the next one is far.
 
         Raises:
-            Interrupted: It is saved, and the board asked to stop.
+            Interrupted: The state is saved, and the board asked to stop.
         """
         values = figures(self._history[number])
         self._board.record.remote(number, values, self._rows, note)
         now = time.monotonic()
-        is_far = now - self._rested_at >= _SHORT_PASS_S
-        self._note, self._rested_at, self._unsaved, self._copy = note, now, True, None
-        if self._asked or now - self._saved_at >= self._checkpoint_seconds:
-            self._save(self._trainee.state())
+        is_far = now - self._record_at >= _SHORT_PASS_S
+        self._note, self._record_at, self._unsaved, self._copy = note, now, True, None
+        if self._request or now - self._saved_at >= self._checkpoint_seconds:
+            self._save(self._trainable.state())
         elif is_far:
-            log.info("point of rest %d: %s", number, note)
-            state = self._trainee.state()
+            log.info("keeps the state of record %d: %s", number, note)
+            state = self._trainable.state()
             self._copy = {n: tensor.detach().to("cpu", copy=True) for n, tensor in state.items()}
-        if self._asked:
-            self._leave()
+        if self._request:
+            self._exit()
 
     def _save(self, state: dict[str, Tensor]) -> None:
         self._checkpoint.save(state, self._history, complete=False)
         self._saved_at, self._unsaved, self._copy = time.monotonic(), False, None
 
-    def _leave(self) -> None:
-        log.info("stops, as asked to, after %d points of rest", len(self._history))
-        raise Interrupted(f"{self._checkpoint.folder}: asked to stop")
+    def _exit(self) -> None:
+        log.info("stops as requested, after %d records", len(self._history))
+        raise Interrupted(f"{self._checkpoint.folder}: stop requested")
 
 
 class ReportingRows:
-    """Training rows of which rank 0 tells how many went by."""
+    """Training rows whose progress rank 0 reports."""
 
     def __init__(
         self, rows: WorkerRows, first: RankZero | None, workers: int, passes_done: int
@@ -190,15 +190,15 @@ class ReportingRows:
 
 
 class Watch:
-    """Tell whoever watches what the board says, and the board that it is to stop."""
+    """Forward what the board holds to the progress callback, and stop requests to the board."""
 
     def __init__(self, board: Any, stage: str, planned_rows: int, context: Context) -> None:
         self._board, self._stage, self._planned = board, stage, planned_rows
         self._progress, self._stop = context.progress, context.stop
         self.growth: Growth | None = None
-        self._last = -1  # number of the last record that was told
+        self._last = -1  # number of the last record that was forwarded
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
+        self._thread = threading.Thread(target=self._poll, daemon=True)
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -207,23 +207,23 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join(timeout=5)
-        self._look()  # at what was left there last
+        self._look()  # what came since the last look
         self._stop.heeded = False
         ray.kill(self._board)
 
-    def tell(self, records: dict[int, dict[str, float]]) -> None:
-        """Tell the figures of those records that are new."""
+    def forward(self, records: dict[int, dict[str, float]]) -> None:
+        """Report the figures of those records that are new."""
         for number in sorted(number for number in records if number > self._last):
             self._progress.measured(self._stage, number, records[number])
             self._last = number
 
-    def _show(self) -> None:
-        asked = False
+    def _poll(self) -> None:
+        forwarded = False
         while not self._done.wait(_REPORT_SECONDS):
-            if self._stop.requested and not asked:
-                log.info("%s: asked to stop, and so is rank 0", self._stage)
-                self._board.ask.remote(Ask.STOP_NOW)
-                asked = True
+            if self._stop.requested and not forwarded:
+                log.info("%s: a stop was requested; rank 0 is told", self._stage)
+                self._board.ask.remote(Request.STOP_NOW)
+                forwarded = True
             self._look()
 
     def _look(self) -> None:
@@ -234,10 +234,10 @@ class Watch:
         rows, note, records, self._stop.heeded = answer
         try:
             if self._stop.heeded and self.growth and self.growth.pays(rows):
-                self._board.ask.remote(Ask.STOP_AT_REST)  # what a pass has learnt is not given up
+                self._board.ask.remote(Request.STOP_AT_RECORD)  # keep what the pass has learnt
                 self.growth = None  # once is enough
-        except Exception:  # this thread has more to do
-            log.warning("the training does not grow any more", exc_info=True)
+        except Exception:  # polling must go on
+            log.warning("no more workers are added to the training", exc_info=True)
             self.growth = None
-        self.tell(records)
+        self.forward(records)
         self._progress.stage_advanced(min(rows, self._planned), self._planned, "rows", note)

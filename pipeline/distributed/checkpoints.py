@@ -1,7 +1,6 @@
-"""Checkpoints of a training: our own files, which any later cluster can resume from.
+"""Checkpoints of a training, which any later cluster can resume from.
 
-One safetensors file, never a pickle, replaced in one step: weights and history can never be of
-different passes.
+One safetensors file, replaced in one step: weights and history are always of the same pass.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointMeta(Record):
-    """What a checkpoint's file says of itself, beside its tensors."""
+    """Metadata in a checkpoint's file."""
 
     job_id: str
     history: tuple[dict[str, Any], ...]
@@ -37,7 +36,7 @@ class Checkpoint:
 
     Attributes:
         lake: The output folder.
-        folder: Where it lies, below that.
+        folder: Folder of the checkpoint in it.
         job_id: Identifies the work; a checkpoint of other work is not resumed.
     """
 
@@ -47,13 +46,13 @@ class Checkpoint:
 
     @property
     def path(self) -> str:
-        """Below the output."""
+        """Path of the file below the output."""
         return f"{self.folder}/checkpoint.safetensors"
 
     def save(
         self, state: dict[str, Tensor], history: dict[int, dict[str, Any]], *, complete: bool
     ) -> None:
-        """Replace it by this state, and the records so far by number."""
+        """Replace the checkpoint by this state and the records so far, by number."""
         records = tuple(history[number] for number in sorted(history))
         meta = CheckpointMeta(job_id=self.job_id, history=records, complete=complete)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -61,7 +60,7 @@ class Checkpoint:
         self.lake.write_bytes(self.path, content)
 
     def load(self) -> tuple[dict[str, Tensor], CheckpointMeta | None]:
-        """State and meta data, if it is of this very work; empty when there is none."""
+        """State and metadata; empty where there is no checkpoint of this work."""
         try:
             content = self.lake.read_bytes(self.path)
         except FileNotFoundError:
@@ -72,16 +71,13 @@ class Checkpoint:
             meta = CheckpointMeta.model_validate_json(header["__metadata__"]["meta"])
             state = load(content)
         except (ValueError, KeyError, TypeError, SafetensorError) as damage:
-            log.warning(
-                "%s cannot be read, training starts over: %s",
-                self.lake.locate(self.path),
-                why(damage),
-            )
+            path = self.lake.locate(self.path)
+            log.warning("%s cannot be read, training starts over: %s", path, why(damage))
             return {}, None
         return (state, meta) if meta.job_id == self.job_id else ({}, None)
 
     def records(self) -> int:
-        """How far it is; 0 while it cannot be read."""
+        """Number of records; 0 while it cannot be read."""
         with contextlib.suppress(OSError, PipelineError):
             meta = self.load()[1]
             return len(meta.history) if meta else 0

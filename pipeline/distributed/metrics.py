@@ -1,9 +1,9 @@
-"""A run's metrics, for Prometheus to scrape from Ray: what is told of it, and what is counted.
+"""A run's metrics, for Prometheus to scrape from Ray.
 
-Ray's agent on each node exports what the processes there report every ten seconds, and when they
-end (``metrics_report_interval_ms``). Counters stay until the node goes. A gauge that is not set for
-two intervals is dropped: those of a run are set again and again while it lasts, and whoever scrapes
-must come by within the 20 s after it.
+Ray's agent on each node exports what its processes report every ten seconds, and when they end
+(``metrics_report_interval_ms``). Counters stay until the node goes. A gauge that is not set for two
+intervals is dropped: those of a run are set repeatedly while it lasts, and the last values can be
+scraped for 20 s after it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _REMIND_SECONDS = 1.0  # Ray's shortest interval
 
 @dataclass(frozen=True)
 class Metric:
-    """What is exported, as ``ray_<name>``; of a counter, Ray's name ends in ``_total``.
+    """A metric, exported as ``ray_<name>``, counters with the suffix ``_total``.
 
     Attributes:
-        labels: Beside ``LABELS``; never a slice, a shard or anything else that grows with rows.
+        labels: Labels beside ``LABELS``; never a slice, a shard or anything that grows with rows.
     """
 
     name: str
@@ -58,12 +58,7 @@ METRICS = {
         Metric("dec_label_change", "gauge", ("stage",), "share of rows that changed their cluster"),
         Metric("dec_clusters", "gauge", ("stage",), "clusters that have rows"),
         Metric("dec_largest_share", "gauge", ("stage",), "share of rows in the largest cluster"),
-        Metric(
-            "dec_collapse_events",
-            "gauge",
-            ("stage",),
-            "collapses repaired in this attempt",
-        ),
+        Metric("dec_collapse_events", "gauge", ("stage",), "collapse events in this attempt"),
         Metric("dec_refused", "gauge", (), "1 if the night's new model was refused or failed"),
         Metric("dec_published_timestamp_seconds", "gauge", (), "time of the run's publish"),
         Metric("dec_published_ds_timestamp_seconds", "gauge", (), "00:00 UTC of the published ds"),
@@ -81,36 +76,29 @@ METRICS = {
     )
 }
 
-# What ``Progress.measured`` is told of, by the gauge that shows it.
-_FIGURES = {
-    "loss": "dec_loss",
-    "kl": "dec_kl",
-    "label_change": "dec_label_change",
-    "clusters": "dec_clusters",
-    "largest_share": "dec_largest_share",
-}
-
+# Figures of ``Progress.measured`` with a gauge of their name.
+_FIGURES = ("loss", "kl", "label_change", "clusters", "largest_share")
 
 _Series = tuple[str, frozenset[tuple[str, str]]]  # name and labels
 
 
 class Exporter:
-    """Hands values of this process to Ray once it runs, and keeps them until then.
+    """Report values of this process to Ray, once it is initialized.
 
-    No run ends because its metrics can't be exported: then there are none.
+    A run whose metrics cannot be exported continues without them.
     """
 
     def __init__(self) -> None:
         self._metrics: dict[str, Any] = {}
         self._gauges: dict[_Series, float] = {}
-        self._counts: dict[_Series, float] = {}  # that Ray was not told yet
+        self._counts: dict[_Series, float] = {}  # not yet reported to Ray
         self._lock = threading.Lock()
         self._broken = False
 
     def export(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge, or add to a counter."""
         place = logs.here()
-        pipeline = place.pipeline.encode("ascii", "replace").decode()  # Ray knows no other
+        pipeline = place.pipeline.encode("ascii", "replace").decode()  # Ray takes no other
         series = name, frozenset({"run_id": place.run_id, "pipeline": pipeline, **labels}.items())
         with self._lock:
             if METRICS[name].kind == "gauge":
@@ -126,7 +114,7 @@ class Exporter:
         self.export(f"dec_{what}", amount, **labels)
 
     def remind(self) -> None:
-        """Set every gauge again: Ray forgets those that it is not told of."""
+        """Set every gauge again: Ray drops those that are not set."""
         with self._lock:
             self._hand_over(self._gauges)
 
@@ -139,7 +127,7 @@ class Exporter:
             for (name, tags), value in self._counts.items():
                 self._metric(name).inc(value, tags=dict(tags))
         except Exception:
-            log.warning("metrics are not exported any more", exc_info=True)
+            log.warning("metrics are no longer exported", exc_info=True)
             self._broken = True
         self._counts.clear()
 
@@ -153,12 +141,11 @@ class Exporter:
 
 
 class RunMetrics:
-    """Shows a run's progress as metrics (a ``Progress``); as a block, also how it ends.
+    """A ``Progress`` that exports metrics; as a block, also the outcome of the run.
 
     Args:
-        ds: The logical date; it is none where the run has no nights.
-        connect: Starts Ray. An attempt that only publishes has no other use for it, and would
-            look as if nothing were published.
+        ds: The logical date; no date for a run outside nights.
+        connect: Starts Ray, for an attempt that only publishes and needs it for nothing else.
     """
 
     def __init__(self, ds: str, connect: Callable[[], None]) -> None:
@@ -171,7 +158,7 @@ class RunMetrics:
 
     def __enter__(self) -> RunMetrics:
         counts.send_to(self._exporter.count)
-        self._exporter.export("dec_refused", 0)  # until a night says otherwise
+        self._exporter.export("dec_refused", 0)  # until the gate refuses
         self._thread.start()
         return self
 
@@ -183,20 +170,20 @@ class RunMetrics:
         outcome = "complete" if kind is None else kind.__name__
         idle = self._worked and not ray.is_initialized()
         if kind is None and idle and os.environ.get("RAY_ADDRESS"):
-            with contextlib.suppress(Exception):  # no run ends by its metrics
+            with contextlib.suppress(Exception):  # metrics never fail a run
                 self._connect()
         self._exporter.export("dec_ended_timestamp_seconds", time.time(), outcome=outcome)
-        self._exporter.remind()  # Ray exports once more when it is left
+        self._exporter.remind()  # Ray exports once more at shutdown
 
     def stage_started(self, stage: str) -> None:
-        """Another stage is the one at work."""
+        """See ``Progress``."""
         self._idle()
         self._stage = stage
         self._exporter.export("dec_stage_active", 1, stage=stage)
         self._progressed()
 
     def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
-        """How far the stage is; looking again is no progress."""
+        """See ``Progress``; the same value again is not progress."""
         before = self._done.get(self._stage, 0)
         if done == before:
             return
@@ -204,17 +191,16 @@ class RunMetrics:
         self._exporter.export("dec_stage_done", done, stage=self._stage, unit=unit)
         if total is not None:
             self._exporter.export("dec_stage_planned", total, stage=self._stage, unit=unit)
-        if unit == "rows" and done > before:  # after a loss of workers it goes back
+        if unit == "rows" and done > before:  # it goes back after a loss of workers
             self._exporter.export("dec_rows_processed", done - before, stage=self._stage)
         if unit == "rows" and self._stage == "assign":
             self._exporter.export("dec_rows_assigned", done)
         self._progressed()
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Figures that have a gauge."""
-        for name, value in values.items():
-            if gauge := _FIGURES.get(name):
-                self._exporter.export(gauge, value, stage=stage)
+        """See ``Progress``."""
+        for name in values.keys() & set(_FIGURES):
+            self._exporter.export(f"dec_{name}", values[name], stage=stage)
         if "collapse_events" in values:
             self._collapses += int(values["collapse_events"])
             self._exporter.export("dec_collapse_events", self._collapses, stage=stage)
@@ -227,7 +213,7 @@ class RunMetrics:
         self._progressed()
 
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
-        """The stage is complete; publish is the one that everybody waits for."""
+        """See ``Progress``."""
         self._worked |= not reused
         self._exporter.export("dec_stage_seconds", seconds, stage=stage)
         if stage == "publish":

@@ -1,4 +1,4 @@
-"""What a run asks of the cluster, checked before anything waits for it."""
+"""Resources that a run claims from the cluster, checked before anything waits for them."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
-from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Execution
 from pipeline.distributed.autoscaler import Autoscaler
+from pipeline.distributed.private_ray import unclaimed_resources
 from pipeline.errors import ConfigError, NodesLost
 
 log = logging.getLogger(__name__)
 
-# Half a CPU is enough of a claim to keep Ray's scheduler from placing other work on it, and two
-# workers on a laptop's two CPUs leave one for the tasks that draw the sample.
+# Half a CPU is enough to keep Ray from placing other work there; two workers on a laptop's two CPUs
+# leave one for the tasks that draw the sample.
 _LEAST_CPUS_PER_WORKER = 0.5
-# What is left must run at least one task of Ray Data, which waits for ever otherwise.
+# What is left must hold at least one task of Ray Data, which would wait for ever.
 _LEAST_CPUS_FOR_TASKS = 0.5
-# Between two looks at the cluster: a question to its head, and nodes do not come back in less.
+# Time between two looks at the cluster: each asks its head, and nodes do not return faster.
 _LOOK_SECONDS = 2.0
-# Longer than the head of a cluster needs to notice that a node is gone (5 checks, 3 s apart).
+# Longer than a cluster's head needs to notice that a node is gone (5 checks, 3 s apart).
 _SILENCE_SECONDS = 30.0
-# 1 / 0.1 is 10, whatever a processor says; Ray itself counts in ten-thousandths.
+# 1 / 0.1 counts as 10 despite rounding; Ray itself counts in ten-thousandths.
 _ROUNDING = 1e-6
 
 
 class Node(NamedTuple):
-    """What a node offers to Ray's scheduler."""
+    """Resources of a node, as Ray's scheduler sees them."""
 
     cpus: float
     gpus: float = 0.0
 
 
 class Claim(NamedTuple):
-    """What a process claims from Ray's scheduler, all of it on one node.
+    """Resources that a process claims from Ray's scheduler, all on one node.
 
     ``gpus`` is whole, or a share of a single GPU.
     """
@@ -51,24 +51,23 @@ class Claim(NamedTuple):
     gpus: float = 0.0
 
     def places_on(self, node: Node) -> int:
-        """Processes that fit on a node."""
+        """Number of processes that fit on a node."""
         places = int(node.cpus / self.cpus + _ROUNDING)
         if self.gpus:
-            # A share is never made up of what is left of two GPUs.
+            # A share comes from one GPU, never from the rests of two.
             each, gpus = (int(1 / self.gpus + _ROUNDING), 1) if self.gpus < 1 else (1, self.gpus)
             places = min(places, int(node.gpus / gpus + _ROUNDING) * each)
         return places
 
     @property
     def resources(self) -> dict[str, float]:
-        """As Ray's schedulers want it."""
+        """In the form that Ray's schedulers take."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
     def __str__(self) -> str:
-        """In words."""
-        return _amount(self.cpus, "CPU") + (
-            f" and {_amount(self.gpus, 'GPU')}" if self.gpus else ""
-        )
+        """For messages."""
+        gpus = f" and {_amount(self.gpus, 'GPU')}" if self.gpus else ""
+        return _amount(self.cpus, "CPU") + gpus
 
 
 def _amount(number: float, unit: str) -> str:
@@ -76,21 +75,20 @@ def _amount(number: float, unit: str) -> str:
 
 
 READER = Claim(cpus=0.5)
-"""Of a reading task: it waits for storage half of its time, and each of the processes that run at
-once takes seconds of a whole CPU to start."""
+"""Claim of a reading task, which waits for storage half of its time."""
 
 
 @dataclass(frozen=True)
 class Crew:
-    """Processes of one kind that are at work together.
+    """Processes of one kind that work together.
 
     Attributes:
-        kind: "worker" or "actor", as settings of ``execution`` are called.
-        claim: Of each.
-        fewest: The least that work together.
-        most: That work together.
-        begin: The least that a run begins with.
-        threads: That each computes with; None shares out what the nodes have that hold them.
+        kind: "worker", "actor" or "task", as in the settings of ``execution``.
+        claim: Claim of each process.
+        fewest: Minimum number later in a run, after a loss of nodes.
+        most: Maximum number.
+        begin: Minimum number that a run starts with.
+        threads: Threads of each process; None divides the CPUs of the nodes that hold them.
     """
 
     kind: str
@@ -101,18 +99,18 @@ class Crew:
     threads: float | None = None
 
     def bundles(self, processes: int) -> list[dict[str, float]]:
-        """What an autoscaler is to make room for: so many of them, and a task of Ray Data."""
+        """Resources to request for this many processes and a task of Ray Data."""
         return [self.claim.resources] * processes + [READER.resources]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a crew has.
+    """Resources of a crew that fits the cluster.
 
     Attributes:
-        workers: Processes.
-        claim: What each claims from Ray's scheduler.
-        threads: Threads that each computes with: workers × threads = CPUs of nodes that hold them.
+        workers: Number of processes.
+        claim: Claim of each.
+        threads: Threads of each: workers × threads = CPUs of the nodes that hold them.
     """
 
     workers: int
@@ -121,7 +119,7 @@ class Resources:
 
 
 def training_crew(settings: Execution) -> Crew:
-    """The workers that train."""
+    """The training workers."""
     claim = Claim(settings.cpus_per_worker or _LEAST_CPUS_PER_WORKER, settings.gpus_per_worker)
     fewest, most = settings.min_workers, settings.workers
     threads = settings.cpus_per_worker
@@ -129,7 +127,7 @@ def training_crew(settings: Execution) -> Crew:
 
 
 def assign_crew(settings: Execution) -> Crew:
-    """The actors that assign."""
+    """The actors that assign rows."""
     threads = settings.cpus_per_actor or settings.cpus_per_worker
     claim = Claim(threads or _LEAST_CPUS_PER_WORKER, settings.gpus_per_actor)
     fewest, most = settings.min_actors, settings.actors or settings.workers
@@ -137,9 +135,9 @@ def assign_crew(settings: Execution) -> Crew:
 
 
 def task_crew(settings: Execution) -> Crew:
-    """The one task that clusters, or measures, a sample: on a node for data, where there are any.
+    """The single task that works on a sample, on a node without GPUs where there is one.
 
-    It uses no GPU, and as many CPUs as a worker has, or as such a node has.
+    It has as many threads as a worker, or as such a node has CPUs.
     """
     nodes = cluster_nodes()
     sizes = [node.cpus for node in nodes if node.cpus and not node.gpus]
@@ -151,20 +149,19 @@ def task_crew(settings: Execution) -> Crew:
 
 
 def share_out(settings: Execution, on_wait: Callable[[str], None] = log.info) -> Resources:
-    """Check that the cluster can hold what the run asks for, all of it, before any work.
+    """Check that the cluster can hold the whole run before any work starts.
 
-    Where nodes are missing that an autoscaler may add, it is asked for them and has
-    ``scale_up_seconds``.
+    Missing nodes are requested from the autoscaler, which has ``scale_up_seconds`` to add them.
 
     Args:
-        settings: What it asks for.
-        on_wait: Told in one line that, and for what, it waits.
+        settings: Section ``execution`` of the config.
+        on_wait: Called once with a line that says what is waited for.
 
     Returns:
-        What training begins with.
+        The resources that training begins with.
 
     Raises:
-        ConfigError: The cluster can never hold it: it would wait for ever.
+        ConfigError: The cluster can never hold the run: it would wait for ever.
         NodesLost: An autoscaler did not add the nodes in time.
     """
     training = training_crew(settings)
@@ -178,8 +175,8 @@ def shortage(nodes: Sequence[Node], crew: Crew) -> str | None:
     """Which setting these nodes cannot satisfy, what they have, and what to set; None: they can.
 
     Args:
-        nodes: Of the whole cluster, its head included.
-        crew: ``begin`` of them must fit, and a task of Ray Data beside them.
+        nodes: All nodes of the cluster, its head included.
+        crew: ``begin`` of its processes must fit, and a task of Ray Data beside them.
     """
     fit, claim = fitting(nodes, crew.claim), crew.claim
     if fit >= crew.begin:
@@ -209,30 +206,30 @@ def shortage(nodes: Sequence[Node], crew: Crew) -> str | None:
 
 
 def _scale_up(settings: Execution, crew: Crew, on_wait: Callable[[str], None]) -> None:
-    """Have an autoscaler add the nodes that are missing to begin with, if it can."""
+    """Have an autoscaler add the nodes that are missing at the start, if it can."""
     if not shortage(cluster_nodes(), crew):
         return
     deadline = time.monotonic() + settings.scale_up_seconds
     with Autoscaler(crew.bundles(crew.begin)) as autoscaler:
-        told = False
+        announced = False
         while short := shortage(cluster_nodes(), crew):
             if not autoscaler.may_add():
                 raise ConfigError(short)
             if time.monotonic() >= deadline:
                 raise NodesLost(
-                    f"{short}: the autoscaler has not, within execution.scale_up_seconds="
+                    f"{short}: the autoscaler added none within execution.scale_up_seconds="
                     f"{settings.scale_up_seconds}"
                 )
-            if not told:
+            if not announced:
                 seconds = settings.scale_up_seconds
                 on_wait(f"waits up to {seconds} s for the autoscaler to add nodes: {short}")
-                told = True
+                announced = True
             autoscaler.renew()
             time.sleep(_LOOK_SECONDS)
 
 
 def _wait_for_room(settings: Execution, crew: Crew, *, lost: bool) -> None:
-    """Wait for nodes that come back, or that an autoscaler adds, as long as that is worth it."""
+    """Wait for lost nodes to return, or for an autoscaler to add some, within the settings."""
     begun = time.monotonic()
     wanted = crew.most if lost else crew.begin
     if fitting(cluster_nodes(), crew.claim) >= wanted:
@@ -242,7 +239,7 @@ def _wait_for_room(settings: Execution, crew: Crew, *, lost: bool) -> None:
         enough = fit >= crew.fewest
         if autoscaler.may_add() and not (enough and lost):
             return settings.scale_up_seconds
-        # With enough of them it goes on, but not at once where some were lost a moment ago.
+        # With the minimum the run continues, but not at once where nodes were just lost.
         return settings.node_wait_seconds if lost or not enough else 0
 
     with Autoscaler(crew.bundles(wanted)) as autoscaler:
@@ -254,16 +251,16 @@ def _wait_for_room(settings: Execution, crew: Crew, *, lost: bool) -> None:
 
 
 def share_out_what_is_left(settings: Execution, crew: Crew, *, wait: bool = False) -> Resources:
-    """The same later in a run, when nodes may have been lost: for as many of a crew as fit.
+    """Resources for as many of a crew as fit later in a run, when nodes may have been lost.
 
     Args:
         settings: ``node_wait_seconds`` is how long a replacement may take.
-        crew: ``most`` of it at most.
-        wait: Whether some were just lost: then nodes must answer to count, and the replacement
-            of one gets time to arrive. For the only room that there is, it always does.
+        crew: The processes, ``most`` of them at most.
+        wait: Whether some were just lost: then only nodes that answer count, and a replacement
+            gets time to arrive. It always does where fewer than ``fewest`` fit.
 
     Raises:
-        NodesLost: There is room for too few.
+        NodesLost: Fewer than ``fewest`` fit.
     """
     if wait:
         _forget_silent_nodes()
@@ -274,7 +271,7 @@ def share_out_what_is_left(settings: Execution, crew: Crew, *, wait: bool = Fals
         raise no_room(settings, crew)
     if fit < crew.most:
         log.warning(
-            "%d of execution.%ss=%d fit on the %d nodes that there are",
+            "%d of execution.%ss=%d fit on %d nodes",
             fit,
             crew.kind,
             crew.most,
@@ -286,18 +283,13 @@ def share_out_what_is_left(settings: Execution, crew: Crew, *, wait: bool = Fals
 def _forget_silent_nodes() -> None:
     """Wait until every node that counts as alive answers.
 
-    The head of the cluster notices a quarter of a minute late that a node is gone. Workers that are
-    placed there meanwhile never start, and Ray Train waits a minute for them.
+    A cluster's head notices a lost node 15 s late. Workers that are placed there meanwhile never
+    start, and Ray Train waits a minute for them.
     """
     deadline = time.monotonic() + _SILENCE_SECONDS
 
-    def answer() -> bool:
-        return True
-
     def ask(node: str) -> Any:
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        task = ray.remote(num_cpus=0, max_retries=0)(answer)
-        return task.options(scheduling_strategy=there).remote()
+        return _on_node(node, lambda: True, max_retries=0)
 
     asked = {node["NodeID"]: ask(node["NodeID"]) for node in _alive()}
     while asked and time.monotonic() < deadline:
@@ -315,13 +307,13 @@ def _forget_silent_nodes() -> None:
 
 
 def check_shared(locations: Sequence[str]) -> None:
-    """Check that every node sees the local folders among these: it may not be one machine.
+    """Check that every node of the cluster sees the local folders among these locations.
 
     Args:
-        locations: Files, folders or globs; others are left out, s3:// among them.
+        locations: Files, folders or globs; URLs such as s3:// are left out.
 
     Raises:
-        ConfigError: A node does not.
+        ConfigError: A node does not see a folder.
     """
     folders = [_folder(location) for location in locations if "://" not in location]
     here = ray.get_runtime_context().get_node_id()
@@ -332,13 +324,9 @@ def check_shared(locations: Sequence[str]) -> None:
     def missing() -> list[str]:
         return [folder for folder in folders if not os.path.isdir(folder)]
 
-    def ask(node: str) -> Any:
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        return ray.remote(num_cpus=0)(missing).options(scheduling_strategy=there).remote()
-
-    asked = [ask(node) for node in others]
+    asked = [_on_node(node, missing) for node in others]
     answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_SILENCE_SECONDS)
-    for answer in answered:  # a node that is silent, or gone by now, is told apart elsewhere
+    for answer in answered:  # silent and lost nodes are dealt with elsewhere
         try:
             gone = ray.get(answer)
         except ray.exceptions.RayError:
@@ -350,8 +338,14 @@ def check_shared(locations: Sequence[str]) -> None:
             )
 
 
+def _on_node(node: str, work: Callable[[], Any], **options: Any) -> Any:
+    """Start a task on that node; an object reference."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, **options)(work).options(scheduling_strategy=there).remote()
+
+
 def _folder(location: str) -> str:
-    """The innermost folder of a local location that is there; parts of a glob are none."""
+    """The innermost existing folder of a local location, which may be a glob."""
     folder = os.path.abspath(location)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
@@ -359,21 +353,22 @@ def _folder(location: str) -> str:
 
 
 def no_room(settings: Execution, crew: Crew) -> NodesLost:
-    """Too few nodes are left."""
+    """Error for too few nodes."""
+    processes = f"{crew.fewest} {crew.kind}{'s' * (crew.fewest > 1)}"
     return NodesLost(
-        f"the cluster has room for less than {crew.fewest} {crew.kind} of {crew.claim}, after "
-        f"execution.node_wait_seconds={settings.node_wait_seconds}; run the same run id again when "
-        "there are nodes: it goes on where this one stopped"
+        f"the cluster has no room for {processes} of {crew.claim}, after execution."
+        f"node_wait_seconds={settings.node_wait_seconds}; run the same run id again when there are "
+        "nodes: it continues where this one stopped"
     )
 
 
 class Outage:
-    """Watches whether the cluster still holds what runs on it.
+    """Detects that the cluster no longer has room for what runs on it.
 
     Args:
         settings: ``node_wait_seconds`` is how long a replacement may take.
-        claim: Of each process.
-        processes: That must fit.
+        claim: Claim of each process.
+        processes: Number of processes that must fit.
     """
 
     def __init__(self, settings: Execution, claim: Claim, processes: int) -> None:
@@ -382,7 +377,7 @@ class Outage:
         self._missing = False
 
     def lasts(self) -> bool:
-        """Whether something is missing that was awaited long enough."""
+        """Whether room has been missing for ``node_wait_seconds``."""
         waited_s = time.monotonic() - self._since
         return self._short() and waited_s >= self._settings.node_wait_seconds
 
@@ -402,14 +397,13 @@ def cluster_nodes() -> list[Node]:
 
 
 def working_nodes() -> list[Node]:
-    """Those of the cluster that this process is connected to; none without one."""
+    """Nodes with CPUs of the cluster that this process is connected to; none without one."""
     return [n for n in cluster_nodes() if n.cpus] if ray.is_initialized() else []
 
 
 def free_nodes() -> list[Node]:
-    """What nobody has claimed of the nodes that are alive."""
-    offers = state.available_resources_per_node()  # type: ignore[no-untyped-call]
-    return [_node(offer) for offer in offers.values()]
+    """Unclaimed resources of the nodes that are alive."""
+    return [_node(offer) for offer in unclaimed_resources()]
 
 
 def _node(offer: dict[str, float]) -> Node:
@@ -422,7 +416,7 @@ def _alive() -> list[dict[str, Any]]:
 
 
 def fitting(nodes: Sequence[Node], claim: Claim) -> int:
-    """Processes that fit: none spans two nodes, and a task of Ray Data must fit as well."""
+    """Number of processes that fit, each on one node, beside a task of Ray Data."""
     places = sum(claim.places_on(node) for node in nodes)
     beside = (sum(node.cpus for node in nodes) - _LEAST_CPUS_FOR_TASKS) / claim.cpus
     return max(0, min(places, math.floor(beside + _ROUNDING)))
@@ -437,7 +431,7 @@ def _shared(crew: Crew, nodes: Sequence[Node], processes: int) -> Resources:
 
 
 def _in_words(nodes: Sequence[Node]) -> str:
-    """What nodes have together, and how many there are of each size, largest first."""
+    """Total resources of nodes, and the number of each size, largest first."""
     sizes = Counter(node for node in nodes if node.cpus or node.gpus)
     if not sizes:
         return "no CPUs"

@@ -1,4 +1,4 @@
-"""Trying again: how often, after which pause, and said once each time."""
+"""Bounded retries with backoff; one log line each."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-_FIRST_PAUSE_S = 2.0  # what died is gone at once, and starting again takes longer anyway
-_LONGEST_PAUSE_S = 30.0  # far below what it costs to start over
+_FIRST_PAUSE_S = 2.0  # a restart takes longer anyway
+_LONGEST_PAUSE_S = 30.0  # far less than a restart costs
 
 
 def with_retries(
@@ -29,19 +29,19 @@ def with_retries(
     memory: str,
     progress: Callable[[], int] = lambda: 0,
 ) -> R:
-    """Call work until it succeeds; what is lost outside is tried again, a defect is not.
+    """Call work until it succeeds; lost workers and connections are retried, defects are not.
 
     Args:
-        settings: ``retries`` bounds the failures in a row that get no further.
-        what: Names the work in the log.
-        work: Goes on where the attempt before it ended.
-        memory: What to change when workers run out of memory again and again, as an imperative.
+        settings: ``retries`` limits the failures in a row without progress.
+        what: Name of the work in the log.
+        work: The work; a retry continues where the attempt before ended.
+        memory: What to change when workers keep running out of memory, as an imperative.
         progress: How far the work is; a failure after progress is the first in a row.
 
     Raises:
-        ConfigError: There is too little memory even so.
-        Interrupted: The work was asked to end, which is not tried again.
-        PipelineError: What else stopped it.
+        ConfigError: Workers ran out of memory in every attempt.
+        Interrupted: The work was asked to stop.
+        PipelineError: The work failed for good.
     """
     failures = 0
     while True:
@@ -56,14 +56,8 @@ def with_retries(
             if failure.retryable and failures <= settings.retries:
                 pause_s = pause(failures)
                 count("retries", kind=type(failure).__name__)
-                log.warning(
-                    "%s: tried again in %.1f s, retry %d of %d: %s",
-                    what,
-                    pause_s,
-                    failures,
-                    settings.retries,
-                    failure,
-                )
+                left = f"retry {failures} of {settings.retries}"
+                log.warning("%s: %s in %.1f s: %s", what, left, pause_s, failure)
                 time.sleep(pause_s)
                 continue
             if isinstance(failure, OutOfMemory):
@@ -72,16 +66,12 @@ def with_retries(
                 ) from error
             if lost_worker(error):
                 raise TransientError(
-                    f"{failure}. Where workers are ended for want of memory, {memory}"
+                    f"{failure}. If workers were killed for lack of memory, {memory}"
                 ) from error
             raise failure from error
 
 
 def pause(failures: int) -> float:
-    """Seconds to wait after this many failures in a row.
-
-    Twice as long each time, and by chance half of it or all: what failed together does not
-    come back together.
-    """
+    """Seconds to wait after this many failures in a row: doubling, with jitter from half to all."""
     longest: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (failures - 1))
     return longest * random.SystemRandom().uniform(0.5, 1.0)  # not from the seed of the results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,11 +11,10 @@ import faiss
 import pyarrow as pa
 import ray
 import torch
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.util.annotations import RayDeprecationWarning
 
 from pipeline import logs
 from pipeline.config import Execution
+from pipeline.distributed import private_ray
 from pipeline.distributed.failures import pipeline_error
 from pipeline.distributed.ray_data import quiet_ray_data
 from pipeline.distributed.resources import (
@@ -37,14 +35,26 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_WAIT_SECONDS = 1.0  # between two looks at whether there still is a node for a task
+SAMPLE_IN_MEMORY = "lower centroids.sample_rows or give nodes more memory"
+"""Advice of the tasks that hold the reference sample, for when they run out of memory."""
+
+_WAIT_SECONDS = 1.0  # between two checks whether a node still has room for the task
 
 
-def run_task(settings: Execution, work: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """Call ``work`` on a node of the cluster, one for data where there are any.
+def run_task(
+    settings: Execution, memory: str, work: Callable[P, R], *arguments: P.args, **named: P.kwargs
+) -> R:
+    """Call ``work`` in a task on the cluster, on a node without GPUs where there is one.
+
+    Args:
+        settings: ``retries`` and ``node_wait_seconds``.
+        memory: What to change when the task runs out of memory, as an imperative.
+        work: The function.
+        arguments: Its positional arguments.
+        named: Its keyword arguments.
 
     Raises:
-        PipelineError: What stopped it.
+        PipelineError: The task failed for good.
     """
 
     def attempt() -> R:
@@ -57,7 +67,7 @@ def run_task(settings: Execution, work: Callable[P, R], *arguments: P.args, **na
             faiss.omp_set_num_threads(resources.threads)
             return ray.get_runtime_context().get_node_id(), work(*arguments, **named)
 
-        # Ray keeps what claims no GPU off nodes that have one, as long as there are others.
+        # Ray places tasks that claim no GPU on nodes without one, as long as there are any.
         waiting = [ray.remote(num_cpus=crew.claim.cpus, max_retries=0)(task).remote()]
         outage = Outage(settings, crew.claim, 1)
         while not ray.wait(waiting, timeout=_WAIT_SECONDS)[0]:
@@ -65,11 +75,10 @@ def run_task(settings: Execution, work: Callable[P, R], *arguments: P.args, **na
                 ray.cancel(waiting[0], force=True)
                 raise no_room(settings, crew)
         node, result = ray.get(waiting[0])
-        log.info("%s: a task on node %s", name, node)
+        log.info("%s: ran in a task on node %s", name, node)
         return result
 
     name = work.__name__.strip("_")
-    memory = "lower centroids.sample_rows or give nodes more memory"
     return with_retries(settings, name, attempt, memory=memory)
 
 
@@ -83,23 +92,23 @@ def map_slices(
     calls: int = 1,
     arguments: tuple[Any, ...] = (),
 ) -> Iterator[pa.Table]:
-    """Apply work to every slice; results come in any order, one a slice.
+    """Apply work to every slice; results come in any order, one per slice.
 
-    Ray repeats what a process was at when it died, ``retries`` times a slice. What it would wait
-    for in vain ends here: room for actors and tasks that nodes took with them, and that is still
-    missing after ``node_wait_seconds``.
+    Ray retries a slice whose process died, ``retries`` times. Where Ray would wait for ever, for
+    actors or tasks whose nodes are gone, this raises after ``node_wait_seconds``.
 
     Args:
         settings: ``retries`` and ``node_wait_seconds``.
-        slices: Pieces of each slice. Only these travel, never rows.
+        slices: Pieces of each slice. Only these are sent, never rows.
         work: A function, or with ``actors`` a class whose instances are called.
-        claim: What each task or actor claims.
-        actors: Fewest and most of the actor pool, which takes nodes that come; None for tasks.
-        calls: Slices that an actor works on at a time, in as many threads.
+        claim: Resources of each task or actor.
+        actors: Minimum and maximum size of the actor pool, which grows when nodes join; None for
+            tasks.
+        calls: Slices that an actor works on at a time, each in its own thread.
         arguments: For the constructor of the class.
 
     Raises:
-        PipelineError: What stopped it.
+        PipelineError: The work failed for good.
     """
     context, nodes = quiet_ray_data(), cluster_nodes()
     options: dict[str, Any] = {"max_retries": settings.retries}
@@ -107,7 +116,7 @@ def map_slices(
     if actors is not None:
         fewest, most = (min(number, len(slices)) for number in actors)
         options = {
-            # An actor may come back as often as it likes: what it works on may not.
+            # Restarts of an actor are unlimited; retries of a slice are not.
             "max_task_retries": settings.retries,
             "compute": ray.data.ActorPoolStrategy(
                 min_size=fewest,
@@ -121,22 +130,29 @@ def map_slices(
     if claim.gpus:
         options["num_gpus"] = claim.gpus
     elif any(node.gpus for node in nodes):
-        # Spread over all nodes is Ray Data's own way, which would fill those with GPUs too.
+        # Ray Data's default spreads tasks over all nodes, those with GPUs too.
         options["scheduling_strategy"] = "DEFAULT"
-    context.custom_execution_callback_classes = [_room_watch(settings, claim, fewest)]
+
+    def check() -> Callable[[], None]:
+        outage = Outage(settings, claim, fewest)
+
+        def raise_if_lost() -> None:
+            if outage.lasts():
+                raise NodesLost(
+                    f"nodes were lost: the cluster no longer has room for {fewest} processes of "
+                    f"{claim}, after execution.node_wait_seconds={settings.node_wait_seconds}"
+                )
+
+        return raise_if_lost
+
+    private_ray.call_at_each_step(context, check)
     try:
-        with warnings.catch_warnings():
-            # Ray Data repeats without end, and has no other way to say how often not to.
-            warnings.simplefilter("ignore", RayDeprecationWarning)
-            # The public one refuses slices as batches where GPUs are claimed: it knows nothing of
-            # how many rows they hold, and less of the portions that are sent to a GPU.
-            results = ray.data.from_blocks(slices).map_batches_internal(
-                _placed(work, logs.here()),
-                batch_size=None,  # a slice is a block, and is worked on as a whole
-                batch_format="pyarrow",
-                num_cpus=claim.cpus,
-                **options,
-            )
+        results = private_ray.map_blocks(
+            ray.data.from_blocks(slices),  # a slice is a block
+            _placed(work, logs.here()),
+            num_cpus=claim.cpus,
+            **options,
+        )
         yield from results.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:
         raise pipeline_error(error) from error
@@ -145,10 +161,10 @@ def map_slices(
 def _placed(
     work: Callable[[pa.Table], pa.Table] | type, place: logs.Place
 ) -> Callable[[pa.Table], pa.Table] | type:
-    """The same work, whose log lines say for which run, stage and slice it is done."""
+    """The same work, with run, stage and slice in its log lines."""
     if not isinstance(work, type):
 
-        @functools.wraps(work)  # Ray Data names what runs by it
+        @functools.wraps(work)  # Ray Data takes the operator's name from it
         def placed(pieces: pa.Table) -> pa.Table:
             enter(place)
             with logs.in_slice(_number(pieces)):
@@ -171,20 +187,3 @@ def _placed(
 
 def _number(pieces: pa.Table) -> int | None:
     return pieces["slice"][0].as_py() if "slice" in pieces.column_names else None
-
-
-def _room_watch(settings: Execution, claim: Claim, processes: int) -> type[ExecutionCallback]:
-    """Ends an execution of Ray Data whose actors or tasks have lost their place for good."""
-
-    class RoomWatch(ExecutionCallback):
-        def __init__(self) -> None:
-            self._outage = Outage(settings, claim, processes)
-
-        def on_execution_step(self, executor: Any) -> None:
-            if self._outage.lasts():
-                raise NodesLost(
-                    f"nodes were lost: the cluster no longer holds {processes} processes of "
-                    f"{claim}, after execution.node_wait_seconds={settings.node_wait_seconds}"
-                )
-
-    return RoomWatch

@@ -1,4 +1,4 @@
-"""What a worker process learns before it works: which run and stage its logs and counts are of."""
+"""Set up a worker process: its logs and counts name the run and stage that it works for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _exporter: Exporter | None = None
 
 
 def enter(place: logs.Place) -> None:
-    """This process works for that run and stage from now on; the driver knows already."""
+    """Log and count for that run and stage from now on; does nothing on the driver."""
     global _exporter
     if place == logs.here():
         return

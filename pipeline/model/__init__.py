@@ -1,4 +1,4 @@
-"""The network and DEC's maths: torch only, no Ray, so that it runs and is tested anywhere.
+"""The network and DEC's maths: torch only, no Ray, so that they can be tested anywhere.
 
 Shape letters in names: B batch, F features, D embedding, K clusters.
 """

@@ -1,8 +1,8 @@
-"""Augmentation: other versions of a row that belong to the same cluster.
+"""Augmentation: changed versions of a row that belong to the same cluster.
 
 Training on them teaches the encoder what does not matter (Guo, Zhu, Liu & Yin 2018, "Deep Embedded
-Clustering with Data Augmentation"). Raw rows go in and raw rows come out, before any scaling:
-a pixel that moves must take its value along, not its distance from another pixel's mean.
+Clustering with Data Augmentation"). It works on raw rows, before scaling: a pixel that moves must
+keep its value, not its distance from another pixel's mean.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class ImageAugmentation:
 
     Args:
         shape: (height, width) or (height, width, channels) in pixels; their product is F.
-        shift: Largest shift, as a share of height and width.
-        rotation_degrees: Largest rotation, either way.
-        zoom: Largest change of size: 0.1 is from 1/1.1 to 1.1.
+        shift: Maximum shift, as a share of height and width.
+        rotation_degrees: Maximum rotation in either direction.
+        zoom: Maximum change of size: 0.1 is from 1/1.1 to 1.1.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ImageAugmentation:
 
 
 def augmentation_of(settings: Augment, image_shape: Sequence[int] | None) -> Augmentation | None:
-    """The augmentation that the settings ask for; None where nothing is known about the rows.
+    """The augmentation that the settings define; None without a function or an image shape.
 
     Raises:
         ConfigError: ``augment.function`` cannot be imported.
@@ -91,18 +91,18 @@ def _imported(location: str) -> Augmentation:
 
 
 def hide(x_BF: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Masking noise (Vincent et al. 2010): set inputs to 0, scale up the others to make up.
+    """Masking noise (Vincent et al. 2010): set inputs to 0 and scale up the others in exchange.
 
     Args:
         x_BF: Scaled rows, shape (batch, features).
-        share: Of the inputs that are hidden, in [0, 1).
-        generator: Decides which.
+        share: Share of the inputs that are hidden, in [0, 1).
+        generator: Source of randomness.
     """
     keep = 1 - share
     if keep == 1:
         return x_BF
-    # Four 16-bit numbers from each draw: drawing is serial, and a number for each input would take
-    # as long as a matrix product.
+    # Four 16-bit numbers from each draw: drawing is serial, and a draw for each input would take as
+    # long as a matrix product.
     draws = torch.empty(-(-x_BF.numel() // 4), dtype=torch.int64)
     draws.random_(-(2**63), None, generator=generator)
     numbers_BF = draws.view(torch.int16)[: x_BF.numel()].view(x_BF.shape)
@@ -111,6 +111,6 @@ def hide(x_BF: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def randomness(*numbers: int) -> torch.Generator:
-    """A generator for one step: a resumed training draws what an uninterrupted one would."""
+    """A generator for one step: a resumed training draws the same as an uninterrupted one."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator().manual_seed(seed)

@@ -23,7 +23,7 @@ def fastest_precision(device: torch.device) -> torch.dtype:
 
 
 def products_here(precision: Precision) -> Literal["float32", "bfloat16"]:
-    """Precision of the matrix products of a network on this machine's processor."""
+    """Precision of matrix products on this machine's processor."""
     if precision == "auto":
         fast = fastest_precision(torch.device("cpu")) == torch.bfloat16
         return "bfloat16" if fast else "float32"
@@ -33,46 +33,45 @@ def products_here(precision: Precision) -> Literal["float32", "bfloat16"]:
 class Perceptron(nn.Sequential):
     """Linear layers with ReLU between them; the last one is linear, as in the paper.
 
-    Weights, gradients and what goes in and comes out are float32. Only the products inside are of
-    another precision.
+    Weights, gradients, inputs and outputs are float32; only matrix products may be bfloat16.
 
     Args:
-        widths: Of the input, the hidden layers and the output.
-        precision: Of the matrix products: "float32", "bfloat16", or "auto" for the faster.
+        widths: Widths of the input, the hidden layers and the output.
+        precision: Precision of matrix products: "float32", "bfloat16", or "auto" for the faster.
     """
 
     def __init__(self, widths: Sequence[int], precision: Precision = "float32") -> None:
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
-            # In place: a fresh matrix of activations costs more than the comparison.
+            # In place: a new matrix of activations costs more than the comparison.
             layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
         super().__init__(*layers[:-1])
         self.precision: Precision = precision
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """(batch, width of the input) → (batch, width of the output), float32."""
-        # Autocast to float32 is off: a float64 network stays one.
+        # No autocast to float32: a float64 network stays float64.
         reduced = self.reduced(x_BF.device)
         with torch.autocast(x_BF.device.type, torch.bfloat16, enabled=reduced):
             out_BF: Tensor = super().forward(x_BF)  # type: ignore[no-untyped-call]
         return out_BF.float() if out_BF.dtype == torch.bfloat16 else out_BF
 
     def reduced(self, device: torch.device) -> bool:
-        """Whether products are of less precision than float32."""
+        """Whether matrix products are less precise than float32."""
         if self.precision == "auto":
             return fastest_precision(device) == torch.bfloat16
         return self.precision == "bfloat16"
 
 
 def freeze(network: nn.Module) -> None:
-    """For inference alone: keep weights as the products want them, cast once and not each time."""
+    """Prepare a network for inference only: cast weights once to the precision of its products."""
     network.requires_grad_(False)
     for part in _reduced_parts(network):
         part.to(torch.bfloat16)
 
 
 def products_of(network: nn.Module) -> str:
-    """Precision of the network's matrix products where it is: "float32" or "bfloat16"."""
+    """Precision of the network's matrix products on its device: "float32" or "bfloat16"."""
     return "bfloat16" if _reduced_parts(network) else "float32"
 
 
@@ -82,10 +81,10 @@ def _reduced_parts(network: nn.Module) -> list[Perceptron]:
 
 
 class CategoryEmbedding(nn.Module):
-    """Learned embeddings of categories, the first layer of a network that takes typed columns.
+    """Learned embeddings of categories, the first layer of a network for typed columns.
 
-    Of a scaled row, the last channels are one-hot, one group a category; each group is replaced by
-    a few learned numbers, fewer the more values there are. What is no category passes through.
+    The last channels of a scaled row are one-hot groups, one per category. Each group is replaced
+    by fewer learned numbers; all other channels pass through.
 
     Args:
         features: E, width of a scaled row.
@@ -97,11 +96,11 @@ class CategoryEmbedding(nn.Module):
         self.plain = features - sum(categories)
         widths = [embedded_width(size) for size in categories]
         self.tables = nn.ParameterList(
-            # As wide as a one-hot group itself: a row of a table has a length of about 1.
+            # Like a one-hot group, a row of a table has a length of about 1.
             torch.randn(size, width) / width**0.5
             for size, width in zip(categories, widths, strict=True)
         )
-        for table in self.tables:  # what the sample has none of says nothing
+        for table in self.tables:  # other values and null are neutral at first
             table.data[-2:] = 0
         self.width = self.plain + sum(widths)
 
@@ -115,10 +114,10 @@ class CategoryEmbedding(nn.Module):
 
 
 def embedded_width(channels: int) -> int:
-    """Numbers that a category of so many channels is embedded in.
+    """Width of the embedding of a category of so many channels.
 
-    A rule of thumb that fast.ai found by trying (Howard & Gugger 2020, "fastai: A Layered API for
-    Deep Learning", emb_sz_rule); never more than channels.
+    fast.ai's rule of thumb (Howard & Gugger 2020, "fastai: A Layered API for Deep Learning",
+    emb_sz_rule); never more than channels.
     """
     return min(channels, round(1.6 * math.pow(channels, 0.56)))
 
@@ -130,8 +129,8 @@ class Autoencoder(nn.Module):
         features: F, width of a scaled row.
         hidden: Widths of the encoder's hidden layers, for example (500, 500, 2000).
         embedding: D, width of the embedding.
-        precision: Of the matrix products; see ``Perceptron``.
-        seed: Seeds the initial weights, whatever was drawn from torch's generator before.
+        precision: Precision of matrix products; see ``Perceptron``.
+        seed: Seed of the initial weights, independent of torch's global generator.
         categories: Channels of each category, the last ones of a row; see ``CategoryEmbedding``.
     """
 
@@ -163,12 +162,12 @@ class Autoencoder(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, x_BF: Tensor) -> Tensor:
-        """Reconstruct scaled rows, shape (batch, features) in and out; of typed ones, logits."""
+        """Reconstruct scaled rows, shape (batch, features) in and out; logits for typed columns."""
         return self.decoder(self.encoder(x_BF))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def rescale_embedding(self, factor: float) -> None:
-        """Multiply every embedding with ``factor``; reconstructions stay as they are."""
+        """Multiply every embedding with ``factor``; reconstructions do not change."""
         *_, last = (layer for layer in self.encoder.modules() if isinstance(layer, nn.Linear))
         last.weight.mul_(factor)
         last.bias.mul_(factor)

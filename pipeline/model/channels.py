@@ -1,20 +1,19 @@
-"""Rows of typed columns as the network sees them: one channel beside another.
+"""Rows of typed columns as the network's input channels.
 
-A number is one channel, in standard deviations from its mean; a boolean one; whether a column
-misses a value one more; a timestamp two for each circle that it goes round (hour of the day, day of
-the week, day of the year); a category one for each value, of which one is not 0.
+A number is one channel, in standard deviations from its mean; a boolean is one; a mask for missing
+values is one more; a timestamp has two for each cycle (hour of the day, day of the week, day of the
+year); a category is one-hot.
 
-Every column is a group. Groups are equally wide, as far as their weights are: the variance of a
-group's channels adds up to its weight, and so does the loss that a constant prediction of it has.
-So distances between rows, which k-means adds up, and the autoencoder's loss are both balanced.
-See decision 0032.
+Every column is a group. The variances of a group's channels add up to the column's weight, and so
+does the loss of a constant prediction of it: distances between rows, for k-means, and the
+autoencoder's loss are both balanced. See decision 0032.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,23 +25,22 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from pipeline.model.scaling import Moments, Scaler
 
 ChannelKind = Literal["circle", "number", "boolean", "missing", "category"]
-# In the order of the channels of a row.
+# In the order of the channels in a row.
 KINDS: tuple[ChannelKind, ...] = ("circle", "number", "boolean", "missing", "category")
 
-# Circles of a timestamp, in seconds. The year is the Gregorian calendar's mean: of leap years, a
-# day of the year is off by at most one.
+# Cycles of a timestamp, in seconds. The year is the Gregorian calendar's mean, which is off by at
+# most a day.
 CIRCLES = {"hour": 86_400.0, "weekday": 604_800.0, "season": 31_556_952.0}
 # 1970-01-01 was a Thursday; weeks begin on Monday.
 _WEEK_BEGINS = 3 * 86_400.0
 
-# What hardly varies is not blown up: with less variance or entropy than this, a group is smaller
-# than others. A boolean or category has that where a twentieth of the rows differ.
+# Lower limits of variance, diversity and entropy keep columns that hardly vary from being blown up:
+# a boolean or category below them differs in fewer than 5 % of the rows.
 _LEAST_VARIANCE = 0.05
 _LEAST_DIVERSITY = 0.1
 _LEAST_ENTROPY = 0.2
-# A circle of which the sample covers an arc alone is left out, for there it tells the date and
-# nothing else: this is the variance of four hours of a day, of a day and a quarter of a week, of
-# two months of a year. (A day, on the circle of the week, has 0.07.)
+# A cycle of which the sample covers only an arc is left out, because it tells nothing but the date:
+# this is the variance of four hours of a day, 1.25 days of a week, two months of a year.
 _LEAST_ARC = 0.1
 
 OTHER, NULL = "(other)", "(null)"
@@ -50,22 +48,22 @@ OTHER, NULL = "(other)", "(null)"
 
 @dataclass(frozen=True)
 class Channel:
-    """One number of a row as the network sees it: (value − offset) · factor.
+    """One input of the network: (value − offset) · factor.
 
     Attributes:
-        feature: Place of its column in a raw row; the first one of a vector that "missing" is of.
-        kind: What the value is: the raw number, a coordinate on a circle, 0 or 1 for a boolean,
-            for missing values, and for a value of a category.
-        label: Which of the column's channels it is: a value of the category, a coordinate; or "".
-        offset: Subtracted; the mean, but for a category, whose channels are 0 or positive.
-        factor: Then multiplied with it; 0 where the sample shows no difference between rows.
-        loss: Of its error in the loss: squared, in scaled units, for circles and numbers;
-            cross-entropy in nats for the others, the same in all channels of a category.
-        width: Values of the column in a raw row, for "missing".
-        turns: Of a circle, in a second.
-        shift: Of a circle, in turns; 0 is the cosine and 1/4 the sine of the time that has passed.
-        code: Of a category's value; NaN for what is missing, infinite for all other values.
-        missing: Channel that says whether the value is missing; −1: there is none.
+        feature: Position of its column in a raw row; the first component of a vector.
+        kind: Meaning of the value: the raw number, a coordinate on a circle, or 0 or 1 for a
+            boolean, for a mask of missing values, and for a value of a category.
+        label: Label among the column's channels: a value of the category, a coordinate; or "".
+        offset: Offset, the mean; 0 for a category, whose channels are 0 or positive.
+        factor: Factor; 0 where the sample does not vary.
+        loss: Weight of its error in the loss: squared error in scaled units for circles and
+            numbers, else cross-entropy in nats, with the same weight for a whole category.
+        width: Number of components of the column, for "missing".
+        turns: Turns of a circle per second.
+        shift: Shift on a circle, in turns; 0 gives the cosine and 1/4 the sine.
+        code: Code of a category's value; NaN for missing, infinite for all other values.
+        missing: Channel that masks missing values of this one; −1: there is none.
     """
 
     feature: int
@@ -83,16 +81,16 @@ class Channel:
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """A column, and what the sample says of it beside its moments.
+    """A column and its frequent values in the sample.
 
     Attributes:
         kind: "number", "vector", "boolean", "timestamp" or "category".
-        width: Values of a raw row that it has.
-        weight: Of its group.
-        masks: Whether a missing value has a channel of its own.
-        values: Of a category: what is told apart.
-        codes: Of each of them; see ``pipeline.input.columns.category_codes``.
-        rows: Rows of the sample that have it.
+        width: Number of its components in a raw row.
+        weight: Weight of its group.
+        masks: Whether missing values have a channel of their own.
+        values: Values of a category with channels of their own.
+        codes: Codes of these values; see ``pipeline.input.columns.category_codes``.
+        rows: Rows of the sample with each value.
     """
 
     kind: Literal["number", "vector", "boolean", "timestamp", "category"]
@@ -112,24 +110,12 @@ def on_circles(seconds_BT: NDArray[np.float64]) -> NDArray[np.float64]:
     return both.reshape(len(seconds_BT), seconds_BT.shape[1] * 2 * len(CIRCLES))
 
 
-@dataclass
-class _Group:
-    """The channels of one column, before all groups are put together."""
-
-    weight: float
-    channels: list[Channel] = field(default_factory=list)
-
-    @property
-    def used(self) -> bool:
-        return any(channel.factor for channel in self.channels)
-
-
 class TypedScaler(Scaler):
-    """Turns raw rows of typed columns into channels; see the module.
+    """Converts raw rows of typed columns into channels; see the module.
 
     Args:
-        mean_F: Mean of each raw feature, shape (features,); nothing but a record.
-        channels: By kind, in the order of ``KINDS``; those of one category beside one another.
+        mean_F: Mean of each raw feature, shape (features,), for the record.
+        channels: Channels in the order of ``KINDS``; those of a category are contiguous.
     """
 
     _circle_raw: Tensor
@@ -165,7 +151,7 @@ class TypedScaler(Scaler):
         self._wide = [(n, c) for n, c in enumerate(of["missing"]) if c.width > 1]
         plain = channels[: self._first_category]
         self._keep("loss", [c.loss for c in plain], torch.float32)
-        # A channel that no mask belongs to looks at one beyond the last, which is always 0.
+        # A channel without a mask refers to one beyond the last, which is always 0.
         nothing = self._first_category
         places = [c.missing if c.missing >= 0 else nothing for c in plain]
         self._keep("missing", places, torch.int64)
@@ -183,21 +169,21 @@ class TypedScaler(Scaler):
 
     @property
     def width(self) -> int:
-        """E, the channels of a scaled row."""
+        """E, number of channels of a scaled row."""
         return len(self.channels)
 
     @property
     def categories(self) -> tuple[int, ...]:
-        """Channels of each category; they are the last ones of a row."""
+        """Number of channels of each category; these are the last ones of a row."""
         return tuple(size for _, size, *_ in self._groups)
 
     @classmethod
     def fit_columns(cls, columns: Sequence[ColumnSpec], moments: Moments) -> TypedScaler:
-        """Learn the channels.
+        """Fit the channels.
 
         Args:
-            columns: In the order of the raw row.
-            moments: Of the sample: of raw rows, and then of ``on_circles`` of its timestamps.
+            columns: Columns in the order of the raw row.
+            moments: Moments of the sample's raw rows, followed by ``on_circles`` of timestamps.
 
         Raises:
             ValueError: No column varies.
@@ -205,20 +191,20 @@ class TypedScaler(Scaler):
         widths = [column.width for column in columns]
         firsts = np.cumsum([0, *widths])
         circle = int(firsts[-1])
-        groups: list[_Group] = []
+        groups: list[list[Channel]] = []
         for first, column in zip(firsts[:-1].tolist(), columns, strict=True):
-            seen = _Seen.of(moments, slice(first, first + column.width))
+            observed = _Observed.of(moments, slice(first, first + column.width))
             if column.kind == "category":
-                groups.append(_category(first, column, seen))
+                groups.append(_category(first, column, observed))
             elif column.kind == "boolean":
-                groups.append(_boolean(first, column, seen))
+                groups.append(_boolean(first, column, observed))
             elif column.kind == "timestamp":
-                on = _Seen.of(moments, slice(circle, circle + 2 * len(CIRCLES)))
+                coordinates = _Observed.of(moments, slice(circle, circle + 2 * len(CIRCLES)))
                 circle += 2 * len(CIRCLES)
-                groups.append(_timestamp(first, column, seen, on))
+                groups.append(_timestamp(first, column, observed, coordinates))
             else:
-                groups.append(_number(first, column, seen))
-        return cls(moments.mean_F[: firsts[-1]], _together(groups))
+                groups.append(_number(first, column, observed))
+        return cls(moments.mean_F[: firsts[-1]], _together(columns, groups))
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """Raw rows, shape (batch, features), NaN where missing → (batch, channels), float32."""
@@ -251,7 +237,7 @@ class TypedScaler(Scaler):
         return out_BE
 
     def _place(self, number: int, code_B: Tensor, size: int) -> Tensor:
-        """Which channel of its category each code has; the last but one is for all others."""
+        """Channel of each code in its category; the last but one is for all other values."""
         codes_V, places_V = getattr(self, f"_codes_{number}"), getattr(self, f"_places_{number}")
         if not len(codes_V):
             return torch.full_like(code_B, size - 2, dtype=torch.int64)
@@ -259,20 +245,18 @@ class TypedScaler(Scaler):
         return torch.where(codes_V[near_B] == code_B, places_V[near_B], size - 2)
 
     def error(self, reconstructed_BE: Tensor, x_BE: Tensor) -> Tensor:
-        """The loss of a batch: squared error and cross-entropy, each group as its weight says.
+        """The loss of a batch: squared error and cross-entropy, weighted by group.
 
         Args:
-            reconstructed_BE: Of the decoder: scaled values, and logits.
-            x_BE: What was to be reconstructed, channels of ``forward``.
+            reconstructed_BE: Output of the decoder: scaled values and logits.
+            x_BE: Channels of ``forward`` to be reconstructed.
 
         Returns:
-            A scalar, summed over rows. Divided by their channels, as for plain numbers, a constant
-            prediction has 1 a row.
+            A scalar, summed over rows. Divided by the channels, a constant prediction has 1 a row.
         """
         squared, plain = self._squared, self._first_category
         padded_BE = torch.cat([x_BE[:, :plain], x_BE.new_zeros((len(x_BE), 1))], dim=1)
-        # A mask is above 0 where the value is missing; what was in its place is not held against
-        # the reconstruction.
+        # A mask is above 0 where the value is missing: then the reconstruction does not count.
         loss_E = self._loss.to(x_BE.dtype)
         weight_BE = (padded_BE[:, self._missing] <= 0) * loss_E
         apart_BE = reconstructed_BE[:, :squared] - x_BE[:, :squared]
@@ -294,18 +278,18 @@ class TypedScaler(Scaler):
         return total
 
 
-# ------------------------------------------------------------------------------- learning them
+# ------------------------------------------------------------------------------------- fitting
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Moments of some features.
+class _Observed:
+    """Moments of some features in the sample.
 
     Attributes:
         mean_F: Shape (features,).
-        variance_F: Of the values that are not missing.
-        missing: Share of the rows that miss one of them.
-        rows: Of the sample.
+        variance_F: Variance of the values that are not missing.
+        missing: Share of the rows without a value.
+        rows: Rows of the sample.
     """
 
     mean_F: NDArray[np.float64]
@@ -314,7 +298,7 @@ class _Seen:
     rows: int
 
     @classmethod
-    def of(cls, moments: Moments, some: slice) -> _Seen:
+    def of(cls, moments: Moments, some: slice) -> _Observed:
         count_F, missing_F = moments.count_F[some], moments.missing_F[some]
         # Σ (x − mean)² of equal values is rounding error where their mean is inexact.
         varies_F = moments.min_F[some] < moments.max_F[some]
@@ -323,100 +307,80 @@ class _Seen:
         return cls(moments.mean_F[some], variance_F, float(missing_F.max() / max(1, rows)), rows)
 
 
-def _shares(column: ColumnSpec, seen: _Seen, *, varies: bool) -> tuple[float, Channel | None]:
-    """What a column's weight leaves to each of its values, and its mask.
+def _shares(
+    first: int, column: ColumnSpec, observed: _Observed, *, varies: bool
+) -> tuple[float, list[Channel]]:
+    """The part of a column's weight for its values, and its mask channel, if it has one.
 
-    Of a column of which a share p is missing, the values get as much as there are of them, 1 − p,
-    and the mask 4p(1 − p), which is 1 where it says most.
+    Where a share p of a column is missing, the values get 1 − p, their share, and the mask
+    4p(1 − p), which is 1 where it says most.
     """
-    p = seen.missing
+    p = observed.missing
     mask = 4 * p * (1 - p) if column.masks else 0.0
     whole = (1 - p if varies else 0.0) + mask
-    if not whole:
-        return 0.0, None
-    share = column.weight / whole
     if not mask:
-        return share, None
-    loss = share * mask / _entropy([p, 1 - p])
-    channel = Channel(
-        0, "missing", offset=p, factor=math.sqrt(4 * share), loss=loss, width=column.width
-    )
-    return share, channel
+        return (column.weight / whole if whole else 0.0), []
+    share = column.weight / whole
+    loss, factor = share * mask / _entropy([p, 1 - p]), math.sqrt(4 * share)
+    width = column.width
+    return share, [Channel(first, "missing", offset=p, factor=factor, loss=loss, width=width)]
 
 
-def _number(first: int, column: ColumnSpec, seen: _Seen) -> _Group:
-    variance = float(seen.variance_F.sum())
-    share, mask = _shares(column, seen, varies=variance > 0)
+def _number(first: int, column: ColumnSpec, observed: _Observed) -> list[Channel]:
+    variance = float(observed.variance_F.sum())
+    share, mask = _shares(first, column, observed, varies=variance > 0)
     factor = math.sqrt(share / variance) if variance > 0 else 0.0
     channels = [
         Channel(first + i, "number", offset=float(mean), factor=factor, loss=1.0)
-        for i, mean in enumerate(seen.mean_F)
+        for i, mean in enumerate(observed.mean_F)
     ]
-    return _Group(column.weight, _masked(first, channels, mask))
+    return channels + mask
 
 
-def _boolean(first: int, column: ColumnSpec, seen: _Seen) -> _Group:
-    p = float(seen.mean_F[0])
-    share, mask = _shares(column, seen, varies=0 < p < 1)
+def _boolean(first: int, column: ColumnSpec, observed: _Observed) -> list[Channel]:
+    p = float(observed.mean_F[0])
+    share, mask = _shares(first, column, observed, varies=0 < p < 1)
     factor = loss = 0.0
     if 0 < p < 1:
         factor = math.sqrt(share / max(p * (1 - p), _LEAST_VARIANCE))
         loss = share / max(_entropy([p, 1 - p]), _LEAST_ENTROPY)
-    channel = Channel(first, "boolean", offset=p, factor=factor, loss=loss)
-    return _Group(column.weight, _masked(first, [channel], mask))
+    return [Channel(first, "boolean", offset=p, factor=factor, loss=loss), *mask]
 
 
-def _timestamp(first: int, column: ColumnSpec, seen: _Seen, on: _Seen) -> _Group:
-    # Of a circle with the centre of gravity (c, s): the variance of both coordinates together.
-    variances = {
-        name: float(1 - np.square(on.mean_F[2 * i : 2 * i + 2]).sum())
-        for i, name in enumerate(CIRCLES)
-    }
-    used = {name: v for name, v in variances.items() if v >= _LEAST_ARC}
-    share, mask = _shares(column, seen, varies=bool(used))
+def _timestamp(
+    first: int, column: ColumnSpec, observed: _Observed, on_circles: _Observed
+) -> list[Channel]:
+    # On a circle with the centre of gravity (c, s): the variance of both coordinates together.
+    centres = on_circles.mean_F.reshape(-1, 2)
+    variances = [float(1 - np.square(centre).sum()) for centre in centres]
+    used = sum(variance >= _LEAST_ARC for variance in variances)
+    share, mask = _shares(first, column, observed, varies=used > 0)
     channels = []
-    for i, (name, period) in enumerate(CIRCLES.items()):
-        factor = math.sqrt(share / len(used) / used[name]) if name in used else 0.0
-        for j, (axis, shift) in enumerate((("cosine", 0.0), ("sine", 0.25))):
-            channels.append(
-                Channel(
-                    first,
-                    "circle",
-                    label=f"{name} {axis}",
-                    offset=float(on.mean_F[2 * i + j]),
-                    factor=factor,
-                    loss=1.0,
-                    turns=1 / period,
-                    shift=shift,
-                )
-            )
-    return _Group(column.weight, _masked(first, channels, mask))
+    for (name, period), centre, variance in zip(CIRCLES.items(), centres, variances, strict=True):
+        factor = math.sqrt(share / used / variance) if variance >= _LEAST_ARC else 0.0
+        coordinate = Channel(first, "circle", factor=factor, loss=1.0, turns=1 / period)
+        cosine, sine = centre.tolist()
+        channels += [
+            replace(coordinate, label=f"{name} cosine", offset=cosine, shift=0.0),
+            replace(coordinate, label=f"{name} sine", offset=sine, shift=0.25),
+        ]
+    return channels + mask
 
 
-def _category(first: int, column: ColumnSpec, seen: _Seen) -> _Group:
-    missing = round(seen.missing * seen.rows)
-    others = max(0, seen.rows - missing - sum(column.rows))
-    p_V = [rows / max(1, seen.rows) for rows in (*column.rows, others, missing)]
+def _category(first: int, column: ColumnSpec, observed: _Observed) -> list[Channel]:
+    missing = round(observed.missing * observed.rows)
+    others = max(0, observed.rows - missing - sum(column.rows))
+    p_V = [rows / max(1, observed.rows) for rows in (*column.rows, others, missing)]
     diversity = 1 - sum(p * p for p in p_V)
     factor = loss = 0.0
     if max(p_V) < 1:
         factor = math.sqrt(column.weight / max(diversity, _LEAST_DIVERSITY))
         loss = column.weight / max(_entropy(p_V), _LEAST_ENTROPY)
     labels, codes = (*column.values, OTHER, NULL), (*column.codes, math.inf, math.nan)
-    return _Group(
-        column.weight,
-        [
-            Channel(first, "category", label=label, factor=factor, loss=loss, code=code)
-            for label, code in zip(labels, codes, strict=True)
-        ],
-    )
-
-
-def _masked(first: int, channels: list[Channel], mask: Channel | None) -> list[Channel]:
-    """The channels of a column with its mask as the last; the others point to it by 0."""
-    if mask is None:
-        return channels
-    return [*(replace(c, missing=0) for c in channels), replace(mask, feature=first)]
+    return [
+        Channel(first, "category", label=label, factor=factor, loss=loss, code=code)
+        for label, code in zip(labels, codes, strict=True)
+    ]
 
 
 def _entropy(shares: Sequence[float]) -> float:
@@ -424,31 +388,34 @@ def _entropy(shares: Sequence[float]) -> float:
     return -sum(p * math.log(p) for p in shares if p > 0)
 
 
-def _together(groups: Sequence[_Group]) -> list[Channel]:
+def _together(columns: Sequence[ColumnSpec], groups: Sequence[list[Channel]]) -> list[Channel]:
     """All channels of a row, by kind, with their final factors and losses."""
-    weight = sum(group.weight for group in groups if group.used)
+    weight = sum(
+        column.weight
+        for column, group in zip(columns, groups, strict=True)
+        if any(channel.factor for channel in group)
+    )
     if not weight:
         raise ValueError("no feature column varies")
-    numbered = [(g, c) for g, group in enumerate(groups) for c in group.channels]
-    numbered.sort(key=lambda pair: KINDS.index(pair[1].kind))  # the order of equals stays
+    numbered = [(g, c) for g, group in enumerate(groups) for c in group]
+    numbered.sort(key=lambda pair: KINDS.index(pair[1].kind))  # a stable sort
     masks = {g: place for place, (g, c) in enumerate(numbered) if c.kind == "missing"}
-    # As large as rows of plain numbers are: a mean square of about 1 a channel. That is what the
-    # first layer's weights begin with.
+    # The mean square per channel is about 1, as for plain numbers, which suits initial weights.
     scale = math.sqrt(len(numbered) / weight)
-    loss = len(numbered) / weight  # so that a constant prediction has 1 a channel
+    loss = len(numbered) / weight  # so that a constant prediction has 1 per channel
     return [
         replace(
             channel,
             factor=channel.factor * scale,
             loss=channel.loss * loss / (scale**2 if channel.kind in ("circle", "number") else 1),
-            missing=masks[group] if channel.missing >= 0 else -1,
+            missing=masks.get(group, -1) if channel.kind != "missing" else -1,
         )
         for group, channel in numbered
     ]
 
 
 def _categories(channels: Sequence[Channel]) -> list[tuple[int, list[Channel]]]:
-    """The channels of each category, and the place of the first of them."""
+    """The channels of each category, with the position of the first."""
     found: list[tuple[int, list[Channel]]] = []
     for place, channel in enumerate(channels):
         if channel.kind != "category":

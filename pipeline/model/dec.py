@@ -11,18 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Similarities held at a time while rows are assigned, in numbers: 1 MiB of float32 stays in a
-# processor's cache. With 64 MiB and 1,000 clusters, the same work took nine times as long. A GPU
-# wants its cores full.
+# Number of similarities held at a time while rows are assigned: 1 MiB of float32 stays in a
+# processor's cache; 64 MiB took nine times as long for 1,000 clusters. A GPU needs large batches.
 _SIMILARITIES = {"cpu": 2**18, "cuda": 2**26}
 
-
-# The same where all of q is wanted, and each sweep over it is long: 64 MiB of float32.
+# The same where all of q is needed, and each sweep over it is long: 64 MiB of float32.
 _ASSIGNMENTS = 2**24
 
 
 def rows_at_a_time(clusters: int, most: int) -> int:
-    """Rows, at most ``most``, whose soft assignments to so many clusters are held together."""
+    """Number of rows, at most ``most``, whose soft assignments fit in memory together."""
     return max(1, min(most, _ASSIGNMENTS // clusters))
 
 
@@ -36,8 +34,7 @@ def squared_distances(z_BD: Tensor, centroids_KD: Tensor) -> Tensor:
     Returns:
         ‖z_i − μ_j‖², shape (batch, n_clusters), never negative.
     """
-    # ‖z‖² + ‖μ‖² − 2zμ loses digits when the points lie far from the origin, so move the origin
-    # into their midst first: distances do not change.
+    # ‖z‖² + ‖μ‖² − 2zμ loses digits when points are far from the origin: move the origin first.
     origin_D = centroids_KD.detach().mean(dim=0)
     z_BD, centroids_KD = z_BD - origin_D, centroids_KD - origin_D
     norms_B1 = z_BD.square().sum(dim=1, keepdim=True)
@@ -68,8 +65,8 @@ class Nearest:
     """The two clusters that each row is nearest to.
 
     Attributes:
-        clusters_B2: Their numbers, nearest first, shape (batch, 2), int64.
-        q_B2: The soft assignments to them, shape (batch, 2).
+        clusters_B2: Numbers of the clusters, nearest first, shape (batch, 2), int64.
+        q_B2: Soft assignments to them, shape (batch, 2).
         distance_B: Euclidean distance to the nearest centroid, shape (batch,); NaN where an
             embedding is not finite.
     """
@@ -81,7 +78,7 @@ class Nearest:
 
 @torch.no_grad()
 def nearest_two(z_BD: Tensor, centroids_KD: Tensor, alpha: float = 1.0) -> Nearest:
-    """What ``soft_assignment`` says of the two nearest clusters, without q of all the others.
+    """Soft assignments to the two nearest clusters, without q of all the others.
 
     A few rows at a time against all clusters, so that memory does not grow with batch × clusters.
 
@@ -128,43 +125,13 @@ def _similarity_(distances_BK: Tensor, nearest_B1: Tensor, alpha: float) -> None
     distances_BK.sub_(torch.log1p(nearest_B1 / alpha)).mul_(power).exp_()
 
 
-def target_distribution(q_BK: Tensor, frequency_K: Tensor) -> Tensor:
-    """Sharpen soft assignments (Xie et al. 2016, eq. 3): p_ij = (q_ij²/f_j) / Σ_k (q_ik²/f_k).
-
-    Args:
-        q_BK: Soft assignments, shape (batch, n_clusters); rows sum to 1.
-        frequency_K: f_j = Σ_i q_ij over the whole pass, not this batch, shape (n_clusters,),
-            float64, in rows. A cluster of frequency 0 attracts nothing.
-
-    Returns:
-        p_BK, same shape and dtype as q_BK; rows sum to 1; detached.
-    """
-    q_BK = q_BK.detach()
-    weight_BK = q_BK.square() / _share(frequency_K, q_BK)
-    return weight_BK / weight_BK.sum(dim=1, keepdim=True)
-
-
 def _share(frequency_K: Tensor, q_BK: Tensor) -> Tensor:
-    """Shares of f, > 0: p does not change when f is scaled, and shares keep float32 in range."""
+    """Shares of f, > 0: p does not depend on the scale of f, and shares keep float32 in range."""
     return (frequency_K / frequency_K.sum()).to(q_BK.dtype).clamp_min(_tiny(q_BK))
 
 
 def _tiny(like: Tensor) -> float:
     return torch.finfo(like.dtype).tiny
-
-
-def kl_divergence(p_BK: Tensor, q_BK: Tensor) -> Tensor:
-    """KL(P‖Q) = Σ_i Σ_j p_ij log(p_ij/q_ij) (Xie et al. 2016, eq. 2).
-
-    Args:
-        p_BK: Target distribution, shape (batch, n_clusters).
-        q_BK: Soft assignments, same shape.
-
-    Returns:
-        Scalar, in nats, summed over the batch as the paper has it: sums add up over batches and
-        workers, so divide by the rows once, at the end.
-    """
-    return (torch.xlogy(p_BK, p_BK) - p_BK * q_BK.clamp_min(_tiny(q_BK)).log()).sum()
 
 
 def clustering_loss(
@@ -176,20 +143,23 @@ def clustering_loss(
 ) -> tuple[Tensor, Tensor]:
     """KL(P‖Q) of a batch, differentiable in embeddings and centroids.
 
-    Its gradients are equations 4 and 5 of Xie et al. 2016, in closed form: a third of the sweeps
-    over batch × clusters that differentiating equations 1 to 3 step by step would take.
+    KL(P‖Q) = Σ_i Σ_j p_ij log(p_ij/q_ij) (Xie et al. 2016, eq. 2), with the target
+    p_ij = (q_ij²/f_j) / Σ_k (q_ik²/f_k) (eq. 3). Its gradients are equations 4 and 5 in closed
+    form: a third of the sweeps over batch × clusters that differentiating equations 1 to 3 step by
+    step would take.
 
     Args:
         z_BD: Embeddings, shape (batch, embedding).
         centroids_KD: Centroids, shape (n_clusters, embedding), of the same dtype.
-        frequency_K: See ``target_distribution``.
+        frequency_K: f_j = Σ_i q_ij over the whole pass, not this batch, shape (n_clusters,),
+            float64, in rows. A cluster of frequency 0 attracts nothing.
         alpha: Degrees of freedom of the Student-t kernel, > 0.
         target_q_BK: Soft assignments to sharpen into P, shape (batch, n_clusters); None sharpens
             those of ``z_BD`` itself.
 
     Returns:
-        KL in nats, a scalar, summed over the batch; and the soft assignments that were sharpened,
-        detached.
+        KL in nats, a scalar, summed over the batch as the paper has it; and the soft assignments
+        that were sharpened, detached.
     """
     kl, sharpened_BK = _ClusteringLoss.apply(  # type: ignore[no-untyped-call]
         z_BD, centroids_KD, frequency_K, alpha, target_q_BK
@@ -212,8 +182,8 @@ class _ClusteringLoss(torch.autograd.Function):
         alpha: float,
         target_q_BK: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        # Logarithms all along: each is taken once, and nothing is divided by 0. In place, for a
-        # fresh matrix costs more than what is computed in it.
+        # In logarithms: each is taken once, and nothing is divided by 0. In place: a new matrix
+        # costs more than what is computed in it.
         spread_BK = squared_distances(z_BD, centroids_KD).div_(alpha)
         log_q_BK = torch.log_softmax(torch.log1p(spread_BK).mul_(-(alpha + 1) / 2), dim=1)
         q_BK = log_q_BK.exp()

@@ -1,6 +1,6 @@
-"""Where the model computes: the processor, or a GPU that rows are sent to.
+"""The model's device, CPU or GPU, and batch sizes that suit it.
 
-Whoever builds a model moves it; everything else follows its parameters.
+The code that builds a model moves it to its device; rows follow its parameters.
 """
 
 from __future__ import annotations
@@ -10,39 +10,35 @@ import sys
 import torch
 from torch import Tensor, nn
 
-# Rows encoded at a time. On a processor their activations stay in its cache: fewer make weights
-# move more often than need be, and 65,536 take half as long again. A GPU wants its cores full, and
-# 65,536 rows of 2,000 activations are a quarter of a gigabyte in bfloat16.
+# Rows encoded at a time. On a CPU their activations stay in its cache: 65,536 take half as long
+# again. A GPU needs large batches; 65,536 rows of 2,000 activations are 0.25 GB in bfloat16.
 _ENCODED_ROWS = {"cpu": 1_024, "cuda": 65_536}
 
-# Activations of a portion of rows that is learnt from, in numbers: 2 MiB of float32 stay in a
-# processor's cache through the two dozen sweeps of a step. But every portion also moves all
-# weights and their gradients, so that wide networks want this many rows all the same.
+# Number of activations of the rows learnt from at a time: 2 MiB of float32 stay in a CPU's cache
+# through the two dozen sweeps of a step. Wide networks take this many rows all the same, because
+# every portion also moves all weights and gradients.
 _LEARNT_ACTIVATIONS = 2**19
 _LEAST_LEARNT_ROWS = 1_024
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where the module's parameters or buffers lie; the processor for one that has none."""
+    """Device of the module's parameters or buffers; the CPU for a module without any."""
     tensors = (*module.parameters(), *module.buffers())
     return tensors[0].device if tensors else torch.device("cpu")
 
 
 def claimed_device(gpus: float) -> torch.device:
-    """Where a process computes that was given this many GPUs: on one, where torch sees it.
-
-    Whoever shares out GPUs names to each process those that it may see, or makes one current.
-    """
+    """Device of a process that claims this many GPUs: torch's current one, or else the CPU."""
     if gpus and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
 def to_device(x_BF: Tensor, device: torch.device) -> Tensor:
-    """Rows where the model is.
+    """Move rows to the model's device.
 
-    To a GPU they go as they are stored, a quarter of float32 for bytes, from pinned memory: the
-    copy runs while the card still works on the rows before.
+    To a GPU they go in their stored type, a quarter of float32 for bytes, and from pinned memory,
+    so that the copy overlaps with the work on the rows before.
     """
     if device.type != "cuda" or x_BF.device == device:
         return x_BF.to(device)
@@ -53,12 +49,12 @@ def embeddings(encoder: nn.Module, scaler: nn.Module, x_BF: Tensor) -> Tensor:
     """Embeddings of any number of raw rows, as many at a time as suits the device.
 
     Args:
-        encoder: Of scaled rows.
-        scaler: Scales raw rows; is where the encoder is.
-        x_BF: Raw rows, shape (rows, features), anywhere.
+        encoder: Encoder of scaled rows.
+        scaler: Scaler of raw rows, on the encoder's device.
+        x_BF: Raw rows, shape (rows, features), on any device.
 
     Returns:
-        z_BD, shape (rows, embedding), where the encoder is.
+        z_BD, shape (rows, embedding), on the encoder's device.
     """
     device = device_of(scaler)
     some = x_BF.split(_ENCODED_ROWS.get(device.type, 1_024))  # type: ignore[no-untyped-call]
@@ -66,10 +62,10 @@ def embeddings(encoder: nn.Module, scaler: nn.Module, x_BF: Tensor) -> Tensor:
 
 
 def learnt_at_a_time(network: nn.Module) -> int:
-    """Rows of a batch whose gradients are computed together: a few on a processor, all on a GPU.
+    """Rows of a batch whose gradients are computed together: few on a CPU, all on a GPU.
 
-    Gradients of the portions of a batch add up to the batch's. 32,768 rows of a network 64-8-2
-    took half the time in portions of 4,096, and 2,048 of the default one a twentieth less.
+    Gradients of the portions add up to the batch's. 32,768 rows of a network 64-8-2 took half the
+    time in portions of 4,096, and 2,048 of the default network 5 % less.
     """
     if device_of(network).type != "cpu":
         return sys.maxsize

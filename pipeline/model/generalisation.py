@@ -13,19 +13,19 @@ _ROWS = 2048
 def generalisation(
     z_ND: Tensor, centroids_KD: Tensor, unseen_N: Tensor, alpha: float
 ) -> float | None:
-    """KL of the rows that training saw over KL of those that it did not.
+    """KL of the rows that training saw over KL of held-out rows.
 
     G in Xie et al. 2016, section 5.2: near 1 where the model has learnt, small where it has
-    memorised. The frequencies of the target come from the seen rows, for both.
+    memorised. The frequencies of the target are those of the seen rows for both.
 
     Args:
         z_ND: Embeddings, shape (rows, embedding).
         centroids_KD: Shape (n_clusters, embedding).
         unseen_N: Which rows training did not see, shape (rows,), bool.
-        alpha: Of the Student-t kernel.
+        alpha: Degrees of freedom of the Student-t kernel.
 
     Returns:
-        None where either kind is missing, or nothing is left to divide by.
+        The ratio; None where either kind of rows is missing, or the divisor is 0.
     """
     seen, unseen = z_ND[~unseen_N], z_ND[unseen_N]
     if not len(seen) or not len(unseen):

@@ -39,12 +39,12 @@ class PretrainPass:
     """One pass over the training rows.
 
     Attributes:
-        number: Passes done, from 1.
-        loss: Mean squared error per feature, in scaled units, over the pass; of typed columns, that
-            and cross-entropy, over those of a constant prediction.
-        rows: Rows of all workers that were learnt from.
-        learning_rate: At the end of the pass.
-        products: Precision of the matrix products: "float32" or "bfloat16".
+        number: Number of passes done, from 1.
+        loss: Mean squared error per feature over the pass, in scaled units; for typed columns,
+            squared error and cross-entropy relative to those of a constant prediction.
+        rows: Rows learnt from, of all workers.
+        learning_rate: Learning rate at the end of the pass.
+        products: Precision of matrix products: "float32" or "bfloat16".
     """
 
     number: int
@@ -57,8 +57,8 @@ class PretrainPass:
 def noise_of(settings: Pretrain, features: int, embedding: int) -> float:
     """Share of the inputs that is hidden.
 
-    An embedding that has room for most of a row can copy it and learn nothing about clusters, and
-    noise keeps it from that. A narrow one must choose anyway; there noise only slows it down.
+    An embedding wide enough to copy most of a row learns nothing about clusters; noise prevents
+    that. A narrow one cannot copy, and there noise only slows training down.
     """
     if settings.noise is not None:
         return settings.noise
@@ -66,7 +66,7 @@ def noise_of(settings: Pretrain, features: int, embedding: int) -> float:
 
 
 class Pretraining:
-    """Resumable training of the autoencoder, the same on one worker and on many."""
+    """Resumable training of the autoencoder, with the same result on one worker and on many."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Pretraining:
         self.optimizer = optimizer_of(list(autoencoder.parameters()), settings)
 
     def run(self, rows: TrainingRows) -> Iterator[PretrainPass]:
-        """Make the passes that are left, yielding after each.
+        """Make the remaining passes, yielding after each.
 
         Raises:
             NumericalError: The loss is no longer finite.
@@ -101,7 +101,7 @@ class Pretraining:
             yield PretrainPass(self.passes_done, loss, seen, rate, products_of(self.autoencoder))
 
     def _learn(self, rows: TrainingRows) -> tuple[float, int]:
-        """One pass; returns its loss and the rows that were learnt from, over all workers."""
+        """Make one pass; returns its loss and the rows learnt from, over all workers."""
         settings = self.settings
         batch_rows = update_rows(settings, rows.total_rows)
         parameters = list(self.autoencoder.parameters())
@@ -124,7 +124,7 @@ class Pretraining:
         return loss_total.item() / max(1, seen), seen
 
     def _losses(self, batch_BF: Tensor, random: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Error a scaled feature, summed over the rows of each portion of a batch."""
+        """Error per scaled feature, summed over the rows of each portion of a batch."""
         features = batch_BF.shape[1]
         noise = noise_of(self.settings, features, self.autoencoder.embedding)
         for some_BF in batch_BF.split(self._portion_rows):  # type: ignore[no-untyped-call]
@@ -142,6 +142,6 @@ class Pretraining:
         return state | {"passes_done": torch.tensor(self.passes_done)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue where ``state`` was taken."""
+        """Continue from ``state``."""
         self.passes_done = int(state["passes_done"])
         restore(state, self.autoencoder, self.optimizer)

@@ -5,8 +5,8 @@ rows × clusters, and its frequency f is summed over the whole pass and all work
 target stands still between two updates (``target: frozen``): a frozen copy of encoder and centroids
 gives it. A moving one (``target: live``) sharpens what the model says now; decision 0008.
 
-A partition collapses when a cluster loses all its rows, when one swallows most of them, or when
-the loss is no longer a number. The frozen copy is then the last sound state to go back to.
+A partition collapses when a cluster loses all its rows, when one takes most of them, or when the
+loss is not finite. Refinement then goes back to the frozen copy, the last sound state.
 """
 
 from __future__ import annotations
@@ -46,30 +46,34 @@ from pipeline.model.workers import global_update, rank_and_size, sum_over_worker
 if TYPE_CHECKING:  # torch and numpy are all that this package needs to run
     from pipeline.config import Refine
 
-# Rows a batch where nothing is learnt: enough for the matrix products to run at full speed, few
-# enough for their activations to stay in the processor's cache.
+# Rows per batch of a pass without learning: enough for matrix products at full speed, few enough
+# for their activations to stay in the processor's cache.
 _MEASURE_BATCH_ROWS = 2048
-# Labels of this many rows are remembered from one update to the next, a byte each for up to 256
-# clusters and, while they are compared, three times that; of more rows the frozen model is asked
-# again, for memory must not grow with the table.
+# Maximum number of rows whose labels are kept from one update to the next, a byte each for up to
+# 256 clusters and three while they are compared. Of more rows the frozen model computes them again:
+# memory must not grow with the table.
 _REMEMBERED_ROWS = 2**24
-# Steps between two looks at the loss: each waits for a GPU to finish what it was given.
+# Steps between two checks of the loss: each waits for a GPU to finish its queue.
 _LOOK_EVERY = 32
-# Clusters that keep dying, or a loss that keeps exploding, will not stop by trying once more.
+# Clusters that keep losing all rows, or a loss that keeps exploding, will not stop at one more try.
 _MAX_RECOVERIES = 3
-# After a loss that was no number, the learning rate is multiplied with this.
+# Factor of the learning rate after each collapse.
 _CAUTION = 0.1
+# A cluster that ends with less than this share of rows / K is reported: it has all but died out.
+# Sizes of natural groups are skewed, but by Zipf's law the smallest of K still has 1 / H_K of an
+# even share: 34 % for K = 10, 13 % for 1,000, 8 % for 100,000.
+_LEAST_EVEN_SHARE = 0.01
 
 
 def embedding_factor(spread: float | None, mean_square: float, embedding: int) -> float:
-    """What the embeddings are multiplied with to have the spread that refinement starts from.
+    """Factor that gives embeddings the spread that refinement starts from.
 
-    Student's t compares a squared distance with alpha, but nothing in the autoencoder's loss says
-    how wide its embedding is: drawn too narrow, all clusters look alike to every row.
+    Student's t compares a squared distance with alpha, but the autoencoder's loss does not fix the
+    width of its embedding: if it is too narrow, every row is equally similar to all clusters.
 
     Args:
-        spread: Wanted root mean square distance to the nearest centroid, a dimension; None leaves
-            embeddings as they are.
+        spread: Wanted root mean square distance to the nearest centroid per dimension; None leaves
+            embeddings unchanged.
         mean_square: Mean squared distance to the nearest centroid now.
         embedding: D, width of the embedding.
     """
@@ -79,7 +83,7 @@ def embedding_factor(spread: float | None, mean_square: float, embedding: int) -
 
 
 class ClusterModel(nn.Module):
-    """Encoder and centroids: what refinement trains and what assigns rows to clusters."""
+    """Encoder and centroids, which refinement trains and which assign rows to clusters."""
 
     def __init__(self, encoder: nn.Module, centroids_KD: Tensor, alpha: float) -> None:
         super().__init__()
@@ -99,12 +103,13 @@ class RefineUpdate:
     Attributes:
         number: Updates before this one; 0 is the k-means partition.
         label_change: Share of rows whose cluster changed since the update before; None at 0.
-        kl: Mean KL(P‖Q) a row, in nats, over the rows learnt from since then; None at 0.
-        loss: The same of what was minimised: KL, and the weighted error of the decoder.
-        learning_rate: At the end of that.
+        kl: Mean KL(P‖Q) per row, in nats, over the rows learnt from since then; None at 0.
+        loss: Mean per row of what was minimised: KL, and the weighted error of the decoder.
+        learning_rate: Learning rate at this update.
         cluster_rows: Rows of the training set in each cluster, shape (n_clusters,).
-        event: What was done about a collapse on the way here, in words; None: nothing happened.
-        finished: Whether refinement ends here, and its reason: "tol", "passes" or "collapse".
+        event: Collapses since the update before and their repair, and in the last record clusters
+            left with next to no rows, in words; None: nothing happened.
+        finished: Reason why refinement ends here: "tol", "passes" or "collapse"; None: it goes on.
     """
 
     number: int
@@ -119,14 +124,14 @@ class RefineUpdate:
 
 @dataclass(frozen=True)
 class _Measured:
-    """One pass without learning, over all workers.
+    """Result of one pass without learning, over all workers.
 
     Attributes:
         frequency_K: f_j = Σ_i q_ij, shape (n_clusters,), float64, in rows.
         cluster_rows_K: Rows whose nearest centroid is j, shape (n_clusters,), float64.
         changed: Rows whose cluster differs from the frozen model's.
-        labels_N: The cluster of each of this worker's rows, in reading order, in as few bytes as K
-            allows; None where they are too many to remember.
+        labels_N: Cluster of each of this worker's rows, in reading order, in as few bytes as K
+            allows; None where they are too many to keep.
     """
 
     frequency_K: Tensor
@@ -149,17 +154,17 @@ class _Measured:
 
 
 class Refinement:
-    """Resumable refinement, the same on one worker and on many.
+    """Resumable refinement with the same result on one worker and on many.
 
     Args:
         model: Encoder and first centroids.
         scaler: Scales raw rows.
         settings: The section ``refine`` of the config.
-        decoder: Learns along where ``reconstruction_weight`` is not 0 (Guo et al. 2017, IDEC).
-        augmentation: Of the rows that are learnt from; the target always sees the row itself.
+        decoder: Trained too where ``reconstruction_weight`` is not 0 (Guo et al. 2017, IDEC).
+        augmentation: Augmentation of the rows learnt from; the target always uses the row itself.
         reference: Fetches raw rows of the reference sample, the same on every worker, from which
-            a cluster that lost all its rows is seeded again.
-        seed: Decides noise, augmentation and new seeds.
+            clusters without rows are seeded again.
+        seed: Seed of noise, augmentation and new centroids.
     """
 
     def __init__(
@@ -198,7 +203,7 @@ class Refinement:
 
     @property
     def model(self) -> ClusterModel:
-        """What is learnt."""
+        """The model that is trained."""
         return self.live["model"]  # type: ignore[return-value]
 
     @property
@@ -210,8 +215,8 @@ class Refinement:
         """Alternate updates of the target with learning, yielding at each update.
 
         Raises:
-            NumericalError: The k-means partition itself is none: embeddings are not finite,
-                clusters stay without rows, or there is no row to learn from.
+            NumericalError: The first partition is unusable: embeddings are not finite, clusters
+                stay without rows, or there is no row to learn from.
         """
         measured, event = self._revived(rows, self._measure(rows))
         if problem := self._problem(measured):
@@ -241,6 +246,10 @@ class Refinement:
             finished = "tol"
         elif self.passes_done >= self.settings.passes:
             finished = "passes"
+        if finished:
+            event = (
+                "; ".join(filter(None, (event, _tiny_clusters(measured.cluster_rows_K)))) or None
+            )
         return RefineUpdate(
             number=self.updates_done,
             label_change=change,
@@ -255,11 +264,11 @@ class Refinement:
     # ------------------------------------------------------------------------------- learning
 
     def _advance(self, rows: TrainingRows, sound: _Measured) -> tuple[_Measured, str | None, bool]:
-        """Learn until the next update; where that ends in a collapse, once more, carefully.
+        """Learn until the next update; after a collapse try again with a lower learning rate.
 
         Returns:
-            The live model's measurement, what happened on the way, and whether it had to stay
-            where it was.
+            The live model's measurement, the events on the way, and whether refinement gave up and
+            went back to the last update.
         """
         events: list[str] = []
         while True:
@@ -288,7 +297,7 @@ class Refinement:
         parameters = list(self.live.parameters())
         rank = rank_and_size()[0]
         interval = settings.update_interval_rows or math.inf
-        # While the target moves, so does f: a sum over this many rows, the older the less.
+        # With a live target f is a sum over about this many rows, older ones weighing less.
         batch_rows = update_rows(settings, rows.total_rows)
         window = max(batch_rows, min(settings.frequency_rows, rows.total_rows))
         frequency_K = frequency_K * (window / max(1, rows.total_rows))
@@ -314,26 +323,26 @@ class Refinement:
                 frequency_K = frequency_K * (1 - global_rows / window) + sum_over_workers(batch_K)
             self.steps_done, self.rows_done = self.steps_done + 1, self.rows_done + global_rows
             seen += global_rows
-            # An empty batch ends a pass that source.nulls made shorter than its rows.
+            # An empty batch ends a pass from which source.nulls dropped rows.
             if not global_rows or self.rows_done >= rows.total_rows:
                 self.passes_done, self.steps_done, self.rows_done = self.passes_done + 1, 0, 0
                 self._batches = None
                 if settings.update_interval_rows is None:
                     break
-        # Nothing left to learn from: the interval ended with the very last row.
+        # NaN where no row was left: the interval before ended with the very last one.
         self.kl, self.loss = (totals / seen).tolist() if seen else (math.nan, math.nan)
         return math.isfinite(self.loss) or not seen
 
     def _losses(
         self, batch_BF: Tensor, frequency_K: Tensor, batch_K: Tensor, random: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """What is minimised, and KL(P‖Q) alone, both summed over the rows of each portion.
+        """The loss, and KL(P‖Q) alone, both summed over the rows of each portion of a batch.
 
         Args:
             batch_BF: Raw rows of a batch, shape (batch, features).
-            frequency_K: See ``target_distribution``.
-            batch_K: Grows by the soft assignments that were sharpened into P, summed over rows.
-            random: Decides augmentation and noise.
+            frequency_K: See ``clustering_loss``.
+            batch_K: Accumulates the soft assignments that were sharpened into P, summed over rows.
+            random: Randomness of augmentation and noise.
         """
         weight = self.settings.reconstruction_weight
         for some_BF in batch_BF.split(self._portion_rows):  # type: ignore[no-untyped-call]
@@ -359,7 +368,7 @@ class Refinement:
             yield loss, kl
 
     def _resumed_pass(self, rows: TrainingRows) -> Iterator[Tensor]:
-        """The pass that is under way, from where it stands."""
+        """The current pass, from the step that it has reached."""
         batch_rows = update_rows(self.settings, rows.total_rows)
         batches = in_step(rows, self.passes_done, batch_rows)
         return itertools.islice(batches, self.steps_done, None)
@@ -409,19 +418,19 @@ class Refinement:
     # ------------------------------------------------------------------------------- collapse
 
     def _problem(self, measured: _Measured) -> str | None:
-        """Why this is no partition into K clusters; None when it is one."""
+        """Why this is not a partition into K clusters; None when it is one."""
         if not torch.isfinite(measured.frequency_K).all():
             return "embeddings are not finite"
         if dead := measured.dead:
             return f"{len(dead)} of {len(measured.cluster_rows_K)} clusters have no rows"
-        # Where k-means found such a cluster already, the table may just be like that.
+        # A cluster that k-means already found that large may be in the table.
         limit = max(self.settings.max_share, self.first_share if self.updates_done else 1.0)
         if measured.largest_share > limit:
             return f"one cluster has {measured.largest_share:.1%} of the rows"
         return None
 
     def _revived(self, rows: TrainingRows, measured: _Measured) -> tuple[_Measured, str | None]:
-        """Seed clusters without rows again, where there are rows to seed them from."""
+        """Seed clusters without rows again from the reference sample, where that is possible."""
         dead = measured.dead if torch.isfinite(measured.frequency_K).all() else []
         if not dead or not self._seed_again(dead):
             return measured, None
@@ -431,10 +440,11 @@ class Refinement:
 
     @torch.no_grad()
     def _seed_again(self, dead: list[int]) -> bool:
-        """Move centroids onto rows of the reference sample that lie far from all others.
+        """Move centroids onto rows of the reference sample that are far from all other centroids.
 
-        Drawn as in k-means++ (Arthur & Vassilvitskii 2007): with a probability proportional to the
-        squared distance to the nearest centroid. Returns whether there were such rows.
+        Rows are drawn as in k-means++ (Arthur & Vassilvitskii 2007), with a probability
+        proportional to the squared distance to the nearest centroid. Returns whether there were
+        such rows.
         """
         if self.reference is None or len(dead) == len(self.model.centroids_KD):
             return False
@@ -449,7 +459,7 @@ class Refinement:
             chosen = int(torch.multinomial(nearest_B.double().cpu(), 1, generator=random))
             model.centroids_KD[cluster] = z_BD[chosen]
             nearest_B = torch.minimum(nearest_B, (z_BD - z_BD[chosen]).square().sum(dim=1))
-        self.optimizer.state.pop(model.centroids_KD, None)  # momentum of where it came from
+        self.optimizer.state.pop(model.centroids_KD, None)  # its momentum belongs to the old place
         return True
 
     # ------------------------------------------------------------------------------- resuming
@@ -466,7 +476,7 @@ class Refinement:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue where ``state`` was taken."""
+        """Continue from ``state``."""
         both = nn.ModuleDict({"live": self.live, "kept": self.kept})
         restore(state, both, self.optimizer)
         *counts, self.first_share, self.kl, self.loss = state["progress"].tolist()
@@ -475,3 +485,17 @@ class Refinement:
         self.recoveries = counts[4]
         self._batches = None
         self._kept_labels_N = None
+
+
+def _tiny_clusters(cluster_rows_K: Tensor) -> str | None:
+    """Clusters that are left with next to no rows, in words; None: there are none."""
+    clusters, rows = len(cluster_rows_K), int(cluster_rows_K.sum())
+    tiny = (cluster_rows_K < _LEAST_EVEN_SHARE * rows / clusters).nonzero().flatten().tolist()
+    if not tiny:
+        return None
+    named = ", ".join(f"{j}: {int(cluster_rows_K[j]):,}" for j in tiny[:5])
+    more = ", ..." if len(tiny) > 5 else ""
+    return (
+        f"{len(tiny)} of {clusters} clusters have less than {_LEAST_EVEN_SHARE:.0%} of an even "
+        f"share of {rows:,} rows ({named}{more})"
+    )

@@ -1,4 +1,4 @@
-"""Scaling of raw rows, learnt once from the sample and then part of the model."""
+"""Scaling of raw rows, fitted to the sample once and then part of the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# Of the origin, in scaled units: float32 rounds there by less than 1e-6.
+# Distance from the origin, in scaled units, within which float32 rounds by less than 1e-6.
 _NEAR = 16.0
 
 ScalingMode = Literal["standard", "minmax", "unit_norm", "none"]
@@ -19,15 +19,15 @@ ScalingMode = Literal["standard", "minmax", "unit_norm", "none"]
 
 @dataclass(frozen=True)
 class Moments:
-    """Mergeable statistics of each feature over the rows seen, missing values left out.
+    """Mergeable statistics of each feature, without missing values.
 
     Attributes:
-        count_F: Values seen, shape (features,), int64.
+        count_F: Number of values, shape (features,), int64.
         mean_F: Their mean, float64.
         m2_F: Σ (x − mean)², float64.
-        min_F: Smallest value, float64; +inf when none was seen.
-        max_F: Largest value, float64; −inf when none was seen.
-        missing_F: Null, NaN or infinite values, int64.
+        min_F: Smallest value, float64; +inf without values.
+        max_F: Largest value, float64; −inf without values.
+        missing_F: Number of null, NaN or infinite values, int64.
     """
 
     count_F: NDArray[np.int64]
@@ -71,18 +71,18 @@ class Moments:
 
 
 class Scaler(nn.Module):
-    """Turns raw rows into the network's input: scaled = (x − offset) · factor.
+    """Scales raw rows for the network: scaled = (x − offset) · factor.
 
     A vector column is one quantity in one unit (pixels, an embedding), so the spread of its
-    components is information: they are centred one by one but share one factor. Scalar columns
-    have units of their own, and each gets its own factor.
+    components is information: each has its own offset, and all share one factor. Scalar columns
+    have units of their own, so each has its own factor.
 
     Args:
         mode: standard (mean 0, variance 1), minmax ([0, 1] over the sample), unit_norm (every row
             scaled to mean square 1, that is ‖x‖² = F as in the DEC paper) or none.
-        mean_F: Mean of each feature, which stands in for a missing value, shape (features,).
-        offset_F: Subtracted from each feature, shape (features,).
-        factor_F: Then multiplied with it, shape (features,).
+        mean_F: Mean of each feature, which replaces missing values, shape (features,).
+        offset_F: Offset of each feature, shape (features,).
+        factor_F: Factor of each feature, shape (features,).
     """
 
     mean_F: Tensor
@@ -99,9 +99,9 @@ class Scaler(nn.Module):
         super().__init__()
         self.mode: ScalingMode = mode
         for name, values_F in (("mean_F", mean_F), ("offset_F", offset_F), ("factor_F", factor_F)):
-            # float64: a float32 offset cannot tell two timestamps of one minute apart.
+            # A float32 offset could not tell two timestamps of one minute apart.
             self.register_buffer(name, torch.from_numpy(np.array(values_F, dtype=np.float64)))
-        # Further away the difference of two products would lose digits.
+        # Farther from the origin the difference of two products would lose digits.
         self._near_origin = bool(np.abs(offset_F * factor_F).max(initial=0) <= _NEAR)
 
     @property
@@ -111,27 +111,24 @@ class Scaler(nn.Module):
 
     @property
     def categories(self) -> tuple[int, ...]:
-        """Widths of the parts of a scaled row, the last ones, of which one value is not 0."""
+        """Widths of the one-hot groups at the end of a scaled row."""
         return ()
 
     def error(self, reconstructed_BF: Tensor, x_BF: Tensor) -> Tensor:
-        """What the autoencoder makes small: squared error of scaled rows, summed, a scalar."""
+        """The autoencoder's loss: squared error of scaled rows, summed, a scalar."""
         return (reconstructed_BF - x_BF).square().sum()
 
     @classmethod
     def fit(cls, mode: ScalingMode, moments: Moments, widths: Sequence[int]) -> Scaler:
-        """Learn offset and factor.
+        """Fit offset and factor.
 
         Args:
             mode: See the class.
             moments: Statistics of the sample, over all features.
-            widths: Features that each column holds: 1 for a scalar, d for a vector column.
+            widths: Number of features of each column: 1 for a scalar, d for a vector.
         """
         features = len(moments.mean_F)
-        first_F = np.repeat(
-            np.cumsum([0, *widths[:-1]]), widths
-        )  # where each feature's column starts
-        starts = np.unique(first_F)
+        starts = np.unique(np.cumsum([0, *widths[:-1]]))
         offset_F, spread_F = np.zeros(features), np.ones(features)
         if mode == "standard":
             # Σ (x − mean)² of equal values is rounding error where their mean is inexact.
@@ -143,7 +140,7 @@ class Scaler(nn.Module):
         elif mode == "minmax":
             offset_F = np.repeat(np.minimum.reduceat(moments.min_F, starts), widths)
             spread_F = np.repeat(np.maximum.reduceat(moments.max_F, starts), widths) - offset_F
-        # A constant column has no spread; it is left at offset 0 instead of dividing by zero.
+        # A constant column has no spread: its factor is 1.
         usable_F = np.isfinite(spread_F) & (spread_F > 0)
         offset_F = np.where(np.isfinite(offset_F), offset_F, 0.0)
         return cls(mode, moments.mean_F, offset_F, 1 / np.where(usable_F, spread_F, 1.0))
@@ -159,7 +156,7 @@ class Scaler(nn.Module):
         """
         may_miss = x_BF.is_floating_point()
         x_BF = x_BF if x_BF.dtype == torch.float64 else x_BF.float()
-        # One reduction tells that nothing needs replacing; a GPU replaces sooner than it tells.
+        # One reduction shows that nothing is missing; a GPU replaces faster than it answers.
         if may_miss and (x_BF.is_cuda or not torch.isfinite(x_BF.sum())):
             x_BF = torch.where(torch.isfinite(x_BF), x_BF, self.mean_F.to(x_BF.dtype))
         if self.mode == "none":

@@ -1,4 +1,4 @@
-"""What pretraining and refinement share: rows, batches, schedule, and a state that resumes."""
+"""Rows, batches, schedule and resumable state, for pretraining and refinement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.model.workers import rank_and_size, share_of
 if TYPE_CHECKING:  # torch and numpy are all that this package needs to run
     from pipeline.config import Optimization
 
-# Below this, an update costs more for moving the weights than for the rows.
+# In smaller batches an update takes longer for the weights than for the rows.
 _LEAST_BATCH_ROWS = 32
 
 
@@ -25,7 +25,7 @@ class TrainingRows(Protocol):
     """One worker's share of the training rows."""
 
     total_rows: int
-    """Rows of all workers together."""
+    """Number of rows, all workers together."""
 
     features: int
     """F, width of a raw row."""
@@ -33,16 +33,15 @@ class TrainingRows(Protocol):
     def batches(self, pass_number: int, batch_rows: int, *, shuffled: bool) -> Iterator[Tensor]:
         """Raw rows of this worker, each once, shape (≤ batch_rows, features).
 
-        The order depends on the seed and the pass alone.
+        Their order depends on the seed and the pass only.
         """
         ...
 
 
 def in_step(rows: TrainingRows, pass_number: int, batch_rows: int) -> Iterator[Tensor]:
-    """This worker's part of each global batch, for ever: of no rows once its share is used up.
+    """This worker's part of each global batch, without end: empty once its share is used up.
 
-    Workers therefore take the same number of steps, whatever their shares; the caller stops when
-    a global batch is empty.
+    So all workers take the same number of steps; the caller stops at an empty global batch.
     """
     rank, size = rank_and_size()
     local_rows = max(1, share_of(batch_rows, rank, size))
@@ -51,17 +50,17 @@ def in_step(rows: TrainingRows, pass_number: int, batch_rows: int) -> Iterator[T
 
 
 def update_rows(settings: Optimization, rows: int) -> int:
-    """Rows of a global batch: ``batch_rows``, or fewer when a small table gives few updates.
+    """Rows of a global batch: ``batch_rows``, or fewer where a small table gives few updates.
 
-    A pass over 1,797 rows in batches of 256 is 8 updates, and 30 such passes do not train the
-    network. Smaller batches give more updates for the same arithmetic.
+    30 passes over 1,797 rows in batches of 256 are 240 updates, which do not train the network;
+    smaller batches give more updates for the same arithmetic.
     """
     few = settings.passes * rows // max(1, settings.min_updates)
     return min(settings.batch_rows, max(_LEAST_BATCH_ROWS, few - few % 8))
 
 
 def cosine_with_warmup(fraction_done: float, warmup_fraction: float = 0.05) -> float:
-    """Factor of the learning rate: up linearly over the warm-up, then a half cosine to 0."""
+    """Factor of the learning rate: linear warm-up, then half a cosine down to 0."""
     if fraction_done < warmup_fraction:
         return fraction_done / warmup_fraction
     progress = (fraction_done - warmup_fraction) / (1 - warmup_fraction)
@@ -69,10 +68,10 @@ def cosine_with_warmup(fraction_done: float, warmup_fraction: float = 0.05) -> f
 
 
 class _Uncompiled(torch.optim.Optimizer):
-    """An optimizer's own methods, without those around them that are for ``torch.compile``.
+    """An optimizer without its methods' wrappers for ``torch.compile``.
 
-    They would import torch's compiler, which takes each training process 1.5 s of a processor,
-    to tell it to leave them alone.
+    They import torch's compiler, which costs each training process 1.5 s of CPU, only to disable
+    it.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
@@ -94,7 +93,7 @@ def optimizer_of(
 ) -> torch.optim.Optimizer:
     """The optimizer that the settings name."""
     rate, decay = settings.learning_rate, settings.weight_decay
-    # fused: one sweep over the weights; an update of a small batch spends half its time here.
+    # fused: one sweep over the weights, half the time of an update of a small batch.
     if settings.optimizer == "sgd":
         return _Sgd(parameters, rate, momentum=0.9, weight_decay=decay, fused=True)
     return _AdamW(parameters, rate, weight_decay=decay, fused=True)
@@ -108,7 +107,7 @@ def learning_rate_at(settings: Optimization, fraction_done: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """From the next step on."""
+    """Set the learning rate from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
@@ -131,7 +130,7 @@ def state_of(modules: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 
 def restore(state: dict[str, Tensor], modules: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put back what ``state_of`` took out."""
+    """Load what ``state_of`` returned."""
     modules.load_state_dict(
         {k.removeprefix("module."): v for k, v in state.items() if k.startswith("module.")}
     )

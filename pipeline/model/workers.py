@@ -1,8 +1,8 @@
 """One update from a batch that is spread over all workers.
 
 The gradient of the mean loss over the *global* batch, exact for unequal shares too: workers sum
-gradients, loss and rows in one all-reduce, and divide by the rows afterwards. A mean of
-per-worker means, as in torch's DistributedDataParallel, weighs a row more where fewer lie.
+gradients, loss and rows in one all-reduce, then divide by the rows. A mean of per-worker means, as
+in torch's DistributedDataParallel, would weigh rows of smaller shares more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def rank_and_size() -> tuple[int, int]:
-    """This worker's number and how many there are; (0, 1) outside a process group."""
+    """Rank of this worker and number of workers; (0, 1) outside a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
@@ -29,7 +29,7 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
 
 
 def share_of(total: int, rank: int, size: int) -> int:
-    """How many of `total` fall to this rank when they are shared out evenly."""
+    """This rank's part of `total` divided evenly."""
     return (rank + 1) * total // size - rank * total // size
 
 
@@ -44,24 +44,24 @@ def global_update(
     """Step the optimizer along the mean loss of the global batch.
 
     Args:
-        optimizer: Over exactly these parameters.
+        optimizer: Optimizer of exactly these parameters.
         parameters: In the same order on every worker.
-        losses: Of one portion of this worker's rows after the other, at least one, of no rows too:
-            the loss summed over the portion, a scalar with a graph, and another scalar to be
-            summed along, for the record. Each graph is gone before the next portion is asked for.
-        rows: This worker's rows, of all portions together.
-        max_norm: Longest gradient of the mean loss; longer ones are scaled down to it.
+        losses: For each portion of this worker's rows, at least one, which may be empty: the loss
+            summed over the portion, a scalar with a graph, and another scalar to be summed for the
+            record. Each graph is freed before the next portion is requested.
+        rows: Number of this worker's rows, all portions together.
+        max_norm: Maximum norm of the gradient of the mean loss; longer ones are scaled down.
 
     Returns:
-        The loss summed over the global batch, its rows, and the sum of the other scalar, the sums
-        where the model is: whoever looks at them waits for a GPU. With 0 rows everywhere the pass
-        is over on all workers at once, and nothing was updated.
+        The loss summed over the global batch, its rows, and the sum of the other scalar. The sums
+        stay on the model's device, for reading them waits for a GPU. 0 rows mean that the pass has
+        ended on all workers, and nothing was updated.
     """
     optimizer.zero_grad()
     alone = rank_and_size()[1] == 1
     sums: list[Tensor] = []
     for loss, also in losses:
-        # Dividing the loss costs nothing; dividing the gradients is a sweep over all weights.
+        # Dividing the loss is free; dividing the gradients is a sweep over all weights.
         (loss / max(1, rows) if alone else loss).backward()  # type: ignore[no-untyped-call]
         sums.append(torch.stack([loss.detach(), also.detach()]))
     both = torch.stack(sums).sum(dim=0)

@@ -20,7 +20,7 @@ from pipeline.bill.costs import CostInputs, task_costs
 from pipeline.bill.records import StageCosts
 from pipeline.clustering.surrogate import MOST_FEATURES, MOST_ROWS, imitate
 from pipeline.config import Affects, Config, Explain, content_of
-from pipeline.distributed.tasks import run_task
+from pipeline.distributed.tasks import SAMPLE_IN_MEMORY, run_task
 from pipeline.engine import Context, stage
 from pipeline.errors import Interrupted, LeaseHeld, OutOfMemory, PipelineError, TransientError
 from pipeline.insight.explained_runs import timestamp_columns
@@ -126,6 +126,7 @@ def _rules(
     try:
         found = run_task(
             config.execution,
+            SAMPLE_IN_MEMORY,
             _fitted,
             context.lake,
             context.stage_path("describe", "rules.parquet"),

@@ -101,6 +101,7 @@ def explain(
         made += paths
     found = run_task(
         config.execution,
+        memory,
         _explain,
         *(lake, context.stage_path("explain"), paths),
         origin=Origin(ds=context.ds, run_id=context.run_id, model_id=model.model_id),

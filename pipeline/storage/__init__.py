@@ -1,7 +1,4 @@
-"""The only place that touches filesystems, so that local folders and s3:// are one code path.
-
-What is particular to S3, its two clients and their retries, is in ``s3`` and ``retries``.
-"""
+"""The only access to filesystems, so that local folders and s3:// are one code path."""
 
 from __future__ import annotations
 
@@ -37,11 +34,11 @@ class FoundFile:
     """A file in a listing.
 
     Attributes:
-        url: Where it lies: an absolute path or s3://bucket/key.
-        name: The same, below the location that was searched.
-        bytes: Its size.
-        version: Changes when the content does: S3's entity tag, or the local modification time.
-        modified: When it was written, by the clock of whoever keeps it, in seconds since 1970.
+        url: Absolute path or s3://bucket/key.
+        name: Path below the location that was searched.
+        bytes: Size of the file.
+        version: S3's entity tag, or local modification time and size; changes with the content.
+        modified: Time of the last write by the store's clock, in seconds since 1970.
     """
 
     url: str
@@ -52,14 +49,14 @@ class FoundFile:
 
 
 def absolute(location: str) -> str:
-    """A location that means the same on every machine that can reach it."""
+    """A location with the same meaning in every working directory."""
     if location.startswith(S3_SCHEME):
         return location
     return os.path.abspath(os.path.expanduser(location.removeprefix("file://")))
 
 
 def why(error: BaseException) -> str:
-    """The reason inside a filesystem's or Arrow's error, in one line."""
+    """The reason in a filesystem's or Arrow's error, in one line."""
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
     if isinstance(error, PermissionError):
@@ -69,10 +66,10 @@ def why(error: BaseException) -> str:
 
 
 class Store:
-    """A folder, local or on S3. Small enough to be sent to every worker.
+    """A folder, local or on S3; can be sent to workers.
 
     Args:
-        url: A path or s3://bucket/prefix; need not exist yet.
+        url: A path or s3://bucket/prefix, which need not exist yet.
     """
 
     def __init__(self, url: str) -> None:
@@ -90,10 +87,10 @@ class Store:
         return f"{self.url}/{path}" if path else self.url
 
     def read_bytes(self, path: str) -> bytes:
-        """Content of a file, also while it is replaced: what was there before, or is after.
+        """Content of a file; while the file is replaced, either the old or the new content.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: There is no such file.
         """
         location = self.locate(path)
         return s3.read(location) if location.startswith(S3_SCHEME) else Path(location).read_bytes()
@@ -119,7 +116,7 @@ class Store:
         return s3.exists(location) if location.startswith(S3_SCHEME) else os.path.isfile(location)
 
     def write_bytes(self, path: str, content: bytes | pa.Buffer) -> None:
-        """Write a file, complete or not at all, replacing what was there."""
+        """Write or replace a file atomically."""
         location = self.locate(path)
         if location.startswith(S3_SCHEME):
             s3.put(location, content)
@@ -129,31 +126,35 @@ class Store:
         count("bytes_written", len(content))
 
     def write_json(self, path: str, content: Any) -> None:
-        """Write a JSON file, complete or not at all."""
+        """Write or replace a JSON file atomically."""
         self.write_bytes(path, _to_json(content))
 
     def write_table(self, path: str, table: pa.Table) -> None:
-        """Write a small table as Parquet, complete or not at all."""
+        """Write or replace a small table as Parquet, atomically."""
         self.write_bytes(path, parquet_bytes(table))
 
     def create_json(self, path: str, content: Any) -> bool:
-        """Write a JSON file only if nothing is there yet (put-if-absent).
+        """Write a JSON file only if the path is free (put-if-absent).
 
         Returns:
-            Whether this call created it; False leaves what was there untouched.
+            Whether this call created it; otherwise the existing file is unchanged.
         """
-        location = self.locate(path)
+        location, encoded = self.locate(path), _to_json(content)
         if location.startswith(S3_SCHEME):
-            return s3.put_if_absent(location, _to_json(content))
-        with _staged_beside(location, _to_json(content)) as staged:
-            try:
-                os.link(staged, location)
-            except FileExistsError:
-                return False
-        return True
+            created = s3.put_if_absent(location, encoded)
+        else:
+            with _staged_beside(location, encoded) as staged:
+                try:
+                    os.link(staged, location)
+                    created = True
+                except FileExistsError:
+                    created = False
+        if created:
+            count("bytes_written", len(encoded))
+        return created
 
     def list(self, path: str = "") -> list[FoundFile]:
-        """Files directly in a folder, by name; empty when there is no such folder."""
+        """Files directly in a folder, sorted by name; empty when there is no such folder."""
         location = self.locate(path)
         if location.startswith(S3_SCHEME):
             with answers_of(location), contextlib.suppress(FileNotFoundError):
@@ -169,17 +170,17 @@ class Store:
             return []
         files = []
         for path in paths:
-            # Somebody else's staged file may go while we look; the others are still there.
+            # Another process's staged file may vanish during the listing.
             with contextlib.suppress(FileNotFoundError):
                 files.append(_from_stat(path, location))
         return files
 
     def walk(self, path: str = "") -> Sequence[FoundFile]:
-        """All files below a folder, hidden ones too; their names are below it."""
+        """All files below a folder, hidden ones too; names are relative to it."""
         location = self.locate(path)
         if location.startswith(S3_SCHEME):
             entries: Iterable[Any] = ()
-            with answers_of(location), contextlib.suppress(FileNotFoundError):  # of a bucket
+            with answers_of(location), contextlib.suppress(FileNotFoundError):  # no such bucket
                 entries = s3.client(location).find(location, detail=True).values()
             # A key that ends in a slash stands for a folder in some tools.
             return [_from_s3(e, location) for e in entries if not e["name"].endswith("/")]
@@ -191,13 +192,13 @@ class Store:
         return files
 
     def delete(self, paths: Sequence[str]) -> None:
-        """Remove files, in this order where they are local; those that are gone are fine."""
+        """Remove files, local ones in this order; missing ones are ignored."""
         if self.url.startswith(S3_SCHEME):
             bucket, _, prefix = self.url.removeprefix(S3_SCHEME).partition("/")
             keys = [f"{prefix}/{path}" if prefix else path for path in paths]
             for start in range(0, len(keys), 1000):  # S3's limit
                 some = [{"Key": key} for key in keys[start : start + 1000]]
-                # s3fs's own removal does not tell what was refused.
+                # s3fs's own removal does not report refusals.
                 with answers_of(self.url):
                     answer = s3.client(self.url).call_s3(
                         "delete_objects", Bucket=bucket, Delete={"Objects": some, "Quiet": True}
@@ -211,15 +212,15 @@ class Store:
                 os.unlink(self.locate(path))
 
     def prune(self, path: str) -> None:
-        """Remove a folder, and those in it, that hold no file any more; object stores have none."""
+        """Remove a folder and its subfolders where they are empty; object stores have none."""
         if not self.url.startswith(S3_SCHEME):
             for parent, _, _ in os.walk(self.locate(path), topdown=False):
-                with contextlib.suppress(OSError):  # it is not empty
+                with contextlib.suppress(OSError):  # not empty
                     os.rmdir(parent)
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int | None = None) -> bytes:
-    """A table as the content of a Parquet file."""
+    """A table, encoded as Parquet."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
@@ -236,7 +237,7 @@ def _to_json(content: Any) -> bytes:
 
 @contextlib.contextmanager
 def _staged_beside(location: str, content: bytes | pa.Buffer) -> Iterator[str]:
-    """A complete, flushed file next to where it shall appear; removed if it is still there."""
+    """A complete, flushed temporary file beside its final location; removed on exit."""
     staged = os.path.join(os.path.dirname(location), f".{uuid.uuid4().hex}.tmp")
     try:
         os.makedirs(os.path.dirname(location), exist_ok=True)
@@ -256,13 +257,13 @@ def _staged_beside(location: str, content: bytes | pa.Buffer) -> Iterator[str]:
 
 def _storage_full(location: str, staged: str, needed: int) -> StorageFull:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(staged)  # or what is free would be counted without it
+        os.unlink(staged)  # so that its bytes count as free
     folder = next(folder for folder in Path(location).parents if folder.exists())
     free = shutil.disk_usage(folder).free
     return StorageFull(
         f"{location} cannot be written: its disk is full or over quota; this file alone needs "
-        f"{needed:,} bytes, and {free:,} bytes are free. Nothing half written was left. Make room, "
-        "then run the same run id again: it keeps what is complete"
+        f"{needed:,} bytes, and {free:,} bytes are free. No partial file was left. Make room, then "
+        "run the same run id again: it keeps what is complete"
     )
 
 
@@ -270,24 +271,24 @@ def _storage_full(location: str, staged: str, needed: int) -> StorageFull:
 
 
 def open_input(location: str) -> pa.NativeFile:
-    """Open a file for random access; local files are mapped into memory."""
+    """Open a file for random access; local files are memory-mapped."""
     if location.startswith(S3_SCHEME):
         return s3.open_input(location)
     return pa.memory_map(location) if os.path.getsize(location) else pa.BufferReader(b"")
 
 
 def arrow_filesystem(location: str) -> tuple[fs.FileSystem, str]:
-    """The pyarrow filesystem for a location, and the location's name in it."""
+    """The pyarrow filesystem of a location, and the path in it."""
     if location.startswith(S3_SCHEME):
         return s3.arrow_filesystem(location)
     return fs.LocalFileSystem(), location
 
 
 def version_of(location: str) -> str:
-    """The version, as ``find_parquet`` gives it, that lies there now.
+    """Current version of a file; see ``FoundFile``.
 
     Raises:
-        FileNotFoundError: Nothing does.
+        FileNotFoundError: There is no such file.
     """
     if location.startswith(S3_SCHEME):
         with answers_of(location):
@@ -299,11 +300,11 @@ def find_parquet(location: str) -> list[FoundFile]:
     """Parquet files at a location, sorted by name.
 
     Args:
-        location: A file, of any name; a folder, searched in depth for .parquet, .parq and .pq,
-            leaving out what starts with "_" or "."; or a glob of either.
+        location: A file of any name; a folder, searched recursively for .parquet, .parq and .pq
+            without names that start with "_" or "."; or a glob of either.
 
     Raises:
-        FileNotFoundError: There is nothing at that location.
+        FileNotFoundError: The location does not exist.
         OSError: It cannot be listed.
     """
     location = absolute(location)
@@ -315,12 +316,8 @@ def find_parquet(location: str) -> list[FoundFile]:
     return sorted(found, key=lambda file: file.name)
 
 
-def _is_glob(location: str) -> bool:
-    return glob.has_magic(location)
-
-
 def _fixed_part(pattern: str) -> str:
-    """The folder above the first wildcard: names are given below it."""
+    """The folder above the first wildcard, which names are relative to."""
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     return "/".join(parts[:first])
@@ -332,7 +329,7 @@ def _wanted(name: str) -> bool:
 
 
 def _find_locally(location: str) -> Iterator[FoundFile]:
-    if _is_glob(location) and not os.path.exists(location):
+    if glob.has_magic(location) and not os.path.exists(location):
         root = _fixed_part(location) or "/"
         for match in glob.iglob(location, recursive=True):
             if os.path.isdir(match):
@@ -340,7 +337,7 @@ def _find_locally(location: str) -> Iterator[FoundFile]:
             elif _wanted(os.path.relpath(match, root)):
                 yield _from_stat(match, root)
     elif os.path.isdir(location):
-        os.scandir(location).close()  # an unreadable folder raises here instead of seeming empty
+        os.scandir(location).close()  # raises where the folder is not readable
         yield from _wanted_below(location, location)
     else:
         yield _from_stat(location, os.path.dirname(location))
@@ -349,14 +346,14 @@ def _find_locally(location: str) -> Iterator[FoundFile]:
 def _wanted_below(folder: str, root: str) -> Iterator[FoundFile]:
     for parent, _, names in os.walk(folder, followlinks=True):
         for path in (os.path.join(parent, name) for name in names):
-            # Looked at by name first: temporary files may vanish before they are measured.
+            # By name first: temporary files may vanish before their size is read.
             if _wanted(os.path.relpath(path, root).replace(os.sep, "/")):
                 yield _from_stat(path, root)
 
 
 def _find_on_s3(location: str) -> Iterator[FoundFile]:
     client = s3.client(location)
-    if _is_glob(location):
+    if glob.has_magic(location):
         root = _fixed_part(location)
         for match, entry in client.glob(location, detail=True).items():
             if entry["type"] == "directory":
@@ -392,10 +389,10 @@ def _from_s3(entry: dict[str, Any], root: str) -> FoundFile:
 
 
 def check_writable(url: str) -> None:
-    """Write and remove an empty file, so that an unwritable output is known at the start.
+    """Check that a folder is writable by writing and removing an empty file.
 
     Raises:
-        OSError: The output cannot be written.
+        OSError: It is not.
     """
     store = Store(url)
     probe = f".write-check-{uuid.uuid4().hex}"
@@ -403,13 +400,13 @@ def check_writable(url: str) -> None:
     store.write_bytes(probe, b"")
     location = store.locate(probe)
     if location.startswith(S3_SCHEME):
-        # A role may write and not delete.
+        # A role may be allowed to write and not to delete.
         with contextlib.suppress(OSError, PipelineError), answers_of(location):
             s3.client(location).rm_file(location)
         return
     os.unlink(location)
-    for folder in missing:  # leave nothing behind when the run stops at the next check
-        with contextlib.suppress(OSError):  # somebody else began to use it
+    for folder in missing:  # leave no trace of a run that stops at the next check
+        with contextlib.suppress(OSError):  # in use by another process
             os.rmdir(folder)
 
 

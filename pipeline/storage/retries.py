@@ -1,7 +1,7 @@
-"""What an object store's errors mean, and trying again where that may help.
+"""Classify the errors of an object store, and retry those that may pass.
 
-Bounded, with exponential backoff and full jitter, and one line in the log for each time. What will
-not change by asking again (no permission, no such bucket, wrong credentials) is not asked again.
+Bounded retries with exponential backoff and full jitter, and one log line each. Refusals (no
+permission, no such bucket, wrong credentials) are not retried.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# 0.2⁹: at 20 % failing requests, one request in two million fails for good.
+# If 20 % of requests fail, 0.2⁹ of them, one in two million, fail for good.
 _ATTEMPTS = "9"
-_FIRST_WAIT_S = 0.2  # at most; doubles each time, so that all attempts take 25 s on average
+_FIRST_WAIT_S = 0.2  # maximum; doubles each time: all attempts take 25 s on average
 _LONGEST_WAIT_S = 20.0
 
-# pyarrow puts the kind of error into the text and nowhere else.
+# pyarrow has the kind of error in the text only.
 _ARROW_KIND = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
 _PASSING = re.compile(
     "SLOW_DOWN|THROTTL|NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|TIMEOUT"
@@ -37,9 +37,9 @@ _REFUSED = re.compile(
     "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIAL|UNRECOGNIZED_CLIENT|"
     "NOT_AUTHORIZED|OPT_IN_REQUIRED|ACCOUNT"
 )
-_PASSING_CODES = (errno.EBUSY, errno.EREMOTEIO)  # s3fs's for 503 and 409, and for 500
+_PASSING_CODES = (errno.EBUSY, errno.EREMOTEIO)  # of s3fs for 503 and 409, and for 500
 _CLIENTS = ("botocore", "aiobotocore", "aiohttp")
-_PASSING_ERRORS = {  # the request, or the answer that broke off
+_PASSING_ERRORS = {  # a failed request, or a response that broke off
     "HTTPClientError",
     "ConnectionError",
     "IncompleteReadError",
@@ -49,7 +49,7 @@ _NO_CREDENTIALS = ("Credentials", "ProfileNotFound", "Token", "SSO", "ConfigPars
 
 
 def attempts() -> int:
-    """How often a request is made at most; AWS's own variable may say otherwise."""
+    """Maximum number of attempts of a request; AWS_MAX_ATTEMPTS overrides it."""
     return max(1, int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS)))
 
 
@@ -70,12 +70,12 @@ def is_passing(error: BaseException) -> bool:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the store, or the search for credentials, said no for good."""
+    """Whether the store refused, or no credentials were found: a retry would not help."""
     if isinstance(error, PermissionError):
         return True
     kind, status = _arrow(error)
     status = status or http_status(error)
-    # The answer to HEAD has no text: where one says 400, it is about an expired token.
+    # A response to HEAD has no text; a 400 then means an expired token.
     if _REFUSED.search(kind) or status in (401, 403) or (status == 400 and not _says_why(error)):
         return True
     of_botocore = type(error).__module__.startswith(("botocore", "aiobotocore"))
@@ -103,7 +103,7 @@ def _says_why(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What the store answered, in a few words."""
+    """The store's response, in a few words."""
     kind, status = _arrow(error)
     if kind:
         return kind if kind != "UNKNOWN" else f"HTTP status {status}"
@@ -116,11 +116,11 @@ def reason(error: BaseException) -> str:
 
 
 def answer_error(error: BaseException, location: str) -> PipelineError | None:
-    """The pipeline's error for what a store answered; None where it is no answer of that kind."""
+    """The pipeline's error for a refusal or a passing failure; None for any other error."""
     if is_refusal(error):
         return StorageRefused(
             f"{location}: access is refused ({reason(error)}); check the credentials in the "
-            "environment, profile or role, what they may do, and the bucket's name"
+            "environment, profile or role, their permissions, and the bucket's name"
         )
     if is_passing(error):
         return TransientError(
@@ -132,7 +132,7 @@ def answer_error(error: BaseException, location: str) -> PipelineError | None:
 
 @contextlib.contextmanager
 def answers_of(location: str) -> Iterator[None]:
-    """Turn what the store answers into the pipeline's errors; what else is wrong is an OSError."""
+    """Translate the store's errors: into the pipeline's, or into an OSError."""
     try:
         yield
     except (FileNotFoundError, PipelineError):
@@ -146,15 +146,15 @@ def answers_of(location: str) -> Iterator[None]:
 
 
 def retried(call: Callable[[], T], location: str) -> T:
-    """Call until it succeeds, fails for good, or has failed too often.
+    """Call until it succeeds, is refused, or has failed too often.
 
     Args:
-        call: Makes one request, or several that can be made again.
-        location: What it is about, for the log and the error.
+        call: Makes one request, or several that can be repeated.
+        location: The request's location, for the log and the error.
 
     Raises:
         TransientError: It failed every time.
-        StorageRefused: It will never succeed.
+        StorageRefused: The store refused.
     """
     with answers_of(location):
         for attempt in range(1, attempts()):
@@ -170,12 +170,12 @@ def retried(call: Callable[[], T], location: str) -> T:
 
 
 def backoff_s(attempt: int) -> float:
-    """Seconds to wait after so many failures: anything up to a limit that doubles."""
+    """Seconds to wait after so many failures: random, up to a limit that doubles."""
     return random.uniform(0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)))
 
 
 def log_retry(what: str, why: str, attempt: int, wait_s: float | None = None) -> None:
-    """One line for one request that is tried again."""
+    """Count and log one retry of a request."""
     count("retries", kind="request")
     waiting = f"; again in {wait_s:.1f} s" if wait_s is not None else ""
     log.warning("%s: %s, attempt %d of %d%s", what, why, attempt, attempts(), waiting)

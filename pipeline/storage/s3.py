@@ -1,9 +1,8 @@
-"""The two S3 clients, which agree on everything because one is made from the other.
+"""The two S3 clients, which agree because one is made from the other.
 
-s3fs lists, puts and puts if absent; pyarrow reads, because its reads don't hold up Python. What
-botocore resolved for s3fs (endpoint, region, credentials of an environment, profile or role) is
-handed to pyarrow. Retries are ours for reads, botocore's for the rest
-(infra/decisions/0012-two-clients-one-behaviour.md).
+s3fs lists and writes; pyarrow reads, because its reads do not hold Python's lock. It gets endpoint,
+region and credentials as botocore resolved them for s3fs. Retries are ours for reads, botocore's
+for the rest (infra/decisions/0012-two-clients-one-behaviour.md).
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from pipeline.storage.retries import (
     retried,
 )
 
-# The config's `storage:` section as JSON, for this process and every worker. No secret is in it.
+# The config's `storage:` section as JSON, for this process and every worker; it holds no secret.
 SETTINGS_VARIABLE = "DEC_STORAGE"
 
-# Seconds without a byte: longer than a store takes to complete a large upload.
+# Maximum seconds without a byte: longer than a store takes to complete a large upload.
 _READ_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 10
 _LARGEST_PUT = 5 * 2**30
 
 
 def use(settings: dict[str, Any]) -> None:
-    """Let this process, and those that it starts, use these settings.
+    """Use these settings in this process and those that it starts.
 
     Args:
-        settings: The config's `storage` section; what is None is left to the environment.
+        settings: The config's `storage` section; None leaves a setting to the environment.
     """
     chosen = {name: value for name, value in settings.items() if value}
     if chosen:
@@ -57,7 +56,7 @@ def use(settings: dict[str, Any]) -> None:
 
 
 def settings_here() -> dict[str, Any]:
-    """The settings that are not left open, by the config or else by the environment."""
+    """The settings in use, from the config or else from the environment."""
     here = {
         "endpoint": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
         "region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
@@ -66,13 +65,13 @@ def settings_here() -> dict[str, Any]:
 
 
 def settings_for_workers() -> dict[str, str]:
-    """Environment variables that let workers on other machines use the same settings."""
+    """Environment variables that give workers on other machines the same settings."""
     settings = settings_here()
     return {SETTINGS_VARIABLE: json.dumps(settings)} if settings else {}
 
 
 def forget() -> None:
-    """Make new clients from the environment as it is now."""
+    """Drop cached clients, so that new ones follow the environment."""
     for cached in (_settings, _s3fs, _arrow, _region_of):
         cached.cache_clear()
 
@@ -116,7 +115,7 @@ def _s3fs(anonymous: bool, most_attempts: int) -> Any:
         use_listings_cache=False,
         skip_instance_cache=True,
     )
-    made.retries = 1  # its own on top would multiply botocore's
+    made.retries = 1  # s3fs's own would multiply botocore's
     return made
 
 
@@ -128,7 +127,7 @@ def _log_retry_of(
     operation: Any = None,
     **_: Any,
 ) -> None:
-    """Botocore asks its listeners after every answer whether it is to be asked for again."""
+    """Log retries; botocore asks its listeners after every response whether to retry."""
     status = response[0].status_code if response else 0
     if attempts < most and (caught_exception or status >= 500 or status in (408, 429)):
         code = response[1].get("Error", {}).get("Code") if response else None
@@ -140,12 +139,7 @@ def _log_retry_of(
 
 
 def arrow_filesystem(location: str, *, retries: bool = True) -> tuple[fs.S3FileSystem, str]:
-    """The pyarrow client for a location, and the location's name in it.
-
-    Args:
-        location: s3://bucket/key.
-        retries: Whether the client tries again by itself.
-    """
+    """The pyarrow client of s3://bucket/key, and the path in it; with retries of its own or not."""
     from fsspec.asyn import sync
 
     name = _name(location)
@@ -161,7 +155,7 @@ def arrow_filesystem(location: str, *, retries: bool = True) -> tuple[fs.S3FileS
                 from botocore.exceptions import NoCredentialsError
 
                 raise NoCredentialsError
-            # Asked for each time: those of a role are renewed before they expire.
+            # Each time anew: those of a role are renewed before they expire.
             credentials = tuple(sync(botocore.loop, found.get_frozen_credentials))[:3]
         return _arrow(bucket, meta.endpoint_url, meta.region_name, credentials, retries), name
 
@@ -193,10 +187,9 @@ def _arrow(
         force_virtual_addressing=addressing == "virtual",
         request_timeout=_READ_TIMEOUT_S,
         connect_timeout=_CONNECT_TIMEOUT_S,
-        tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),  # botocore looks there by itself
-        # Never AwsStandardS3RetryStrategy: Arrow does not hand its successes back to the SDK, so
-        # that a client gives up for good after its hundredth retry. What this one calls attempts
-        # are those after the first.
+        tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),  # botocore reads it by itself
+        # Never AwsStandardS3RetryStrategy: Arrow does not report successes to the SDK, so that a
+        # client gives up for good after its hundredth retry. Here attempts do not count the first.
         retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts() - 1 if retries else 0),
     )
 
@@ -207,26 +200,26 @@ def _region_of(bucket: str) -> str:
 
 
 def read(location: str) -> bytes:
-    """Content of an object, by one request: never parts of two that replaced one another.
+    """Content of an object by one request, so never parts of two versions.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no such object.
     """
     once = client(location, retries=False)  # botocore would not repeat a body that breaks off
     return retried(lambda: once.cat_file(location, max_concurrency=1), location)  # type: ignore[no-any-return]
 
 
 def open_input(location: str) -> pa.NativeFile:
-    """Open an object for random access; every read of it is retried.
+    """Open an object for random access with retries of every read.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no such object.
     """
     return pa.PythonFile(_RetriedInput(location), mode="r")
 
 
 class _RetriedInput:
-    """An object as a file for pyarrow, which asks from several threads but one at a time."""
+    """An object as a file for pyarrow, which reads from several threads but one at a time."""
 
     def __init__(self, location: str) -> None:
         filesystem, name = arrow_filesystem(location, retries=False)
@@ -277,7 +270,7 @@ class _RetriedInput:
     def _read(self, start: int, wanted: int) -> pa.Buffer:
         content = self._file.read_at(wanted, start)
         if len(content) < wanted:
-            raise ConnectionError(f"{len(content)} of {wanted} bytes came")
+            raise ConnectionError(f"{len(content)} of {wanted} bytes received")
         return pa.py_buffer(content)
 
 
@@ -294,7 +287,7 @@ def exists(location: str) -> bool:
 
 
 def put(location: str, content: bytes | pa.Buffer) -> None:
-    """Write an object in one request: all of it is there, or what was there before.
+    """Write or replace an object atomically, in one request.
 
     Raises:
         FileNotFoundError: There is no such bucket.
@@ -304,13 +297,13 @@ def put(location: str, content: bytes | pa.Buffer) -> None:
 
 
 def put_if_absent(location: str, content: bytes) -> bool:
-    """Write an object unless there is one.
+    """Write an object unless the key is taken.
 
     Returns:
-        Whether it is ours that is there: also where the store wrote it and its answer was lost.
+        Whether ours was written, also where the store's response was lost.
 
     Raises:
-        OSError: Nobody knows whether it was written.
+        OSError: It is unknown whether it was written.
     """
     once = client(location, retries=False)  # each attempt matters here
     lost: Exception | None = None
@@ -323,8 +316,8 @@ def put_if_absent(location: str, content: bytes) -> bool:
             _put(once, location, content, mode="create")
         except Exception as error:
             if isinstance(error, FileExistsError) or http_status(error) == 412:
-                # After an answer that was lost, what is there may be what we sent. Contents that
-                # matter carry an id of their own, so equal bytes are ours.
+                # After a lost response, the object may be ours. Contents that matter carry a
+                # unique id, so equal bytes are ours.
                 return lost is not None and _content(location) == content
             if lost is None and is_refusal(error):
                 raise answer_error(error, location) or error from error

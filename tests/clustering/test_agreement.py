@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from pipeline.clustering.agreement import agreement
+from pipeline.clustering.agreement import adjusted_rand, agreement
 
 
 def expand(contingency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,3 +67,14 @@ def test_billions_of_rows_do_not_overflow() -> None:
     assert big.rows == 40_000_000_000
     assert big.ari == pytest.approx(agreement(small).ari, abs=1e-6)
     assert big.nmi == pytest.approx(agreement(small).nmi, abs=1e-9)
+
+
+def test_the_index_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    first, second = random.integers(0, 4, 200), random.integers(0, 3, 200)
+    second[:100] = first[:100] % 3
+    counts = np.zeros((4, 3))
+    np.add.at(counts, (first, second), 1)
+    assert adjusted_rand(counts) == pytest.approx(adjusted_rand_score(first, second))
+    assert adjusted_rand(np.diag([3.0, 2.0])) == 1
+    assert adjusted_rand(np.array([[5.0]])) == 1

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from pipeline.clustering import matching
+from pipeline.clustering import bipartite
 from pipeline.clustering.kmeans import kmeans, nearest_centroid
 from pipeline.clustering.matching import KINDS, NONE, Labels, Matched, match, unchanged, unmatched
 from pipeline.config import Matching
@@ -403,9 +403,9 @@ def test_the_sparse_solver_finds_what_the_dense_one_does(
     random = np.random.default_rng(seed)
     cells = np.argwhere(random.random((12, 9)) < 0.3)
     weights = random.integers(1, 100, len(cells))
-    dense = matching._heaviest_matching(cells[:, 0], cells[:, 1], weights)
-    monkeypatch.setattr(matching, "_DENSE_CELLS", 0)
-    sparse = matching._heaviest_matching(cells[:, 0], cells[:, 1], weights)
+    dense = bipartite.heaviest_matching(cells[:, 0], cells[:, 1], weights)
+    monkeypatch.setattr(bipartite, "_DENSE_CELLS", 0)
+    sparse = bipartite.heaviest_matching(cells[:, 0], cells[:, 1], weights)
     assert weights[dense].sum() == weights[sparse].sum()
     for chosen in (dense, sparse):
         for side in cells[chosen].T:

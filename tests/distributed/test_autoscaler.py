@@ -40,4 +40,4 @@ def test_that_says_nothing() -> None:
     two, three = outcomes("v1")
     assert two == {"found": 2, "nodes": [CARD, CARD]}
     assert three["found"].startswith("NodesLost: execution.workers=3 needs 3.5 CPUs and 3 GPUs")
-    assert "the autoscaler has not, within execution.scale_up_seconds=3" in three["found"]
+    assert "the autoscaler added none within execution.scale_up_seconds=3" in three["found"]

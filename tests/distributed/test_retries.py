@@ -1,4 +1,4 @@
-"""Trying again: how often, and what is not tried again."""
+"""Retries: how many, and of which failures."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ def test_each_retry_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, retries.__name__):
         assert with_retries(Execution(retries=2), "work", work, memory="") == 3
     first, second = (record.getMessage() for record in caplog.records)
-    assert "retry 1 of 2: a" in first
-    assert "retry 2 of 2: OSError: b" in second
+    assert first.startswith("work: retry 1 of 2 in ")
+    assert first.endswith(": a")
+    assert second.startswith("work: retry 2 of 2 in ")
+    assert ": OSError: b" in second
 
 
 def test_the_last_failure_is_raised() -> None:

@@ -13,8 +13,8 @@ import torch
 
 from pipeline.config import Execution
 from pipeline.distributed.resources import Claim
-from pipeline.distributed.tasks import map_slices
-from pipeline.errors import OutOfMemory
+from pipeline.distributed.tasks import map_slices, run_task
+from pipeline.errors import ConfigError, OutOfMemory
 
 
 def test_half_a_cpu_is_enough_to_work_on_slices(ray_address: str) -> None:
@@ -59,3 +59,11 @@ def test_an_allocation_that_fails_is_told_from_a_defect(
 
     with pytest.raises(OutOfMemory, match="a worker ran out of memory"):
         list(map_slices(Execution(), [pa.table({"shard": [0]})], work, claim=Claim(0.25)))
+
+
+def test_a_task_out_of_memory_gives_the_advice_of_its_caller(ray_address: str) -> None:
+    def allocate() -> None:
+        np.empty(2**50, np.uint8)
+
+    with pytest.raises(ConfigError, match=r"To need less, lower explain\.exemplars$"):
+        run_task(Execution(retries=0), "lower explain.exemplars", allocate)

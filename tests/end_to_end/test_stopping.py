@@ -51,7 +51,7 @@ def night(settings: dict[str, Any], ray_address: str, tmp_path: Path) -> Iterato
 def stopped_amid_a_pass(night: Night, *words: str) -> int:
     """SIGTERM after a pass of an attempt; the number of passes that its checkpoint has."""
     night.start(*words)
-    night.wait_for(lambda: "point of rest" in night.log)
+    night.wait_for(lambda: "keeps the state of record" in night.log)
     night.process.send_signal(signal.SIGTERM)
     result = night.finish()
     assert result.code == Interrupted.exit_code == 130, result.err
@@ -77,11 +77,11 @@ def test_saves_the_last_point_of_rest_and_goes_on_from_there(night: Night) -> No
     assert of_two >= 1
     beside_the_driver = stopped_amid_a_pass(night)
     assert beside_the_driver > of_two
-    assert f"goes on after pass {of_two} with 1 workers" in night.logs()
+    assert f"resumes after pass {of_two} with 1 workers" in night.logs()
 
     # Workers that do not answer keep nobody longer than the grace, and lose nothing that was saved.
     night.start(*two, "--set", "execution.grace_seconds=5")
-    night.wait_for(lambda: "point of rest" in night.log)
+    night.wait_for(lambda: "keeps the state of record" in night.log)
     time.sleep(1)  # the driver learns that they are at work
     trainers = ray_processes("RayTrainWorker")
     assert len(trainers) == 2
@@ -100,8 +100,8 @@ def test_saves_the_last_point_of_rest_and_goes_on_from_there(night: Night) -> No
     result = night.run()
     assert result.code == 0, result.err
     # What was not saved in time was learnt again; each time, a grace was given.
-    assert night.logs().count(f"goes on after pass {beside_the_driver} ") == 2
-    assert night.logs().count("asked to stop, and so is rank 0") >= 2
+    assert night.logs().count(f"resumes after pass {beside_the_driver} ") == 2
+    assert night.logs().count("a stop was requested; rank 0 is told") >= 2
     assert len(night.artifact("pretrain")["losses"]) == PASSES
     assert night.rows()["id"].to_pylist() == list(range(ROWS))
     assert json.loads((night.lake / "runs/night/failure.json").read_text())["resolved_at"]

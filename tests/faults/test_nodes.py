@@ -91,7 +91,7 @@ def test_lost_and_replaced_in_each_stage(
     trainings = [stage for stage in TITLES if stage != "assign"]
     for stage in trainings:
         assert set(night.artifact(stage)["workers"]) == {2}
-    assert night.logs().count("goes on after pass") >= len(trainings)
+    assert night.logs().count("resumes after pass") >= len(trainings)
     assert_every_row_once(night)
     for stage in TITLES:
         ledger.survived(REPLACED, stage, rows=WIDE_ROWS)
@@ -111,14 +111,14 @@ def test_lost_for_good_until_none_is_left(
         ledger.injected(GONE, stage)
     result = night.finish()  # and does not wait for ever
     assert result.code == 6, result.err
-    assert "the cluster has room for less than 1 actor" in result.err
+    assert "the cluster has no room for 1 actor" in result.err
     assert len(result.err.splitlines()) == 1
     assert night.snapshots() == []
     # Two nodes are enough, one goes on.
     workers = night.artifact("pretrain")["workers"]
     assert (workers[0], workers[-1]) == (2, min(2, nodes - 1))
     assert night.artifact("refine")["workers"][-1] == 1
-    assert "1 of execution.workers=2 fit on the" in night.logs()
+    assert "1 of execution.workers=2 fit on" in night.logs()
     kept = {path.name for path in (night.lake / "runs/night/assignments").glob("part-*")}
     assert kept
 

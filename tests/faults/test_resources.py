@@ -178,7 +178,7 @@ def test_two_actors_out_of_memory(
     assert result.code == 6, result.err
     (line,) = result.err.splitlines()
     assert "want of memory, lower execution.workers=2 to 1, or lower execution.target_s" in line
-    assert night.logs().count("assign: tried again in") >= 2
+    assert night.logs().count("assign: retry ") >= 2
     assert "assign: one slice at a time on each of 2 actors" in night.logs()
     assert night.snapshots() == []
     ledger.survived(fault, "assign, for good", rows=0)

@@ -55,8 +55,8 @@ def test_killed_amid_sampling_training_and_assigning(night: Night, ledger: Ledge
     assert not any(process.is_running() for process in hit.values())
     log = night.logs()
     for stage in TRAININGS:  # one line each, and not from the start again
-        assert log.count(f"training for runs/night/stages/{stage}: tried again in") == 1
-    assert log.count("goes on after pass") == len(TRAININGS)
+        assert log.count(f"training for runs/night/stages/{stage}: retry ") == 1
+    assert log.count("resumes after pass") == len(TRAININGS)
     assert set(night.artifact("pretrain")["workers"]) == {2}
     assert_every_row_once(night)
     ledger.survived("SIGKILL of a Ray Data task's worker", "sample", rows=WIDE_ROWS)

@@ -201,7 +201,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     def map_slices(_: Any, slices: list[pa.Table], work: Any, **more: Any) -> Iterator[pa.Table]:
         yield from map(work(*more["arguments"]) if "arguments" in more else work, slices)
 
-    def run_task(_: Any, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def run_task(
+        _: Any, memory: str, work: Callable[..., Any], *arguments: Any, **named: Any
+    ) -> Any:
+        assert "explain.exemplars" in memory
         return work(*arguments, **named)
 
     resources = Resources(workers=1, claim=Claim(cpus=1), threads=1)

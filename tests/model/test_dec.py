@@ -5,15 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from paper import kl_divergence, target_distribution
 
 from pipeline.model.dec import (
     clustering_loss,
-    kl_divergence,
     nearest_two,
     rows_at_a_time,
     soft_assignment,
     squared_distances,
-    target_distribution,
 )
 
 # Two points and two centroids on a line, alpha = 1: z = (0, 1), μ = (0, 2).

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from conftest import blobs, write_shards
 from gloo import run_workers
+from paper import kl_divergence, target_distribution
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import adjusted_rand_score
 from test_training import MemoryRows
@@ -34,7 +35,7 @@ from pipeline.input.pinning import list_shards, pin
 from pipeline.input.reading import Reader, pieces_of_shards
 from pipeline.input.slices import training_share
 from pipeline.model.autoencoder import Autoencoder
-from pipeline.model.dec import kl_divergence, soft_assignment, target_distribution
+from pipeline.model.dec import soft_assignment
 from pipeline.model.pretraining import Pretraining
 from pipeline.model.refinement import ClusterModel, Refinement, RefineUpdate
 from pipeline.model.scaling import Scaler

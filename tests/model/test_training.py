@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from gloo import run_workers
+from paper import kl_divergence, target_distribution
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from pipeline.config import Pretrain, Refine
 from pipeline.errors import NumericalError
 from pipeline.model import devices
 from pipeline.model.autoencoder import Autoencoder
-from pipeline.model.dec import kl_divergence, target_distribution
 from pipeline.model.pretraining import Pretraining, PretrainPass, noise_of
 from pipeline.model.refinement import ClusterModel, Refinement, RefineUpdate
 from pipeline.model.scaling import Moments, Scaler
@@ -393,6 +393,29 @@ def test_one_bad_step_costs_caution_and_not_the_night() -> None:
     assert "back to update 1, learning rate x 0.1" in updates[2].event
     assert updates[-1].finished == "passes"
     assert [u.learning_rate for u in updates[:3]] == [1e-3, 1e-3, pytest.approx(1e-4)]
+
+
+@pytest.mark.parametrize(("few", "told"), [(4, True), (7, False)])
+def test_a_cluster_left_with_next_to_no_rows_is_an_event_of_the_last_record(
+    few: int, told: bool
+) -> None:
+    # An even share of about 2,000 rows is 668: 4 are less than 1 % of it, and 7 are more.
+    x = torch.cat(
+        [place * torch.ones(n, FEATURES) for place, n in ((0, 1000), (5, 1000), (50, few))]
+    )
+    x = x + torch.from_numpy(np.random.default_rng(0).normal(size=x.shape, scale=0.1)).float()
+    centroids = torch.tensor([[0.0], [5.0], [50.0]]) * torch.ones(FEATURES)
+    settings = Refine(passes=1, batch_rows=256, learning_rate=1e-6, tol=0)
+    night = Refinement(ClusterModel(torch.nn.Sequential(), centroids, 1.0), no_scaling(), settings)
+    first, last = night.run(MemoryRows(x))
+    assert last.cluster_rows == (1000, 1000, few)
+    assert first.event is None
+    if told:
+        assert last.event == (
+            "1 of 3 clusters have less than 1% of an even share of 2,004 rows (2: 4)"
+        )
+    else:
+        assert last.event is None
 
 
 def test_a_cluster_that_swallows_the_others_is_refused() -> None:

@@ -16,6 +16,7 @@ from pipeline.artifacts.models import Candidate, Comparison
 from pipeline.artifacts.summaries import Summary
 from pipeline.engine import Context, Execution
 from pipeline.run import run
+from pipeline.stages.fit.evaluate import margin_of
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -31,6 +32,30 @@ def redone(lake: Path, before: dict[str, int]) -> set[str]:
 def stage_times(lake: Path) -> dict[str, int]:
     markers = (lake / "runs/test/stages").glob("*/done.json")
     return {path.parent.name: path.stat().st_mtime_ns for path in markers}
+
+
+def measured(kind: str, modularity: float, empty: int = 0) -> Candidate:
+    return Candidate(
+        kind=kind,
+        modularity=modularity,
+        spaces=(),
+        balance=1,
+        empty_clusters=empty,
+        stability=None,
+        scores=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "margin"),
+    [
+        (measured("dec", 0.812), measured("kmeans", 0.8), 0.012),
+        (measured("kmeans", 0.8001), measured("dec", 0.8004), 0),  # the simpler of equals
+        (measured("kmeans", 0.7), measured("dec", 0.8, empty=1), 0),  # no empty clusters
+    ],
+)
+def test_the_margin_is_never_negative(first: Candidate, second: Candidate, margin: float) -> None:
+    assert margin_of([first, second]) == margin
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ from pipeline.clustering.quality import (
     stratified_rows,
 )
 from pipeline.config import MIN_SAMPLE_ROWS_PER_CLUSTER, Config, content_of
-from pipeline.distributed.tasks import run_task
+from pipeline.distributed.tasks import SAMPLE_IN_MEMORY, run_task
 from pipeline.engine import Context, stage
 from pipeline.errors import NumericalError
 from pipeline.input.samples import sampled_classes, sampled_embeddings, sampled_held_out
@@ -96,22 +97,30 @@ def evaluate(
 ) -> Comparison:
     """One task holds the sample in all three spaces and measures; rows stay off the driver."""
     inputs = (manifest, sample, autoencoder, centroids, model)
-    found = run_task(config.execution, _measure, config, context.lake, *inputs)
+    found = run_task(config.execution, SAMPLE_IN_MEMORY, _measure, config, context.lake, *inputs)
     # The sort keeps the order of equals, and the simplest method comes first.
-    candidates = sorted(
-        found.candidates, key=lambda c: (c.empty_clusters, -round(c.modularity, _DECIMALS))
-    )
+    candidates = sorted(found.candidates, key=lambda c: (c.empty_clusters, -_rounded(c)))
     path = context.stage_path("evaluate", "kmeans_centroids.parquet")
     return Comparison(
         candidates=tuple(candidates),
         winner=candidates[0].kind,
-        margin=candidates[0].modularity - candidates[1].modularity,
+        margin=margin_of(candidates),
         rows=sample.rows,
         held_out_rows=found.held_out_rows,
         generalisation=found.generalisation,
         centroids=context.store(path, centroids_bytes(found.centroids_KF)),
         restarts=found.restarts,
     )
+
+
+def _rounded(candidate: Candidate) -> float:
+    return round(candidate.modularity, _DECIMALS)
+
+
+def margin_of(candidates: Sequence[Candidate]) -> float:
+    """Lead of the first candidate over the second in modularity, see ``Comparison.margin``."""
+    first, second = map(_rounded, candidates[:2])
+    return max(0.0, round(first - second, _DECIMALS))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pipeline.clustering.drift import bin_counts, psi
 from pipeline.clustering.kmeans import nearest_centroid
 from pipeline.clustering.quality import SILHOUETTE_ROWS, macro_silhouette, stratified_rows
 from pipeline.config import Config, content_of
-from pipeline.distributed.tasks import run_task
+from pipeline.distributed.tasks import SAMPLE_IN_MEMORY, run_task
 from pipeline.engine import Context, stage
 from pipeline.input.quarantine import with_quarantine
 from pipeline.input.samples import feature_parts, sampled_embeddings
@@ -57,6 +57,7 @@ def gate(
     champion = decision.champion if decision.usable else None
     found = run_task(
         config.execution,
+        SAMPLE_IN_MEMORY,
         _measure,
         *(context.lake, manifest, sample, identity.challenger, champion, config.seed),
     )

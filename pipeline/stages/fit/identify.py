@@ -30,7 +30,7 @@ from pipeline.clustering.matching import (
     unmatched,
 )
 from pipeline.config import Affects, Config, content_of
-from pipeline.distributed.tasks import run_task
+from pipeline.distributed.tasks import SAMPLE_IN_MEMORY, run_task
 from pipeline.engine import Context, stage
 from pipeline.input.samples import feature_parts, sampled_features
 from pipeline.registry.cluster_ids import positions_published
@@ -88,6 +88,7 @@ def identify(
     """
     found = run_task(
         config.execution,
+        SAMPLE_IN_MEMORY,
         _identify,
         *(config, context.lake, decision, manifest, sample, model),
         ds=context.ds,

@@ -24,7 +24,7 @@ from pipeline.clustering.merging import (
     rows_and_cells,
 )
 from pipeline.config import AutoClusters, Config, content_of
-from pipeline.distributed.tasks import run_task
+from pipeline.distributed.tasks import SAMPLE_IN_MEMORY, run_task
 from pipeline.engine import Context, stage
 from pipeline.input.samples import sampled_embeddings
 from pipeline.registry.models import centroids_bytes, load_autoencoder, load_scaler
@@ -68,7 +68,7 @@ def init_centroids(
     it then clusters: all later stages take it from the centroids.
     """
     arguments = (config, context.lake, manifest, sample, autoencoder)
-    clustered = run_task(config.execution, _embed_and_cluster, *arguments)
+    clustered = run_task(config.execution, SAMPLE_IN_MEMORY, _embed_and_cluster, *arguments)
     result, choice = clustered.result, _choice(clustered.found)
     if choice is not None:
         log.info("clusters: auto is %d, %s", choice.clusters, choice.why)

@@ -11,7 +11,7 @@ from pipeline.bill.records import StageCosts
 from pipeline.config import Config, content_of
 from pipeline.distributed.resources import READER
 from pipeline.distributed.retries import with_retries
-from pipeline.distributed.tasks import map_slices
+from pipeline.distributed.tasks import SAMPLE_IN_MEMORY, map_slices
 from pipeline.engine import Context, stage
 from pipeline.errors import InputError
 from pipeline.input.quarantine import without_bad_shards
@@ -76,8 +76,7 @@ def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
             context.progress.stage_advanced(done, total, "rows")
         return drawn
 
-    memory = "lower centroids.sample_rows or give nodes more memory"
-    drawn = with_retries(config.execution, "sample", draw, memory=memory)
+    drawn = with_retries(config.execution, "sample", draw, memory=SAMPLE_IN_MEMORY)
     parts, statistics = sorted(drawn.parts, key=lambda part: part.name), drawn.merged()
     count_F = statistics.moments.count_F[: manifest.width]
     if not count_F.all():
