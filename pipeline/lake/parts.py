@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts.assignments import PartFile
 from pipeline.artifacts.records import fingerprint_of
 from pipeline.errors import TransientError
-from pipeline.schema import ASSIGNMENT_FIELDS
+from pipeline.schema import ASSIGNMENT_FIELDS, decoded
 from pipeline.storage import Store, open_input, parquet_bytes
 
 # The Delta table: its part files have to lie in it, and nothing else may (pipeline.lake.tables).
@@ -127,9 +127,7 @@ def statistics_of(
     ids, counts = np.unique(cluster.to_numpy(), return_counts=True)
     contingency: list[list[Any]] = []
     if label is not None:
-        if pa.types.is_dictionary(label.type):
-            label = label.cast(label.type.value_type)
-        pairs = pa.table({"cluster": cluster, "label": label}).drop_null()
+        pairs = pa.table({"cluster": cluster, "label": decoded(label)}).drop_null()
         groups = pairs.group_by(["cluster", "label"]).aggregate([([], "count_all")])
         order = [("cluster", "ascending"), ("label", "ascending")]
         contingency = [

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.registry.clusters import is_bytes
+from pipeline.schema import decoded, value_type
 from pipeline.storage import absolute, open_input, why
 
 
@@ -66,7 +67,7 @@ class KeySet:
         Raises:
             InputError: They cannot be.
         """
-        fields = [pa.field(name, _plain(schema.field(name).type)) for name in self.names]
+        fields = [pa.field(name, value_type(schema.field(name).type)) for name in self.names]
         if pa.schema(fields).equals(self._keys.schema):
             return self
         columns = []
@@ -122,10 +123,7 @@ class KeySet:
     def _places(self, level: int, rows: pa.Table) -> NDArray[np.int64]:
         """Place of each row's value among those of this column; −1 where it is none of them."""
         values = self._values[level]
-        column = rows[self.names[level]]
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        found = pc.index_in(column, value_set=values).fill_null(-1)
+        found = pc.index_in(decoded(rows[self.names[level]]), value_set=values).fill_null(-1)
         places: NDArray[np.int64] = found.to_numpy().astype(np.int64)
         return places
 
@@ -165,7 +163,7 @@ def read_keys(location: str, names: Sequence[str]) -> KeySet:
     if not len(table):
         raise InputError(f"--keys {location} has no keys")
     table = table.select(list(names))
-    fields = [pa.field(f.name, _plain(f.type)) for f in table.schema]
+    fields = [pa.field(f.name, value_type(f.type)) for f in table.schema]
     try:
         return KeySet(table.cast(pa.schema(fields)), location)
     except pa.ArrowException:
@@ -187,7 +185,7 @@ def key_table(texts: Sequence[str], schema: pa.Schema) -> pa.Table:
     try:
         rows = [_as_row(json.loads(text), schema.names) for text in texts]
         columns = [
-            _from_texts([_as_text(row[n]) for row in rows], _plain(field.type))
+            _from_texts([_as_text(row[n]) for row in rows], value_type(field.type))
             for n, field in enumerate(schema)
         ]
     except (pa.ArrowException, ValueError, IndexError):
@@ -214,10 +212,6 @@ def _as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _texts(keys: pa.Table) -> list[pa.ChunkedArray]:

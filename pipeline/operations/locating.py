@@ -41,7 +41,7 @@ from pipeline.registry.models import (
     settings_of,
 )
 from pipeline.runs import RunFolder
-from pipeline.schema import SHARD_KEY_COLUMNS
+from pipeline.schema import SHARD_KEY_COLUMNS, decoded
 from pipeline.storage import Store, open_input, version_of, why
 
 # Files that are looked at together: nearly all of that is waiting for a store.
@@ -161,10 +161,7 @@ def _rows_in(lake: Store, file: PartFile, key: KeySet) -> pa.Table:
         raise InputError(f"{lake.locate(file.path)} is gone, by dec gc or by hand") from None
     table = pa.concat_tables(found)
     for index, field in enumerate(table.schema):  # each file has dictionaries of its own
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(
-                index, field.name, table[field.name].cast(field.type.value_type)
-            )
+        table = table.set_column(index, field.name, decoded(table[field.name]))
     return table.replace_schema_metadata(None)
 
 
@@ -269,10 +266,7 @@ def _in_shard(
             columns = {}
             for field in keys.schema:
                 if field.name in in_file:
-                    column = table[field.name]
-                    if pa.types.is_dictionary(column.type):
-                        column = column.cast(column.type.value_type)
-                    columns[field.name] = column.cast(field.type)
+                    columns[field.name] = decoded(table[field.name]).cast(field.type)
                 else:
                     rows = parquet.metadata.row_group(group).num_rows
                     columns[field.name] = hive_column(folder.get(field.name), rows, field.type)

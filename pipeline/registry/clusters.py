@@ -23,6 +23,7 @@ from pipeline.registry.entries import (
     append,
     latest_entry,
 )
+from pipeline.schema import decoded
 from pipeline.storage import Store, parquet_bytes, sha256
 
 
@@ -286,8 +287,7 @@ def keys_as_json(keys: pa.Table) -> list[str]:
 
 
 def _json_values(column: pa.ChunkedArray) -> list[object]:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = decoded(column)
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return list(column.to_pylist())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from pipeline.errors import InputError
+from pipeline.schema import value_type
 
 _NAME = {"iceberg": "Apache Iceberg", "delta": "Delta Lake"}
 
@@ -18,7 +19,7 @@ def check_columns(table_format: str, columns: pa.Schema) -> None:
     instead = "leave it out of source.keys, or set lake.format: parquet"
     seen: dict[str, str] = {}
     for field in columns:
-        if remedy := _misfit(table_format, _plain(field.type)):
+        if remedy := _misfit(table_format, value_type(field.type)):
             raise InputError(
                 f"key column {field.name} is {field.type}, which {_NAME[table_format]} has no type "
                 f"for; {remedy} in the input, {instead}"
@@ -77,11 +78,7 @@ def check_same_columns(location: str, there: pa.Schema, columns: pa.Schema) -> N
 
 def table_schema(columns: pa.Schema) -> pa.Schema:
     """The table's columns for files with these: nullable, and without encodings."""
-    return pa.schema([pa.field(field.name, _plain(field.type)) for field in columns])
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.schema([pa.field(field.name, value_type(field.type)) for field in columns])
 
 
 # Names of the same type, as far as a table is concerned: formats give back what they keep.
@@ -98,7 +95,7 @@ _SAME = {
 def _described(columns: pa.Schema) -> dict[str, str]:
     described = {}
     for field in columns:
-        kind = _plain(field.type)
+        kind = value_type(field.type)
         if pa.types.is_timestamp(kind):
             kind = pa.timestamp("us", kind.tz)
         described[field.name] = _SAME.get(str(kind), str(kind))
