@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import importlib.util
 import logging
 import queue
@@ -194,17 +195,9 @@ class _Channel:
 
 
 def _tracker(name: str, attempt: Attempt) -> Tracker:
-    if name == "mlflow":
-        from jobs.tracking.mlflow import MlflowTracker
-
-        return MlflowTracker(attempt)
-    if name == "tensorboard":
-        from jobs.tracking.tensorboard import TensorboardTracker
-
-        return TensorboardTracker(attempt)
-    from jobs.tracking.openlineage import OpenlineageTracker
-
-    return OpenlineageTracker(attempt)
+    module = importlib.import_module(f"jobs.tracking.{name}")
+    tracker: Tracker = getattr(module, f"{name.capitalize()}Tracker")(attempt)
+    return tracker
 
 
 def _is_installed(package: str) -> bool:

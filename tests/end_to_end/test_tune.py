@@ -239,4 +239,4 @@ def test_a_table_with_too_few_rows(dec: Dec, ray_address: str) -> None:
     words = ("tune", "--clusters", "5:100", "--rows", "5000")
     result = dec(*words, settings=settings, env={"RAY_ADDRESS": ray_address})
     assert result.code == 2
-    assert "1,797 rows allow 89 at most" in result.err
+    assert "1,797 rows allow at most 89" in result.err
