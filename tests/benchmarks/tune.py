@@ -120,7 +120,7 @@ def tuned(table: str, seed: int, data: Path, trials: int) -> Result:
         raise SystemExit(f"{table}, seed {seed}: exit code {done.returncode}: {done.stderr}")
     found = json.loads(done.stdout)
     entries = pq.read_table(work / "lake/tuning/t/trials.parquet").to_pylist()
-    sound = [entry for entry in entries if entry["failed"] is None]
+    sound = [entry for entry in entries if entry["failure"] is None]
     shutil.rmtree(work)
     return Result(
         table=table,
