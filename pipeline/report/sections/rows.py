@@ -1,14 +1,14 @@
-"""What is shown of rows: the map of the sample, how sure assignments are, and where rows went."""
+"""Rows in the report: map of the sample, confidence of assignments, and changes of clusters."""
 
 from __future__ import annotations
 
 import base64
-import logging
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from pipeline.artifacts.records import StoredFile
 from pipeline.artifacts.summaries import NightSummary
@@ -21,26 +21,23 @@ from pipeline.registry.cluster_ids import OUTLIER
 from pipeline.report.pictures import drawable, pixels, png, sheet
 from pipeline.report.reading import RunFiles
 from pipeline.report.sections.clusters import Clusters, short
-from pipeline.storage import open_input
 
-log = logging.getLogger(__name__)
-
-# Bars of a histogram; as wide as 0.05.
+# Bars of a histogram, 0.05 wide.
 _BINS = 20
-# Rows that histograms are made of, and files that they are read from, when there are more.
+# Maximum number of rows in histograms, and of files that they are read from.
 _ROWS = 500_000
 _FILES = 32
 _HISTOGRAMS = 20
-# Of the picture that holds all rows of the map; without it, hovering shows no pictures.
+# Maximum size of the image with all rows of the map; a larger one is left out.
 _SHEET_BYTES = 1_200_000
 _SHEET_COLUMNS = 50
-# Bands of the flow; the rest is said as a number.
+# Bands of the flow; the others are only counted.
 _BANDS = 40
 _LISTED_CHANGES = 40
 
 
 def map_of(run: RunFiles, file: StoredFile | None, clusters: Clusters) -> dict[str, Any]:
-    """The points of the map, their clusters the largest first; empty where there is none."""
+    """Points of the map, and their clusters, the largest first; empty where there is no map."""
     table = run.table(file)
     facts = about(table) if table is not None else None
     if table is None or facts is None or not len(table):
@@ -48,7 +45,7 @@ def map_of(run: RunFiles, file: StoredFile | None, clusters: Clusters) -> dict[s
     ids = table["cluster_id"].to_numpy()
     by_id = {cluster.id: cluster for cluster in clusters.all}
     order = [c.id for c in clusters.all if c.id in set(ids.tolist())]
-    order += sorted({*ids.tolist()} - {*order})  # of outliers, or where the run says no sizes
+    order += sorted({*ids.tolist()} - {*order})  # outliers
     place = {cluster: number for number, cluster in enumerate(order)}
     keys = clusters.key_columns()
     shown = [name for name in keys if name in table.column_names]
@@ -102,7 +99,7 @@ def _sheet(run: RunFiles, table: pa.Table) -> dict[str, Any]:
 
 
 def confidence(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
-    """Histograms of the confidence of published rows; empty where they cannot be read."""
+    """Histograms of the confidence of published rows; empty where none can be read."""
     assignments = run.assignments
     if assignments is None:
         return {}
@@ -115,38 +112,29 @@ def confidence(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
     if len(listed) > _FILES:
         chosen = [listed[n] for n in np.sort(random.choice(len(listed), _FILES, replace=False))]
     ids = [cluster.id for cluster in clusters.used[:_HISTOGRAMS]]
-    place = {cluster: number for number, cluster in enumerate(ids)}
-    all_B, of_KB, rows, files = (
-        np.zeros(_BINS, np.int64),
-        np.zeros((len(ids), _BINS), np.int64),
-        0,
-        0,
-    )
-    for number, part in enumerate(chosen):
-        # Files are sorted by cluster: whole ones, or those with low ids would be all that is seen.
+    known = pa.array(ids, pa.int32())
+    all_B, by_cluster_KB = np.zeros(_BINS, np.int64), np.zeros((len(ids) + 1, _BINS), np.int64)
+    rows = files = 0
+    for part in chosen:
+        # Whole files: they are sorted by cluster, and their first rows have low ids only.
         if rows and rows + part.rows > _ROWS:
             continue
-        path = run.as_left(StoredFile(path=part.path, sha256="", bytes=part.bytes)).path
-        try:
-            with open_input(run.lake.locate(path)) as source:
-                table = pq.read_table(source, columns=["cluster_id", "confidence"])
-        except (OSError, pa.ArrowInvalid, PipelineError):
-            log.warning("%s cannot be read", path, exc_info=True)
+        file = StoredFile(path=part.path, sha256="", bytes=part.bytes)
+        table = run.table(file, ["cluster_id", "confidence"])
+        if table is None:
             continue
         bins = np.clip(table["confidence"].to_numpy() * _BINS, 0, _BINS - 1).astype(np.int64)
         all_B += np.bincount(bins, minlength=_BINS)
-        where = np.array([place.get(c, -1) for c in table["cluster_id"].to_pylist()])
-        known = where >= 0
-        np.add.at(of_KB, (where[known], bins[known]), 1)
+        place = pc.fill_null(pc.index_in(table["cluster_id"], known), len(ids)).to_numpy()
+        np.add.at(by_cluster_KB, (place, bins), 1)
         rows, files = rows + len(table), files + 1
-        del number
     if not rows:
         return {}
     return {
         "bins": _BINS,
         "all": all_B.tolist(),
         "clusters": ids,
-        "by_cluster": of_KB.tolist(),
+        "by_cluster": by_cluster_KB[:-1].tolist(),
         "rows": rows,
         "files": files,
         "all_files": len(listed),
@@ -154,7 +142,7 @@ def confidence(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
 
 
 def flow(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
-    """Where the rows of last night's clusters went, where a new model was matched to them."""
+    """Rows shared by the previous champion's clusters and a new model's; empty without one."""
     identity = run.identity
     table = run.table(identity.transitions) if identity else None
     if table is None or not len(table):
@@ -162,20 +150,11 @@ def flow(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
     rows = sorted(table.to_pylist(), key=lambda row: -row["rows"])
     moved = [row for row in rows if row["from_id"] is not None and row["to_id"] is not None]
     shown = [row for row in moved if row["rows"]][:_BANDS]
-    kinds: dict[str, int] = {}
-    for row in rows:
-        kinds[row["kind"]] = kinds.get(row["kind"], 0) + 1
     return {
         "bands": [[row["from_id"], row["to_id"], row["rows"], row["kind"]] for row in shown],
         "all_bands": len(moved),
-        "born": sorted({r["to_id"] for r in rows if r["kind"] == "birth"} - {None})[
-            :_LISTED_CHANGES
-        ],
-        "died": sorted({r["from_id"] for r in rows if r["kind"] == "death"} - {None})[
-            :_LISTED_CHANGES
-        ],
-        "kinds": kinds,
-        # By a model that serves all the same where nothing else could.
+        "kinds": Counter(row["kind"] for row in rows),
+        # A refused model that labels the rows, because no other could, is the champion, too.
         "refused": isinstance(night := run.summary, NightSummary)
         and night.refused
         and night.challenger != night.champion,
