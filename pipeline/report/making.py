@@ -8,7 +8,7 @@ from pipeline.artifacts.explanations import Report
 from pipeline.artifacts.records import StoredFile
 from pipeline.insight.maps import map_bytes
 from pipeline.report.page import render
-from pipeline.report.reading import RunFiles
+from pipeline.report.run_files import RunFiles
 from pipeline.storage import Store, sha256
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import pipeline
 from pipeline.artifacts.records import StoredFile
 from pipeline.artifacts.summaries import NightSummary
 from pipeline.progress import duration
-from pipeline.report.reading import RunFiles
+from pipeline.report.run_files import RunFiles
 from pipeline.report.sections import clusters as of_clusters
 from pipeline.report.sections import rows
 from pipeline.report.sections import run as facts

@@ -22,7 +22,7 @@ from pipeline.insight.explained_runs import (
     timestamp_columns,
 )
 from pipeline.report.pictures import data_uri, drawable, pixels
-from pipeline.report.reading import RunFiles
+from pipeline.report.run_files import RunFiles
 from pipeline.schema import SHARD_KEY_COLUMNS, exemplar_key
 
 log = logging.getLogger(__name__)

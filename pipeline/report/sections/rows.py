@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.artifacts.assignments import Assignments
+from pipeline.artifacts.nights import Identity
 from pipeline.artifacts.records import StoredFile
 from pipeline.artifacts.summaries import NightSummary
 from pipeline.errors import PipelineError
@@ -19,7 +21,7 @@ from pipeline.insight.maps import X, Y, about
 from pipeline.lake.snapshots import read_file_list, read_snapshot
 from pipeline.registry.cluster_ids import OUTLIER
 from pipeline.report.pictures import drawable, pixels, png, sheet
-from pipeline.report.reading import RunFiles
+from pipeline.report.run_files import RunFiles
 from pipeline.report.sections.clusters import Clusters, short
 
 # Bars of a histogram, 0.05 wide.
@@ -100,7 +102,7 @@ def _sheet(run: RunFiles, table: pa.Table) -> dict[str, Any]:
 
 def confidence(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
     """Histograms of the confidence of published rows; empty where none can be read."""
-    assignments = run.assignments
+    assignments = run.found("assign", Assignments)
     if assignments is None:
         return {}
     try:
@@ -143,7 +145,7 @@ def confidence(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
 
 def flow(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
     """Rows shared by the previous champion's clusters and a new model's; empty without one."""
-    identity = run.identity
+    identity = run.found("identify", Identity)
     table = run.table(identity.transitions) if identity else None
     if table is None or not len(table):
         return {}

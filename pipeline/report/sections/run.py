@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifacts.models import Candidate, Comparison
+from pipeline.artifacts.models import (
+    Candidate,
+    Comparison,
+    PretrainedAutoencoder,
+    RefinedModel,
+)
 from pipeline.artifacts.nights import GateRule, Verdict
 from pipeline.artifacts.summaries import NightSummary, Summary
 from pipeline.progress import duration
-from pipeline.report.reading import RunFiles
+from pipeline.report.run_files import RunFiles
 
 NAMES = {"kmeans": "k-means", "autoencoder": "autoencoder + k-means", "dec": "DEC"}
 _LISTED_SHARDS = 20
@@ -69,12 +74,7 @@ def headline(run: RunFiles) -> Headline:
         return Headline(tone, title, (*lines, *_shipped(run, comparison)))
     if night is None:
         return Headline("plain", f"{summary.rows_out:,} rows were labelled", ())
-    decision = run.decision
-    fitted = (
-        f" It was fitted by run {decision.champion.run_id}."
-        if (decision and decision.champion)
-        else ""
-    )
+    fitted = f" It was fitted by run {run.champion.run_id}." if run.champion else ""
     return Headline(
         "plain",
         "The champion labelled tonight’s rows",
@@ -248,12 +248,12 @@ def candidates(comparison: Comparison | None) -> list[dict[str, Any]]:
 
 def curves(run: RunFiles) -> dict[str, Any]:
     """Losses and label change; empty where the run fitted nothing."""
-    autoencoder = run.autoencoder
+    autoencoder = run.found("pretrain", PretrainedAutoencoder)
     found: dict[str, Any] = {
         "pretrain": list(autoencoder.losses) if autoencoder else [],
         "updates": [],
     }
-    if (refined := run.refined) and refined.updates:
+    if (refined := run.found("refine", RefinedModel)) and refined.updates:
         found["updates"] = [
             {
                 "number": update.number,
