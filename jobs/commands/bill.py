@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -160,18 +159,19 @@ def _passes(stage: StageEstimate) -> str:
 
 def short(number: float) -> str:
     """A count in a few characters: 950, 12.3k, 4.5G; empty for none."""
-    if number < 10_000:
-        return f"{number:,.0f}" if number else ""
-    power = min(4, int(math.log10(number)) // 3)
-    return f"{number / 1000**power:.3g}{' kMGT'[power]}"
+    return f"{number:,.0f}" if 0 < number < 10_000 else _scaled(number, 1000, " kMGT")
 
 
 def size(count: float) -> str:
     """Bytes in binary units, as `du -h` has them; empty for none."""
-    if not count:
-        return ""
-    power = min(4, int(math.log2(count)) // 10)
-    return f"{count / 1024**power:.4g}"[:4].rstrip(".") + "BKMGT"[power]
+    return _scaled(count, 1024, "BKMGT")
+
+
+def _scaled(number: float, base: int, units: str) -> str:
+    power = 0
+    while number >= base and power < 4:
+        number, power = number / base, power + 1
+    return f"{number:.4g}"[:4].rstrip(".") + units[power] if number else ""
 
 
 def hours(value: float) -> str:

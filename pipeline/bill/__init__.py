@@ -1,1 +1,1 @@
-"""What a run takes, on paper: before it, from a measurement, and beside what it took."""
+"""Cost model of a run: the estimate before it, measured rates, and the comparison after it."""

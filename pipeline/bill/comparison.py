@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.nights import Action
 from pipeline.artifacts.records import Record
@@ -22,6 +20,7 @@ from pipeline.config import Config
 from pipeline.engine import Context, Stage
 from pipeline.errors import InputError, PipelineError
 from pipeline.lake.snapshots import read_snapshot, snapshot_files
+from pipeline.runs import RunFolder
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -120,29 +119,18 @@ def compare(lake: Store, run_id: str) -> Comparison:
     Raises:
         InputError: The run is not complete, kept no estimate, or is of another version.
     """
-    path = f"runs/{run_id}/metrics.json"
-    try:
-        summary = lake.read_json(path)
-        plan = Estimate.model_validate(summary["estimate"])
-        took = TypeAdapter(tuple[StageTime, ...]).validate_python(summary["stages"])
-    except FileNotFoundError:
-        raise InputError(
-            f"run {run_id}: {lake.locate(path)} is not there; give a run that is complete, from "
-            "the folder runs/ of the output"
-        ) from None
-    except (KeyError, ValueError):
-        raise InputError(
-            f"run {run_id} in {lake.url} kept no estimate, or one of another version; give a run "
-            "of this version"
-        ) from None
-    made = _passes_made(plan, summary.get("refine_updates"))
-    seconds = {time.stage: time.seconds for time in took}
+    summary = RunFolder(lake, run_id).read_summary()
+    plan = summary.estimate
+    if plan is None:
+        raise InputError(f"run {run_id} in {lake.url} kept no estimate; give another run")
+    made = _passes_made(plan, summary.refine_updates)
+    took = {time.stage: time.seconds for time in summary.stages}
     return Comparison(
         run_id=run_id,
         planned=plan,
-        took=took,
+        took=summary.stages,
         refine_passes=made,
-        factors=calibrated(plan, seconds, made),
+        factors=calibrated(plan, took, made),
     )
 
 

@@ -91,20 +91,16 @@ class _Sample:
         manifest = manifest_of(config, pinned, self._store("shards", pinned.shards))
         fit_rows = min(manifest.rows, config.source.fit_rows or manifest.rows)
         # As in the run, all rows of the sample in batches of the table's size; but without an end.
-        training = {
-            name: settings.model_copy(
-                update={
-                    "batch_rows": update_rows(settings, fit_rows),
-                    "min_updates": 0,
-                    "passes": _ENDLESS,
-                }
-            )
-            for name, settings in (("pretrain", config.pretrain), ("refine", config.refine))
-        }
+        endless = {"min_updates": 0, "passes": _ENDLESS}
         still = {"learning_rate": _NO_LEARNING, "tol": 0.0, "update_interval_rows": None}
-        training["refine"] = training["refine"].model_copy(update=still)
-        source = config.source.model_copy(update={"fit_rows": None, "held_out": 0.0})
-        self.config = config.model_copy(update={"source": source, **training})
+        batches = {n: update_rows(getattr(config, n), fit_rows) for n in ("pretrain", "refine")}
+        changes: dict[str, dict[str, Any]] = {
+            "source": {"fit_rows": None, "held_out": 0.0},
+            "pretrain": {"batch_rows": batches["pretrain"], **endless},
+            "refine": {"batch_rows": batches["refine"], **endless, **still},
+        }
+        sections = {n: getattr(config, n).model_copy(update=c) for n, c in changes.items()}
+        self.config = config.model_copy(update=sections)
         self.threads, self.manifest = torch.get_num_threads(), manifest
         row_bytes = manifest.width * np.dtype(manifest.dtype).itemsize
         self.rows = max(1, min(manifest.rows, _ROWS, _RAW_BYTES // row_bytes))

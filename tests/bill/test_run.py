@@ -53,7 +53,7 @@ def run(s3_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Ite
         "clusters": 3,
         "evaluate": {"label": "label"},
         **SMALL,
-        # On a slow machine, a lease is renewed more often than on paper.
+        # On a slow machine, a lease is renewed more often than estimated.
         "execution": {"workers": 1, "lease_seconds": 3600},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
