@@ -300,7 +300,7 @@ def test_all_errors_at_once_with_their_paths(tmp_path: Path) -> None:
         ("clusters=ten", "clusters='ten' must be a valid integer"),
         ("clusters=", "clusters=None must be a valid integer"),
         ("source.keys=[dec_id]", "names dec_id; names that begin with dec_ are"),
-        ("refine=3", "refine=3 must be a valid dictionary"),
+        ("refine=3", "refine=3 must be a section with settings"),
         # One setting, one line, although a path may be a string or a list of them.
         ("source.path=5", "source.path=5 must be a valid"),
         ("source.path=[a, 5]", "source.path.1=5 must be a valid string"),

@@ -46,6 +46,6 @@ class Artifact(Record):
 
 
 def fingerprint_of(content: Any) -> str:
-    """Digest of a JSON value, whatever the order of its keys."""
+    """Digest of a JSON value; the order of keys does not matter."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

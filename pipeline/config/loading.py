@@ -40,7 +40,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
         _apply(settings, override)
     if found := find_credential(settings):
         raise ConfigError(
-            f"{found}; a config never does. Take it out: credentials come from the environment "
+            f"{found}; take it out: credentials come from the environment "
             "(AWS_ACCESS_KEY_ID and so on), a profile or a role"
         )
     try:
@@ -97,6 +97,8 @@ def _describe(error: ValidationError) -> Iterator[str]:
             case "value_error":
                 message = issue["msg"].removeprefix("Value error, ")
                 yield message if path == "config" else f"{path}={got!r} {message}"
+            case "model_type":
+                yield f"{path}={got!r} must be a section with settings of its own"
             case _:
                 message = issue["msg"].replace("Input should be", "must be")
                 yield f"{path}={got!r} {message[0].lower()}{message[1:]}"

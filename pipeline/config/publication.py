@@ -59,7 +59,7 @@ class Explain(Section, affects=Affects.DESCRIPTIONS):
 class Lake(Section, affects=Affects.PUBLICATION):
     """Table format of the published assignments.
 
-    The snapshot log decides what is published, whatever the format; a table follows it.
+    In every format the snapshot log decides what is published; a table follows it.
     """
 
     format: Literal["parquet", "iceberg", "delta"] = "parquet"

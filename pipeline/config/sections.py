@@ -1,4 +1,4 @@
-"""What a section of the config is, and what each setting says of itself.
+"""Sections of the config, and the metadata of their settings.
 
 A section declares once what its settings affect; a setting that differs says so in its annotation:
 ``keys: Annotated[list[str], Affects.RESULT]``. Fingerprints, default run ids, the comparison of

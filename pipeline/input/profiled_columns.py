@@ -64,8 +64,8 @@ def explained_of(config: Config, manifest: Manifest, lake: Store) -> tuple[Profi
         InputError: See ``explained_columns``.
     """
     features = {column.name for column in manifest.features}
-    told = manifest.described_columns
-    names = [*told, *(name for name in config.explain.columns if name not in features)]
+    coded = manifest.described_columns
+    names = [*coded, *(name for name in config.explain.columns if name not in features)]
     if not names:
         return ()
     shards = lake.read_table(manifest.shards.path, ["url", "name", "version", "rows"])
@@ -79,7 +79,7 @@ def explained_of(config: Config, manifest: Manifest, lake: Store) -> tuple[Profi
     schema = with_hive_columns(schema, shard.url, hive_types_of(shards["url"].to_pylist()))
     of_features = {"kind": "category", "clustered": True}  # numbers too, where they are categories
     return tuple(
-        column.model_copy(update=of_features) if column.name in told else column
+        column.model_copy(update=of_features) if column.name in coded else column
         for column in explained_columns(names, schema, shard.name)
     )
 
