@@ -28,7 +28,7 @@ from pipeline.schema import ASSIGNMENT_FIELDS, decoded, value_type
 from pipeline.storage import Store, open_input, why
 
 # For DuckDB's groups; beyond it they spill to disk.
-_MEMORY_MIB = 1024
+_MEMORY_MIB = 512
 # One reader feeds them all, so that more only need more memory: each has buffers of its own.
 _THREADS = 4
 _READ_ROWS = 131_072
