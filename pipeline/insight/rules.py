@@ -8,21 +8,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from pipeline.artifacts.inputs import FeatureColumn, Sample
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.records import StoredFile
 from pipeline.clustering.surrogate import Kind, Rule, Surrogate, TreeFeature
-from pipeline.input.samples import feature_parts
 from pipeline.registry.cluster_ids import OUTLIER, ClusterIds
-from pipeline.registry.labels import assignments_of
+from pipeline.registry.labels import sample_assignments
 from pipeline.registry.models import feature_names, load_model, load_vocabulary, settings_of
 from pipeline.schema import RULE_SCHEMA
 from pipeline.storage import Store
 
-_BATCH_ROWS = 2048
 # A fifth is held out: as many as a tree is measured on, and more than it is fitted on.
 _MOST_ROWS = 100_000
 # Values of a category that rules may use; rarer ones decide little.
@@ -64,19 +61,13 @@ def labelled_sample(
     rows, labels = [], []
     # Two of very many clusters would have too few rows left.
     every = 1 if clusters is not None else -(-sample.rows // _MOST_ROWS)
-    next_row = 0
-    for part in feature_parts(lake, sample.parts):
-        part, next_row = part[next_row::every], (next_row - len(part)) % every
-        for start in range(0, len(part), _BATCH_ROWS):
-            # A copy: Arrow's memory is read-only, which torch warns of.
-            x_BF = np.array(part[start : start + _BATCH_ROWS])
-            assigned = assignments_of(loaded, torch.from_numpy(x_BF))
-            label_B = (permanent.rename(assigned) if permanent else assigned)["cluster_id"]
-            kept_B = label_B != OUTLIER
-            if clusters is not None:
-                kept_B &= np.isin(label_B, list(clusters))
-            rows.append(x_BF[kept_B])
-            labels.append(label_B[kept_B].astype(np.int32))
+    for x_BF, assigned in sample_assignments(lake, loaded, sample, every=every):
+        label_B = (permanent.rename(assigned) if permanent else assigned)["cluster_id"]
+        kept_B = label_B != OUTLIER
+        if clusters is not None:
+            kept_B &= np.isin(label_B, list(clusters))
+        rows.append(x_BF[kept_B])
+        labels.append(label_B[kept_B].astype(np.int32))
     if not rows:
         return np.empty((0, width)), np.empty(0, np.int32)
     return np.concatenate(rows), np.concatenate(labels)

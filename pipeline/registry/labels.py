@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.artifacts.inputs import Sample
 from pipeline.errors import NumericalError
+from pipeline.input.samples import feature_parts
 from pipeline.model.dec import nearest_two
 from pipeline.model.devices import embeddings
 from pipeline.registry.models import LoadedModel
+from pipeline.storage import Store
+
+_ROWS_AT_A_TIME = 2048
 
 
 @torch.inference_mode()
@@ -44,3 +52,30 @@ def assignments_of(model: LoadedModel, x_BF: Tensor) -> dict[str, Any]:
         "confidence_2": q_2B[1].numpy(),
         "distance": found.distance_B.cpu().numpy(),
     }
+
+
+def sample_assignments(
+    lake: Store, model: LoadedModel, sample: Sample, *, every: int = 1
+) -> Iterator[tuple[NDArray[Any], dict[str, Any]]]:
+    """Label the rows of a sample, some thousand at a time.
+
+    Args:
+        lake: Output folder.
+        model: Model that labels them.
+        sample: The sample.
+        every: Take one row in so many.
+
+    Yields:
+        Raw rows, shape (rows, features), and their assignments, see ``assignments_of``.
+
+    Raises:
+        FileNotFoundError: The sample is gone.
+        NumericalError: An embedding is not finite.
+    """
+    first = 0
+    for part in feature_parts(lake, sample.parts):
+        part, first = part[first::every], (first - len(part)) % every
+        for start in range(0, len(part), _ROWS_AT_A_TIME):
+            # A copy: Arrow's memory is read-only, and torch warns of that.
+            x_BF = np.array(part[start : start + _ROWS_AT_A_TIME])
+            yield x_BF, assignments_of(model, torch.from_numpy(x_BF))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from pipeline.artifacts.inputs import Manifest, Sample
@@ -47,7 +44,7 @@ from pipeline.registry.clusters import (
     transitions_table,
 )
 from pipeline.registry.entries import read_entry
-from pipeline.registry.labels import assignments_of
+from pipeline.registry.labels import sample_assignments
 from pipeline.registry.models import LoadedModel, load_model, settings_of
 from pipeline.registry.reference import bins_bytes
 from pipeline.schema import SHARD_KEY_COLUMNS
@@ -57,7 +54,6 @@ log = logging.getLogger(__name__)
 
 # Rows that stand for a cluster: enough to see what it is about, few enough to show in a table.
 _EXEMPLARS = 5
-_ROWS_AT_A_TIME = 2048
 
 
 def _cost(run: CostInputs) -> StageCosts:
@@ -223,18 +219,10 @@ def _matched(
 def _nearest(lake: Store, model: LoadedModel, sample: Sample) -> _Nearest:
     """The cluster of each row of a sample, as ``assign`` would find it."""
     labels, distances = [], []
-    for x_BF in _batches(lake, sample):
-        found = assignments_of(model, torch.from_numpy(x_BF))
+    for _, found in sample_assignments(lake, model, sample):
         labels.append(found["cluster_id"].astype(np.int64))
         distances.append(found["distance"])
     return _Nearest(np.concatenate(labels), np.concatenate(distances))
-
-
-def _batches(lake: Store, sample: Sample) -> Iterator[NDArray[Any]]:
-    for part in feature_parts(lake, sample.parts):
-        for start in range(0, len(part), _ROWS_AT_A_TIME):
-            # A copy: Arrow's memory is read-only, and torch warns of that.
-            yield np.array(part[start : start + _ROWS_AT_A_TIME])
 
 
 def _ids_table(config: Config, matched: Matched, tonight: _Nearest) -> pa.Table:
