@@ -79,11 +79,7 @@ class Setting:
     def is_in(self, names: Collection[str | Affects]) -> bool:
         """Whether a name is this setting's path, one of its sections, or what it affects."""
         return any(
-            # By identity: Affects.MODEL equals "model", the name of a section.
-            name is self.affects
-            if isinstance(name, Affects)
-            else name == self.path or self.path.startswith(f"{name}.")
-            for name in names
+            name in (self.affects, self.path) or self.path.startswith(f"{name}.") for name in names
         )
 
 
