@@ -1,7 +1,7 @@
-"""What clusters look like, feature by feature: statistics that may be merged.
+"""Mergeable statistics of each feature in each cluster.
 
-Moments are exact over all rows. Quantiles come from points: values that stand for equal shares of
-a cluster's rows. All values are kept while they are few; more are thinned evenly by rank.
+Moments are exact over all rows. Quantiles come from points, which represent equal shares of a
+cluster's rows: all values while they are few, else thinned evenly by rank.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Rows or values of a cluster in a batch, from which on it is worth calls of numpy of its own.
+# Minimum rows or values of a cluster in a batch that justify its own calls of numpy.
 _LARGE_ROWS, _LARGE_VALUES = 64, 16_384
-# Rows that are worked on at a time: their values, in float64, stay in a core's cache.
+# Rows and values processed at a time: as float64 they stay in a core's cache.
 _CHUNK_ROWS, _CHUNK_VALUES = 32, 2**15
 
 
 @dataclass(frozen=True)
 class GroupMoments:
-    """Statistics of each feature in each cluster, missing values left out.
+    """Moments of each feature in each cluster, without missing values.
 
     Attributes:
-        ids_K: Clusters that have rows, ascending, shape (n_clusters,), int64.
-        rows_K: Rows of each, int64.
-        count_KF: Values seen, shape (n_clusters, features), int64; the others are missing.
+        ids_K: Ids of clusters with rows, ascending, shape (n_clusters,), int64.
+        rows_K: Number of rows of each, int64.
+        count_KF: Number of values, shape (n_clusters, features), int64; the others are missing.
         mean_KF: Their mean, float64.
         m2_KF: Σ (x − mean)², float64.
-        min_KF: Smallest value, float64; +inf when none was seen.
-        max_KF: Largest value, float64; −inf when none was seen.
+        min_KF: Smallest value, float64; +inf without values.
+        max_KF: Largest value, float64; −inf without values.
     """
 
     ids_K: NDArray[np.int64]
@@ -43,22 +43,22 @@ class GroupMoments:
 
     @classmethod
     def none(cls, features: int) -> GroupMoments:
-        """Those of no rows."""
+        """Moments of no rows."""
         nothing, empty = np.zeros(0, np.int64), np.zeros((0, features))
         return cls(nothing, nothing, empty.astype(np.int64), empty, empty, empty, empty)
 
     @classmethod
     @np.errstate(over="ignore", invalid="ignore")  # squares of extreme values are infinite
     def of(cls, ids_B: NDArray[np.integer], x_BF: NDArray[np.generic]) -> GroupMoments:
-        """Moments of some rows.
+        """Moments of rows.
 
         Args:
-            ids_B: The cluster of each, shape (rows,).
+            ids_B: Cluster id of each row, shape (rows,).
             x_BF: Values, shape (rows, features); not finite means missing.
         """
         if not len(ids_B):
             return cls.none(x_BF.shape[1])
-        x_BF = np.ascontiguousarray(x_BF)  # once; else rows are gathered from a copy of all
+        x_BF = np.ascontiguousarray(x_BF)  # once, not at every gather
         order_B = _by_id(ids_B)
         ids_K, starts_K, rows_K = np.unique(ids_B[order_B], return_index=True, return_counts=True)
         shape = (len(ids_K), x_BF.shape[1])
@@ -72,19 +72,19 @@ class GroupMoments:
             for array, values in zip(found, one, strict=True):
                 array[place] = values
         small = np.flatnonzero(~large_K)
-        small = small[np.argsort(-rows_K[small], kind="stable")]  # of about one size together
+        small = small[np.argsort(-rows_K[small], kind="stable")]  # similar sizes together
         some = max(1, _CHUNK_VALUES // max(1, x_BF.shape[1]))
         for first in range(0, len(small), some):
             places = small[first : first + some]
             many = _of_many(x_BF, order_B, starts_K[places], rows_K[places])
             for array, values in zip(found, many, strict=True):
                 array[places] = values
-        # Rounding of a mean of equal values is no spread.
+        # Σ (x − mean)² of equal values may be rounding error.
         m2_KF[min_KF >= max_KF] = 0.0
         return cls(ids_K.astype(np.int64), rows_K, count_KF, mean_KF, m2_KF, min_KF, max_KF)
 
     def merge(self, other: GroupMoments) -> GroupMoments:
-        """Those of both sets of rows together (Chan, Golub & LeVeque 1983, eq. 2.1)."""
+        """Moments of both sets of rows together (Chan, Golub & LeVeque 1983, eq. 2.1)."""
         one, two = self, other
         if not np.array_equal(self.ids_K, other.ids_K):
             ids_K = np.union1d(self.ids_K, other.ids_K)
@@ -103,13 +103,13 @@ class GroupMoments:
         )
 
     def beside(self, other: GroupMoments) -> GroupMoments:
-        """Those of more features of the same rows, behind these."""
+        """Moments with further features of the same rows appended."""
         names = ("count_KF", "mean_KF", "m2_KF", "min_KF", "max_KF")
         both = {n: np.concatenate([getattr(self, n), getattr(other, n)], axis=1) for n in names}
         return GroupMoments(self.ids_K, self.rows_K, **both)
 
     def _of_clusters(self, ids_K: NDArray[np.int64]) -> GroupMoments:
-        """The same, with clusters that have no rows."""
+        """The same, with added clusters without rows."""
         place_K = np.searchsorted(ids_K, self.ids_K)
 
         def spread(values: NDArray[Any], nothing: float) -> NDArray[Any]:
@@ -126,7 +126,7 @@ class GroupMoments:
         return GroupMoments(ids_K=ids_K, **spreads)
 
     def total(self) -> GroupMoments:
-        """All clusters as one, whose id is 0."""
+        """All clusters merged into one with id 0."""
         count_F = self.count_KF.sum(axis=0)
         mean_F = (self.count_KF * self.mean_KF).sum(axis=0) / np.maximum(count_F, 1)
         apart_F = (self.count_KF * np.square(self.mean_KF - mean_F)).sum(axis=0)
@@ -143,10 +143,10 @@ class GroupMoments:
 
 @dataclass(frozen=True)
 class Contrast:
-    """How clusters differ from the rest of the rows.
+    """Difference of clusters from all other rows.
 
     Attributes:
-        away_KF: Mean less that of all other rows, shape (n_clusters, features), float64; 0 where
+        away_KF: Mean minus that of all other rows, shape (n_clusters, features), float64; 0 where
             either side has no values.
         spread_F: Standard deviation of all rows.
     """
@@ -156,7 +156,7 @@ class Contrast:
 
     @classmethod
     def of(cls, moments: GroupMoments) -> Contrast:
-        """Every cluster against all the others together."""
+        """Contrast of every cluster with all others together."""
         if not len(moments.ids_K):
             return cls(moments.mean_KF, np.zeros(moments.mean_KF.shape[1]))
         total = moments.total()
@@ -168,7 +168,7 @@ class Contrast:
         return cls(away_KF, np.sqrt(m2_F / np.maximum(count_F, 1)))
 
     def differences(self) -> NDArray[np.float64]:
-        """In standard deviations of all rows; 0 where all have the same value."""
+        """Differences in standard deviations of all rows; 0 where all have the same value."""
         found: NDArray[np.float64] = np.divide(
             *(self.away_KF, self.spread_F),
             out=np.zeros_like(self.away_KF),
@@ -177,7 +177,7 @@ class Contrast:
         return found
 
     def lengths(self, of: slice) -> NDArray[np.float64]:
-        """Of the differences of mean vectors, over the root of the sum of all variances."""
+        """Length of the difference of mean vectors over the root of the summed variances."""
         length_K = np.sqrt(np.square(self.away_KF[:, of]).sum(axis=1))
         spread = float(np.sqrt(np.square(self.spread_F[of]).sum()))
         return length_K / spread if spread > 0 else np.zeros_like(length_K)
@@ -185,12 +185,12 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Points:
-    """Values that stand for equal shares of the rows of a cell: a cluster and a column.
+    """Values that represent equal shares of the rows of a cell: a cluster and a column.
 
     Attributes:
-        ids_K: Clusters, ascending.
-        number_KS: Points of each cell, shape (n_clusters, columns), int64.
-        values: Those of all cells one after the other, ascending in each.
+        ids_K: Cluster ids, ascending.
+        number_KS: Number of points of each cell, shape (n_clusters, columns), int64.
+        values: Points of all cells, concatenated, ascending in each.
     """
 
     ids_K: NDArray[np.int64]
@@ -199,12 +199,12 @@ class Points:
 
     @classmethod
     def none(cls, columns: int) -> Points:
-        """Those of no rows."""
+        """Points of no rows."""
         return cls(np.zeros(0, np.int64), np.zeros((0, columns), np.int64), np.zeros(0))
 
     @classmethod
     def of(cls, ids_B: NDArray[np.integer], x_BS: NDArray[np.generic], most: int) -> Points:
-        """At most so many points of each cell; all its values where they are no more."""
+        """At most ``most`` points of each cell; all values where there are no more."""
         ids_K, place_B = np.unique(ids_B, return_inverse=True)
         columns = x_BS.shape[1]
         number_KS = np.zeros((len(ids_K), columns), np.int64)
@@ -226,12 +226,12 @@ class Points:
     def merged(
         cls, pieces: Sequence[tuple[Points, GroupMoments]], columns: Sequence[int], most: int
     ) -> Points:
-        """Those of all pieces' rows together, at most so many a cell.
+        """Points of all pieces' rows together.
 
         Args:
-            pieces: Points, and the moments of the same rows: how many a cell stands for.
-            columns: Which of the moments' features the points are of.
-            most: Points of each cell.
+            pieces: Points, with the moments of the same rows for their number per cell.
+            columns: Features of the moments that the points are of.
+            most: Maximum number of points per cell.
         """
         ids_K = np.unique(np.concatenate([moments.ids_K for _, moments in pieces]))
         cells: list[NDArray[np.int64]] = []
@@ -251,7 +251,7 @@ class Points:
         size = len(ids_K) * len(columns)
         number = np.bincount(cell, minlength=size)
         heavy = np.bincount(cell[weight > 1], minlength=size)
-        whole = (number <= most) & (heavy == 0)  # every row is there by itself
+        whole = (number <= most) & (heavy == 0)  # every row has its own point
         kept = np.where(whole | (number == 0), number, most)
         chosen = _by_weight(weight, number, kept, whole)
         return cls(ids_K, kept.reshape(len(ids_K), len(columns)), value[chosen])
@@ -259,14 +259,14 @@ class Points:
     def quantiles(
         self, shares: Sequence[float], count_KS: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """Of each cell, shape (n_clusters, columns, shares); NaN where it has no points.
+        """Quantiles of each cell, shape (n_clusters, columns, shares); NaN without points.
 
-        Interpolated as numpy does where every row has its point; else points lie in the middle of
-        the shares that they stand for.
+        Interpolated like numpy's where every row has its own point; else points are in the middle
+        of the shares that they represent.
 
         Args:
-            shares: In [0, 1].
-            count_KS: Values that the cell stands for.
+            shares: Shares in [0, 1].
+            count_KS: Number of values of each cell.
         """
         number = self.number_KS.ravel()
         start = np.cumsum(number) - number
@@ -284,7 +284,7 @@ class Points:
 
 
 def _by_id(ids_B: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The order of rows by their cluster; of small numbers numpy sorts by radix."""
+    """Order of rows by cluster id; numpy sorts int16 by radix."""
     short = np.iinfo(np.int16)
     if short.min <= ids_B.min() and ids_B.max() <= short.max:
         ids_B = ids_B.astype(np.int16)
@@ -292,13 +292,9 @@ def _by_id(ids_B: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def _of_one(x_BF: NDArray[np.generic], rows_B: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-    """Count, mean, Σ (x − mean)², least and greatest of the rows of one cluster.
+    """Count, mean, Σ (x − mean)², minimum and maximum of the rows ``rows_B`` of one cluster.
 
-    Deviations are taken from its first values, so that large ones keep their digits.
-
-    Args:
-        x_BF: Rows of all clusters.
-        rows_B: Which of them.
+    Deviations are from its first values, so that large ones keep their digits.
     """
     width = x_BF.shape[1]
     pivot_F = x_BF[rows_B[0]].astype(np.float64)
@@ -311,15 +307,17 @@ def _of_one(x_BF: NDArray[np.generic], rows_B: NDArray[np.int64]) -> tuple[NDArr
     sum_F, square_F, count_F = np.zeros(width), np.zeros(width), np.zeros(width, np.int64)
     some = min(len(rows_B), max(_CHUNK_ROWS, _CHUNK_VALUES // max(1, width)))
     least_F, most_F = np.full(width, np.inf), np.full(width, -np.inf)
-    # Filled again and again: fresh memory costs as much as the sums.
+    # Reused buffers: new memory costs as much as the sums.
     values, away = np.empty((some, width), x_BF.dtype), np.empty((some, width))
     for start in range(0, len(rows_B), some):
         chosen_B = rows_B[start : start + some]
         number = len(chosen_B)
         value_BF, away_BF = values[:number], away[:number]
-        np.take(x_BF, chosen_B, axis=0, out=value_BF, mode="clip")  # "raise" would copy once more
+        np.take(
+            x_BF, chosen_B, axis=0, out=value_BF, mode="clip"
+        )  # "raise" would make another copy
         np.subtract(value_BF, pivot_F, out=away_BF)
-        more_F = away_BF.sum(axis=0)  # not as a product: BLAS adds in another order elsewhere
+        more_F = away_BF.sum(axis=0)  # not by BLAS, whose order of additions varies
         low_F, high_F, number_F = value_BF.min(axis=0), value_BF.max(axis=0), number
         if not np.isfinite(more_F).all():
             finite_BF = np.isfinite(value_BF)
@@ -346,13 +344,13 @@ def _of_many(
     starts_K: NDArray[np.int64],
     rows_K: NDArray[np.int64],
 ) -> tuple[NDArray[Any], ...]:
-    """The same of some small clusters: the first row of each, the second of each, and so on.
+    """The same for small clusters: the first row of each, then the second of each, and so on.
 
     Args:
         x_BF: Rows of all clusters.
-        order_B: Which of them, one cluster after the other.
-        starts_K: Where each cluster begins in that order, shape (n_clusters,).
-        rows_K: Rows of each, descending: those that still have some are always the first.
+        order_B: Rows of these clusters, one cluster after the other.
+        starts_K: Position of each cluster's first row in ``order_B``, shape (n_clusters,).
+        rows_K: Number of rows of each, descending, so that clusters with rows left come first.
     """
     with_row = [int(np.searchsorted(-rows_K, -row)) for row in range(int(rows_K[0]))]
     shape = (len(rows_K), x_BF.shape[1])
@@ -381,7 +379,7 @@ def _of_many(
 
 
 def _even_places(number: NDArray[np.int64], kept: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the kept ones are among so many of each cell, evenly by rank."""
+    """Positions of ``kept`` values of each cell among its ``number``, evenly by rank."""
     start = np.repeat(np.cumsum(number) - number, kept)
     turn = np.arange(int(kept.sum())) - np.repeat(np.cumsum(kept) - kept, kept)
     step = np.repeat(number / np.maximum(kept, 1), kept)
@@ -395,7 +393,7 @@ def _by_weight(
     kept: NDArray[np.int64],
     whole: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """The same where points differ in weight: a heavy one may stand for several shares."""
+    """The same for weighted points, of which a heavy one may represent several shares."""
     total = np.cumsum(weight)
     end = np.cumsum(number)
     first = end - number
@@ -411,7 +409,7 @@ def _by_weight(
 def _by_cluster(
     columns: Sequence[NDArray[np.float64]], number_KS: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Values of each column, one cluster after the other → of each cluster, column by column."""
+    """Reorder values from column, then cluster to cluster, then column."""
     if not columns:
         return np.zeros(0)
     clusters, width = number_KS.shape
@@ -425,12 +423,12 @@ def _by_cluster(
 def first_of_each(
     ids_B: NDArray[np.integer], most: int, *by: NDArray[np.generic]
 ) -> NDArray[np.int64]:
-    """Which rows come first in their cluster: at most so many of each, by cluster, then in order.
+    """The first ``most`` rows of each cluster, ordered by cluster, then by ``by``.
 
     Args:
-        ids_B: The cluster of each row.
-        most: Rows of each cluster.
-        by: Values that rows are ordered by, the first decides; of equals, the first row is first.
+        ids_B: Cluster id of each row.
+        most: Maximum number of rows of each cluster.
+        by: Values to order by, most significant first; equal rows keep their order.
     """
     order_B = np.lexsort((*reversed(by), ids_B))
     sorted_B = ids_B[order_B]
@@ -440,7 +438,7 @@ def first_of_each(
 
 
 def ranks(difference_KF: NDArray[np.float64]) -> NDArray[np.int32]:
-    """1 for the largest absolute difference of each cluster, and so on; of equals, the first."""
+    """Rank of each feature in its cluster by absolute difference, from 1; ties keep their order."""
     order_KF = np.argsort(-np.abs(difference_KF), axis=1, kind="stable")
     found = np.empty(order_KF.shape, np.int32)
     np.put_along_axis(
