@@ -65,12 +65,9 @@ class TrainingJob:
         checkpoint: The checkpoint of this training.
         reader: Reads the training rows.
         pieces: All pieces; each worker takes its share.
-        fit_rows: Number of rows to train on; None for all.
-        total_rows: The same, resolved.
+        config: The settings.
+        total_rows: Number of rows to train on.
         held_out: Share of the rows that training does not see.
-        seed: Seed of shares and order.
-        cache_bytes: Memory for rows that a worker may keep between passes.
-        checkpoint_seconds: Time between checkpoints.
         board: Actor that progress is reported to.
     """
 
@@ -78,12 +75,9 @@ class TrainingJob:
     checkpoint: Checkpoint
     reader: Reader
     pieces: pa.Table
-    fit_rows: int | None
+    config: Config
     total_rows: int
     held_out: float
-    seed: int
-    cache_bytes: int
-    checkpoint_seconds: float
     board: Any
 
 
@@ -137,12 +131,9 @@ def train(
         checkpoint=Checkpoint(context.lake, context.stage_path(stage), job_id),
         reader=reader,
         pieces=pieces,
-        fit_rows=config.source.fit_rows,
+        config=config,
         total_rows=total,
         held_out=held_out,
-        seed=config.seed,
-        cache_bytes=config.execution.cache_mib * 2**20,
-        checkpoint_seconds=config.execution.checkpoint_seconds,
         board=board,
     )
     planned, crew = planned_rows(total), training_crew(config.execution)
@@ -238,19 +229,20 @@ def _work(loop_config: dict[str, Any]) -> None:
     """The training loop of each worker."""
     enter(loop_config["place"])
     job: TrainingJob = loop_config["job"]
-    threads: int = loop_config["threads"]
+    config, threads = job.config, loop_config["threads"]
     torch.set_num_threads(threads)
     rank, size = rank_and_size()
-    share = training_share(job.pieces, rank, size, fit_rows=job.fit_rows, seed=job.seed)
+    fit_rows, seed = config.source.fit_rows, config.seed
+    share = training_share(job.pieces, rank, size, fit_rows=fit_rows, seed=seed)
     rows = WorkerRows(
         job.reader,
         share,
         total_rows=job.total_rows,
-        cache_bytes=job.cache_bytes,
+        cache_bytes=config.execution.cache_mib * 2**20,
         parallel_reads=threads,
-        seed=job.seed + rank,
+        seed=seed + rank,
         held_out_share=job.held_out,
-        held_out_seed=job.seed,
+        held_out_seed=seed,
     )
     trainable = job.build(_device(loop_config["gpus"]))
     state, meta = job.checkpoint.load()
@@ -263,7 +255,8 @@ def _work(loop_config: dict[str, Any]) -> None:
     # Only rank 0 reports and writes checkpoints, by its own clock.
     first = None
     if rank == 0:
-        first = RankZero(job.board, job.checkpoint, job.checkpoint_seconds, trainable, history)
+        seconds = config.execution.checkpoint_seconds
+        first = RankZero(job.board, job.checkpoint, seconds, trainable, history)
     watched = ReportingRows(rows, first, size, trainable.passes_done)
     for record in trainable.run(watched):
         # A resumed refinement first yields its last record again.

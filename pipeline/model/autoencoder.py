@@ -24,10 +24,10 @@ def fastest_precision(device: torch.device) -> torch.dtype:
 
 def products_here(precision: Precision) -> Literal["float32", "bfloat16"]:
     """Precision of matrix products on this machine's processor."""
-    if precision == "auto":
-        fast = fastest_precision(torch.device("cpu")) == torch.bfloat16
-        return "bfloat16" if fast else "float32"
-    return precision
+    if precision != "auto":
+        return precision
+    fast = fastest_precision(torch.device("cpu")) == torch.bfloat16
+    return "bfloat16" if fast else "float32"
 
 
 class Perceptron(nn.Sequential):

@@ -304,11 +304,13 @@ class Refinement:
         totals, seen = torch.zeros(2, dtype=torch.float64, device=self.device), 0
         while seen < interval and self.passes_done < settings.passes:
             if self._batches is None:
-                self._batches = self._resumed_pass(rows)
+                batches = in_step(rows, self.passes_done, batch_rows)
+                self._batches = itertools.islice(batches, self.steps_done, None)
             batch_BF = next(self._batches)
             random = randomness(self.seed, self.passes_done, self.steps_done, rank, self.recoveries)
             batch_K = torch.zeros_like(frequency_K)
-            self._set_learning_rate(rows)
+            done = self.rows_done / max(1, rows.total_rows)
+            set_learning_rate(self.optimizer, self._learning_rate(done))
             loss_sum, global_rows, kl_sum = global_update(
                 self.optimizer,
                 parameters,
@@ -366,16 +368,6 @@ class Refinement:
                 error = self.scaler.error(self.live["decoder"](z_BD), x_BF)
                 loss = kl + weight * error / x_BF.shape[1]
             yield loss, kl
-
-    def _resumed_pass(self, rows: TrainingRows) -> Iterator[Tensor]:
-        """The current pass, from the step that it has reached."""
-        batch_rows = update_rows(self.settings, rows.total_rows)
-        batches = in_step(rows, self.passes_done, batch_rows)
-        return itertools.islice(batches, self.steps_done, None)
-
-    def _set_learning_rate(self, rows: TrainingRows) -> None:
-        seen = self.rows_done / max(1, rows.total_rows)
-        set_learning_rate(self.optimizer, self._learning_rate(seen))
 
     def _learning_rate(self, pass_fraction: float) -> float:
         done = (self.passes_done + pass_fraction) / max(1, self.settings.passes)
