@@ -93,7 +93,6 @@ class CommitError(PipelineError):
 class CommitConflict(CommitError):
     """Another run published first: retry."""
 
-    exit_code = 7
     retryable = True
 
 

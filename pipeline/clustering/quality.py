@@ -143,7 +143,7 @@ def balance(cluster_rows_K: NDArray[np.int64]) -> float:
 
 
 def stability(first_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> float:
-    """Agreement of two partitions of the same points: their adjusted Rand index, at most 1."""
+    """Adjusted Rand index of two partitions of the same points."""
     return adjusted_rand(contingency_of(first_N, second_N))
 
 

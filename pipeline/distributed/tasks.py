@@ -16,7 +16,6 @@ from pipeline import logs
 from pipeline.config import Execution
 from pipeline.distributed import private_ray
 from pipeline.distributed.failures import pipeline_error
-from pipeline.distributed.ray_data import quiet_ray_data
 from pipeline.distributed.resources import (
     Claim,
     Outage,
@@ -110,7 +109,10 @@ def map_slices(
     Raises:
         PipelineError: The work failed for good.
     """
-    context, nodes = quiet_ray_data(), cluster_nodes()
+    context, nodes = ray.data.DataContext.get_current(), cluster_nodes()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    # Otherwise Ray Data wraps errors in an exception whose cause is lost on the way to the driver.
+    context.raise_original_map_exception = True
     options: dict[str, Any] = {"max_retries": settings.retries}
     fewest = 1
     if actors is not None:
