@@ -422,28 +422,25 @@ def _transitions(
         _records(SURVIVAL, *(side[keeps_C] for side in of_cell)),
         _records(SPLIT, *(side[split_K[parted_K]] for side in of_cell)),
         _records(MERGE, *(side[merge_J[merged_J]] for side in of_cell)),
-        _records(BIRTH, _partner(counts.old_C, gave_K[born_K]), np.flatnonzero(born_K)),
-        _records(DEATH, np.flatnonzero(dead_J), _partner(counts.new_C, took_J[dead_J])),
+        _records(BIRTH, np.append(counts.old_C, NONE)[gave_K[born_K]], np.flatnonzero(born_K)),
+        _records(DEATH, np.flatnonzero(dead_J), np.append(counts.new_C, NONE)[took_J[dead_J]]),
     ]
     kind_T, old_T, new_T = (np.concatenate(column) for column in zip(*parts, strict=True))
 
-    def of_old(values_J: NDArray[np.integer], nothing: int) -> NDArray[np.int64]:
-        return np.where(old_T == NONE, nothing, values_J[old_T]).astype(np.int64)
-
-    def of_new(values_K: NDArray[np.integer], nothing: int) -> NDArray[np.int64]:
-        return np.where(new_T == NONE, nothing, values_K[new_T]).astype(np.int64)
-
-    from_id, to_id = of_old(old_ids_J, NONE), of_new(ids_K, NONE)
+    # NONE is −1, the place of what is appended.
+    old_rows_T, old_now_T = (np.append(n, 0)[old_T] for n in (counts.old_J, counts.old_now_J))
+    new_rows_T, new_now_T = (np.append(n, 0)[new_T] for n in (counts.new_K, counts.new_now_K))
+    from_id, to_id = np.append(old_ids_J, NONE)[old_T], np.append(ids_K, NONE)[new_T]
     order = np.lexsort((to_id, from_id, kind_T))
     columns = {
         "kind": kind_T,
         "from_id": from_id.astype(np.int32),
         "to_id": to_id.astype(np.int32),
         "rows": _rows_of(counts, old_T, new_T),
-        "from_rows": of_old(counts.old_J, 0),
-        "to_rows": of_new(counts.new_K, 0),
-        "from_rows_now": of_old(counts.old_now_J, 0),
-        "to_rows_now": of_new(counts.new_now_K, 0),
+        "from_rows": old_rows_T,
+        "to_rows": new_rows_T,
+        "from_rows_now": old_now_T,
+        "to_rows_now": new_now_T,
     }
     return Transitions(**{name: values[order] for name, values in columns.items()})
 
@@ -452,11 +449,6 @@ def _records(
     kind: str, old: NDArray[np.int64], new: NDArray[np.int64]
 ) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int64]]:
     return np.full(len(old), KINDS.index(kind), np.int8), old, new
-
-
-def _partner(side_C: NDArray[np.int64], cells: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The cluster on one side of each cell; ``NONE`` where there is no cell."""
-    return np.where(cells == NONE, NONE, np.r_[side_C, NONE][cells])
 
 
 def _rows_of(
