@@ -53,7 +53,7 @@ class OpenlineageTracker:
 
     def begin(self) -> None:
         """Emit START, with what is known of the datasets before the first stage."""
-        self._emit("START", self._attempt.started, {}, self._inputs(), self._outputs(None))
+        self._emit("START", self._attempt.started, {}, None)
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Ignored: no lineage."""
@@ -70,16 +70,10 @@ class OpenlineageTracker:
             kind = "ABORT" if isinstance(ending.error, Interrupted) else "FAIL"
             message = f"{type(ending.error).__name__} in {ending.stage}: {ending.error}"
             facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(message, "Python")
-        now = datetime.datetime.now(datetime.UTC)
-        self._emit(kind, now, facets, self._inputs(), self._outputs(ending))
+        self._emit(kind, datetime.datetime.now(datetime.UTC), facets, ending)
 
     def _emit(
-        self,
-        kind: str,
-        at: datetime.datetime,
-        facets: dict[str, Any],
-        inputs: Any,
-        outputs: Any,
+        self, kind: str, at: datetime.datetime, facets: dict[str, Any], ending: Ending | None
     ) -> None:
         from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
         from openlineage.client.facet_v2 import job_type_job, nominal_time_run, tags_run
@@ -100,8 +94,8 @@ class OpenlineageTracker:
             eventTime=at.isoformat(),
             run=Run(str(self._uuid()), facets),
             job=Job(self._settings.namespace, self._settings.job, {"jobType": job_type}),
-            inputs=inputs,
-            outputs=outputs,
+            inputs=self._inputs(),
+            outputs=self._outputs(ending),
         )
         self._transport.emit(event)
 
@@ -120,9 +114,8 @@ class OpenlineageTracker:
         facets: dict[str, Any] = {}
         statistics: dict[str, Any] = {}
         if manifest:
-            width = {True: "[{}]", False: ""}
             fields = {
-                f.name: (f.type or manifest.dtype) + width[f.vector].format(f.width)
+                f.name: (f.type or manifest.dtype) + (f"[{f.width}]" if f.vector else "")
                 for f in manifest.features
             }
             fields |= {field.name: str(field.type) for field in manifest.carried_schema}
@@ -142,30 +135,27 @@ class OpenlineageTracker:
 
     def _outputs(self, ending: Ending | None) -> list[Any]:
         from openlineage.client.event_v2 import OutputDataset
-        from openlineage.client.facet_v2 import (
-            dataset_version_dataset,
-            output_statistics_output_dataset,
-        )
+        from openlineage.client.facet_v2 import dataset_version_dataset as versions
+        from openlineage.client.facet_v2 import output_statistics_output_dataset as statistics
 
         name = dataset_name(self._attempt.lake.url)
         manifest = self._manifest()
         if not ending or not ending.summary or not manifest:
             return [OutputDataset(*name)]
         schema = assignment_schema(manifest.carried_schema, manifest.keys)
-        version = dataset_version_dataset.DatasetVersionDatasetFacet(str(ending.summary.snapshot))
         lake = self._attempt.lake
         assignments = RunFolder(lake, self._attempt.run_id).artifact("assign", Assignments)
         files = read_file_list(lake, assignments.files.path).files
-        statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
+        counts = statistics.OutputStatisticsOutputDatasetFacet(
             rowCount=ending.summary.rows_out,
             size=sum(file.bytes for file in files),
             fileCount=len(files),
         )
         facets = {
             "schema": _schema({field.name: str(field.type) for field in schema}),
-            "version": version,
+            "version": versions.DatasetVersionDatasetFacet(str(ending.summary.snapshot)),
         }
-        return [OutputDataset(*name, outputFacets={"outputStatistics": statistics}, facets=facets)]
+        return [OutputDataset(*name, outputFacets={"outputStatistics": counts}, facets=facets)]
 
     def _manifest(self) -> Manifest | None:
         with contextlib.suppress(OSError, ValueError, PipelineError):  # not pinned yet
