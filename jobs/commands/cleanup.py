@@ -6,11 +6,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from jobs.session import configured
+from jobs.tables import table
 from pipeline.operations.garbage import Collection, collect
 from pipeline.storage import Store
 
@@ -33,15 +32,12 @@ def collect_garbage(
         return
     console = Console(soft_wrap=True)
     if done.removals:
-        table = Table(box=box.SIMPLE)
-        table.add_column("would go" if dry_run else "removed")
-        table.add_column("below the output")
-        for name in ("files", "MiB"):
-            table.add_column(name, justify="right")
+        verb, numbers = "would be removed" if dry_run else "removed", ("files", "MiB")
+        shown = table(verb, "below the output", *numbers, numbers=numbers)
         for removal in done.removals:
             size = f"{removal.bytes / 2**20:,.1f}"
-            table.add_row(removal.kind, removal.name, f"{len(removal.files):,}", size)
-        console.print(table)
+            shown.add_row(removal.kind, removal.name, f"{len(removal.files):,}", size)
+        console.print(shown)
     for line in done.skipped:
         print(f"kept: {line}", file=sys.stderr)
     verb = "would free" if dry_run else "freed"

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.session import configured
+from jobs.tables import table
 from pipeline.operations.difference import Difference, Flow, Moved, Transition, difference
 from pipeline.storage import Store
 
@@ -49,56 +50,50 @@ def show_difference(
 
 def _figures(found: Difference) -> Table:
     before, after = found.before, found.after
-    table = Table(box=box.SIMPLE, show_header=False)
-    table.add_row("nights", f"{before.ds} → {after.ds}")
-    table.add_row("runs", f"{before.run_id} → {after.run_id}")
+    shown = Table(box=box.SIMPLE, show_header=False)
+    shown.add_row("nights", f"{before.ds} → {after.ds}")
+    shown.add_row("runs", f"{before.run_id} → {after.run_id}")
     same = before.model_id == after.model_id
-    table.add_row("model", after.model_id if same else f"{before.model_id} → {after.model_id}")
-    table.add_row("rows", f"{before.rows:,} → {after.rows:,}")
+    shown.add_row("model", after.model_id if same else f"{before.model_id} → {after.model_id}")
+    shown.add_row("rows", f"{before.rows:,} → {after.rows:,}")
     of = f"{found.changed:,} of {found.in_both:,} keys that both have"
     churn = "–" if found.churn is None else f"{found.churn:.3%}"
-    table.add_row("churn", f"{churn}: {of} changed their cluster")
-    table.add_row("new keys", f"{found.new:,}")
-    table.add_row("gone keys", f"{found.gone:,}")
+    shown.add_row("churn", f"{churn}: {of} changed their cluster")
+    shown.add_row("new keys", f"{found.new:,}")
+    shown.add_row("gone keys", f"{found.gone:,}")
     if found.shared_files:
         shared = f"{found.shared_files:,} files, {found.shared_rows:,} rows"
-        table.add_row("carried over", shared)
-    return table
+        shown.add_row("carried over", shared)
+    return shown
 
 
 def _transitions(transitions: Sequence[Transition]) -> Table:
-    table = Table(box=box.SIMPLE, title=_title("transitions", len(transitions)))
-    for name in ("ds", "transition", "from", "to"):
-        table.add_column(name)
-    for name in ("rows in both", "of", "and of"):
-        table.add_column(name, justify="right")
+    numbers, title = ("rows in both", "of", "and of"), _title("transitions", len(transitions))
+    shown = table("ds", "transition", "from", "to", *numbers, numbers=numbers, title=title)
     for row in transitions[:_LISTED]:
         ends = ("–" if end is None else str(end) for end in (row.from_id, row.to_id))
         counts = (f"{count:,}" for count in (row.rows, row.from_rows, row.to_rows))
-        table.add_row(row.ds, row.kind, *ends, *counts)
-    return table
+        shown.add_row(row.ds, row.kind, *ends, *counts)
+    return shown
 
 
 def _flows(flows: Sequence[Flow], count: int, changed: int) -> Table:
-    table = Table(box=box.SIMPLE, title=_title("where keys went", count))
-    table.add_column("from")
-    table.add_column("to")
-    table.add_column("keys", justify="right")
-    table.add_column("of all that changed", justify="right")
+    numbers = ("keys", "of all that changed")
+    title = _title("where keys went", count)
+    shown = table("from", "to", *numbers, numbers=numbers, title=title)
     for flow in flows[:_LISTED]:
         ends = (_named(flow.from_id, flow.from_name), _named(flow.to_id, flow.to_name))
-        table.add_row(*ends, f"{flow.keys:,}", f"{flow.keys / changed:.1%}")
-    return table
+        shown.add_row(*ends, f"{flow.keys:,}", f"{flow.keys / changed:.1%}")
+    return shown
 
 
 def _moved(moved: Sequence[Moved]) -> Table:
-    table = Table(box=box.SIMPLE, title=_title("clusters that moved most", len(moved)))
-    table.add_column("cluster")
-    for name in ("before", "after", "size", "left", "arrived", "gone", "new"):
-        table.add_column(name, justify="right")
+    numbers = ("before", "after", "size", "left", "arrived", "gone", "new")
+    title = _title("clusters that moved most", len(moved))
+    shown = table("cluster", *numbers, numbers=numbers, title=title)
     for cluster in moved[:_LISTED]:
         size = f"{cluster.after / cluster.before - 1:+.1%}" if cluster.before else "new"
-        table.add_row(
+        shown.add_row(
             _named(cluster.cluster_id, cluster.name),
             f"{cluster.before:,}",
             f"{cluster.after:,}",
@@ -108,7 +103,7 @@ def _moved(moved: Sequence[Moved]) -> Table:
             f"{cluster.gone:,}",
             f"{cluster.new:,}",
         )
-    return table
+    return shown
 
 
 def _title(what: str, count: int) -> str:

@@ -8,11 +8,11 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from jobs.session import configured
+from jobs.tables import table
 from pipeline.errors import ConfigError, InputError
 from pipeline.lake.snapshots import snapshot_files
 from pipeline.lake.tables import open_table
@@ -98,15 +98,13 @@ def _who() -> str:
 
 
 def _counts(done: Forgotten, dry_run: bool) -> Table:
-    table = Table(box=box.SIMPLE)
-    table.add_column("would go from" if dry_run else "removed from")
-    table.add_column("ds")
-    for name in ("rows", "files"):
-        table.add_column(name, justify="right")
+    numbers = ("rows", "files")
+    verb = "would be removed from" if dry_run else "removed from"
+    shown = table(verb, "ds", *numbers, numbers=numbers)
     for count in done.counts:
         kind = f"{count.kind}, staged" if count.staged else count.kind
-        table.add_row(kind, count.ds or "–", f"{count.rows:,}", f"{count.files:,}")
-    return table
+        shown.add_row(kind, count.ds or "–", f"{count.rows:,}", f"{count.files:,}")
+    return shown
 
 
 def _as_json(done: Forgotten, dry_run: bool) -> dict[str, object]:

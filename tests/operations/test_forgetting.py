@@ -709,7 +709,7 @@ def test_the_command(lake: Store, dec: Dec, tmp_path: Path) -> None:
     keys.write_text(f"id\n{SECRET}\n")
     dry = dec("forget", config, "--keys", str(keys), "--dry-run")
     assert dry.code == 0, dry.err
-    assert "would go from" in dry.out
+    assert "would be removed from" in dry.out
     assert latest_snapshot(lake).snapshot == 2  # type: ignore[union-attr]
     shown = dec("forget", config, "--keys", str(keys))
     assert shown.code == 0, shown.err

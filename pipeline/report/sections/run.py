@@ -1,4 +1,4 @@
-"""What a run did, in words and figures: facts, verdict, gate, training, time and money."""
+"""The run in the report: headline, details, gate, training, time and cost."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from pipeline.report.run_files import RunFiles
 
 NAMES = {"kmeans": "k-means", "autoencoder": "autoencoder + k-means", "dec": "DEC"}
 _LISTED_SHARDS = 20
-# Of modularity: about what another seed makes of the same rows.
+# Of modularity: about what another seed changes on the same rows.
 _CLOSE = 0.01
 _ACTIONS = {
     "refit": "a new model was fitted from scratch",
-    "refresh": "the champion was trained on",
+    "refresh": "training of the champion was continued",
     "assign": "the champion labelled the rows",
 }
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that stands large at the top.
+    """A large number at the top.
 
     Attributes:
-        value: As text.
-        name: What it is.
-        note: Smaller, below; may be empty.
+        value: The number as text.
+        name: Meaning of the number.
+        note: Explanation in small print; may be empty.
     """
 
     value: str
@@ -44,12 +44,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Headline:
-    """The first thing that is read.
+    """Headline of the report.
 
     Attributes:
-        tone: "good", "even", "bad" or "plain": the color beside it; the words say it too.
+        tone: "good", "even", "bad" or "plain": the color beside it, which the words express too.
         title: One sentence.
-        lines: What it rests on, a sentence each.
+        lines: Supporting facts, a sentence or two each.
     """
 
     tone: str
@@ -58,7 +58,7 @@ class Headline:
 
 
 def headline(run: RunFiles) -> Headline:
-    """Whether DEC was worth it; on nights that fitted nothing, what labelled the rows."""
+    """Whether DEC beat k-means; where nothing was fitted, what labelled the rows."""
     summary, comparison = run.summary, run.comparison
     night = summary if isinstance(summary, NightSummary) else None
     if night and night.refused:
@@ -98,7 +98,7 @@ def _against_kmeans(comparison: Comparison) -> tuple[tuple[str, str], tuple[str,
         )
     measured = (
         f"{figures}. Modularity is how much more often neighbours in the scaled features share a "
-        f"cluster than chance explains, here on {comparison.rows:,} rows of the reference sample."
+        f"cluster than by chance, here on {comparison.rows:,} rows of the reference sample."
     )
     close = "slightly " if abs(dec.modularity - plain.modularity) < _CLOSE else ""
     if dec.empty_clusters != plain.empty_clusters:
@@ -132,11 +132,11 @@ def _shipped(run: RunFiles, comparison: Comparison) -> tuple[str, ...]:
 
 def _refusal(verdict: Verdict | None) -> str:
     if verdict is None:
-        return "See the gate's rules below."
+        return "See the rules of the gate below."
     if verdict.reason:
         return f"No model could be fitted: {verdict.reason}"
     broken = [rule.name for rule in verdict.rules if not rule.passed]
-    return f"Broken: {', '.join(broken)}; the rules are below."
+    return f"Broken rules: {', '.join(broken)}; see the gate below."
 
 
 def figures(run: RunFiles) -> list[Figure]:
@@ -172,7 +172,7 @@ def figures(run: RunFiles) -> list[Figure]:
 
 
 def what_ran(run: RunFiles) -> list[tuple[str, str]]:
-    """What ran and on what, as names and values."""
+    """Details of run, input, rows, model and output, as names and values."""
     summary, manifest, config = run.summary, run.manifest, run.config
     facts = [("Run", summary.run_id)]
     if summary.ds != "undated":
@@ -189,8 +189,8 @@ def what_ran(run: RunFiles) -> list[tuple[str, str]]:
     if manifest:
         size = f"{manifest.shard_count:,} shards, {manifest.rows:,} rows, {_bytes(manifest.bytes)}"
         facts.append(("Size", size))
-        facts.append(("Clustered by", _columns(manifest.features)))
-        facts.append(("Known by", ", ".join(manifest.keys) or "shard and row number"))
+        facts.append(("Features", _columns(manifest.features)))
+        facts.append(("Keys", ", ".join(manifest.keys) or "shard and row number"))
     rows = f"{summary.rows_in:,} in, {summary.rows_out:,} out"
     rows += f", {summary.rows_dropped:,} dropped for missing values" if summary.rows_dropped else ""
     rows += f", {summary.rows_quarantined:,} in bad shards" if summary.rows_quarantined else ""
@@ -219,20 +219,18 @@ def what_ran(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def left_out(run: RunFiles) -> tuple[list[tuple[str, str, str]], int]:
-    """Bad shards: name, reason and stage of the first of them, and how many there are."""
+    """Name, reason and stage of the first bad shards, and the number of all."""
     shards = run.summary.quarantined
     listed = [(shard.name, shard.reason, shard.stage) for shard in shards[:_LISTED_SHARDS]]
     return listed, len(shards)
 
 
 def candidates(comparison: Comparison | None) -> list[dict[str, Any]]:
-    """The rows of the table that compares the clusterings, best first."""
-    if comparison is None:
-        return []
+    """Rows of the table that compares the clusterings, best first."""
     return [
         {
             "name": NAMES[candidate.kind],
-            "won": candidate.kind == comparison.winner,
+            "won": comparison is not None and candidate.kind == comparison.winner,
             "modularity": candidate.modularity,
             "silhouette": next(
                 (s.silhouette for s in candidate.spaces if s.space == "features"), None
@@ -242,36 +240,27 @@ def candidates(comparison: Comparison | None) -> list[dict[str, Any]]:
             "empty": candidate.empty_clusters,
             "scores": candidate.scores,
         }
-        for candidate in comparison.candidates
+        for candidate in (comparison.candidates if comparison else ())
     ]
 
 
 def curves(run: RunFiles) -> dict[str, Any]:
     """Losses and label change; empty where the run fitted nothing."""
     autoencoder = run.found("pretrain", PretrainedAutoencoder)
-    found: dict[str, Any] = {
-        "pretrain": list(autoencoder.losses) if autoencoder else [],
-        "updates": [],
-    }
-    if (refined := run.found("refine", RefinedModel)) and refined.updates:
-        found["updates"] = [
-            {
-                "number": update.number,
-                "kl": update.kl,
-                "change": update.label_change,
-                "event": update.event,
-            }
-            for update in refined.updates
-        ]
+    refined = run.found("refine", RefinedModel)
+    found: dict[str, Any] = {"pretrain": list(autoencoder.losses) if autoencoder else []}
+    found["updates"] = [
+        {"number": u.number, "kl": u.kl, "change": u.label_change, "event": u.event}
+        for u in (refined.updates if refined else ())
+    ]
+    if refined and refined.updates:
         found["stopped_by"] = refined.stopped_by
         found["tol"] = run.config.refine.tol if run.config else None
     return found if found["pretrain"] or found["updates"] else {}
 
 
 def rules(verdict: Verdict | None) -> list[dict[str, str]]:
-    """The gate's rules as a table has them."""
-    if verdict is None:
-        return []
+    """Rows of the gate's table."""
     return [
         {
             "name": rule.name.removeprefix("max_").replace("_", " "),
@@ -281,7 +270,7 @@ def rules(verdict: Verdict | None) -> list[dict[str, str]]:
             "verdict": _word(rule),
             "detail": rule.detail,
         }
-        for rule in verdict.rules
+        for rule in (verdict.rules if verdict else ())
     ]
 
 
@@ -294,50 +283,48 @@ def _word(rule: GateRule) -> str:
 
 
 def times(run: RunFiles) -> dict[str, Any]:
-    """What stages took, what they were thought to take, and what it cost."""
+    """Actual and estimated time of each stage, and the cost."""
     summary = run.summary
     estimate = summary.estimate
-    estimated = {stage.stage: stage for stage in estimate.stages} if estimate else {}
-    took = sum(stage.seconds for stage in summary.stages)
-    found: dict[str, Any] = {
-        "stages": [
-            {
-                "name": stage.stage,
-                "seconds": stage.seconds,
-                "estimated": estimated[stage.stage].seconds if stage.stage in estimated else None,
-                "upper_bound": stage.stage in estimated and estimated[stage.stage].at_most,
-            }
-            for stage in summary.stages
-        ],
-        "seconds": took,
-        "estimated_seconds": estimate.seconds if estimate else None,
-        "currency": None,
-        "notes": [],
-    }
-    if estimate:
-        cluster = estimate.cluster
-        spent = cluster.cores * took / 3600
-        for stage in found["stages"]:  # of the whole cluster, which waits for each of them
-            stage["core_hours"] = cluster.cores * stage["seconds"] / 3600
-        found["notes"].append(
-            f"{spent:.3g} core-hours: {cluster.nodes} × {cluster.cpus_per_node:g} CPUs for "
-            f"{duration(took)}. Planned by {estimate.rates}."
-        )
-        prices = run.config.prices if run.config else None
-        if prices and prices.cpu_core_hour is not None:
-            money = spent * prices.cpu_core_hour
-            if prices.gpu_hour is not None:
-                money += cluster.nodes * cluster.gpus_per_node * took / 3600 * prices.gpu_hour
-            found["currency"] = prices.currency
-            for stage in found["stages"]:
-                stage["cost"] = money * stage["seconds"] / max(took, 1e-9)
-            text = f"Compute cost {money:,.2f} {prices.currency} by the config's prices"
-            if estimate.money:
-                text += f"; at most {estimate.money.total:,.2f} were planned, requests included"
-            found["notes"].append(f"{text}.")
-        else:
-            found["notes"].append("The config has no prices, so nothing is said of money.")
-    return found
+    estimates = {stage.stage: stage for stage in estimate.stages} if estimate else {}
+    seconds = sum(stage.seconds for stage in summary.stages)
+    stages: list[dict[str, Any]] = [
+        {
+            "name": stage.stage,
+            "seconds": stage.seconds,
+            "estimated": estimates[stage.stage].seconds if stage.stage in estimates else None,
+            "upper_bound": stage.stage in estimates and estimates[stage.stage].at_most,
+        }
+        for stage in summary.stages
+    ]
+    found = {"stages": stages, "seconds": seconds, "currency": None, "notes": []}
+    found["estimated_seconds"] = estimate.seconds if estimate else None
+    if estimate is None:
+        return found
+    cluster = estimate.cluster
+    core_hours = cluster.cores * seconds / 3600
+    for stage in stages:  # the whole cluster waits for each of them
+        stage["core_hours"] = cluster.cores * stage["seconds"] / 3600
+    notes = [
+        f"{core_hours:.3g} core-hours: {cluster.nodes} × {cluster.cpus_per_node:g} CPUs for "
+        f"{duration(seconds)}. Estimated from {estimate.rates}."
+    ]
+    prices = run.config.prices if run.config else None
+    if prices is None or prices.cpu_core_hour is None:
+        notes.append("The config has no prices, so no cost is shown.")
+    else:
+        money = core_hours * prices.cpu_core_hour
+        if prices.gpu_hour is not None:
+            gpus = cluster.nodes * cluster.gpus_per_node
+            money += gpus * seconds / 3600 * prices.gpu_hour
+        for stage in stages:
+            stage["cost"] = money * stage["seconds"] / max(seconds, 1e-9)
+        text = f"Compute cost {money:,.2f} {prices.currency} at the config's prices"
+        if estimate.money:
+            text += f"; the estimate was at most {estimate.money.total:,.2f}, requests included"
+        notes.append(f"{text}.")
+        found["currency"] = prices.currency
+    return found | {"notes": notes}
 
 
 def short(number: int) -> str:
