@@ -297,7 +297,7 @@ def times(run: RunFiles) -> dict[str, Any]:
         }
         for stage in summary.stages
     ]
-    found = {"stages": stages, "seconds": seconds, "currency": None, "notes": []}
+    found: dict[str, Any] = {"stages": stages, "seconds": seconds, "currency": None, "notes": []}
     found["estimated_seconds"] = estimate.seconds if estimate else None
     if estimate is None:
         return found
