@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,10 @@ def _restored() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in numbers}
     ray = sys.modules.get("ray")
     shared = ray is not None and ray.is_initialized()
-    with mock.patch.dict(os.environ), contextlib.ExitStack() as stack:
+    with mock.patch.dict(os.environ), warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        warnings.resetwarnings()  # as in a process of its own, where they are no errors
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", kind)
         if shared:
             stack.enter_context(mock.patch.object(ray, "shutdown"))
         try:
