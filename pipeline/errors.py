@@ -81,7 +81,7 @@ class OutOfMemory(TransientError):
 class StorageFull(TransientError):
     """The output's storage is full: make room, then run the same run id again."""
 
-    retryable = False  # not before somebody makes room
+    retryable = False  # not until there is room
 
 
 class CommitError(PipelineError):

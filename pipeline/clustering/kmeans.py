@@ -111,7 +111,7 @@ def kmeans(
         )
         search.train(points)
         squared, nearest = search.index.search(points, 1)
-        # Of the final centroids; FAISS's own objective is that of the iteration before.
+        # Objective of the final centroids; FAISS's own is that of the iteration before.
         objective = float(squared.sum(dtype=np.float64))
         objectives.append(objective)
         if best is None or objective < best.objective:

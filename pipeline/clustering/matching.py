@@ -151,7 +151,7 @@ def match(
     """Give the clusters of a new model permanent ids.
 
     The weight of a pair of clusters is the number of rows of the reference sample in both, without
-    old clusters that are gone tonight. Among pairs that may be the same cluster (see
+    old clusters that vanished tonight. Among pairs that may be the same cluster (see
     ``_candidates``), a maximum-weight matching decides which keep the id. New ids follow the order
     in which clusters first occur in the samples, so that the order of a model's clusters does not
     matter.

@@ -14,7 +14,7 @@ from pipeline.storage import why
 
 Kinds = tuple[type[BaseException], ...]
 
-# What the other workers raise when one of them is gone.
+# Errors of the other workers when one of them is lost.
 _LOST_PEER = re.compile(r"gloo/transport|NCCL|[Cc]onnection (reset|closed) by peer")
 
 
@@ -42,8 +42,8 @@ def pipeline_error(error: BaseException) -> PipelineError:
     # Wrappers only say that a worker failed, and workers that lost it amid a sum only say that it
     # is gone.
     wrappers: Kinds = (ray.exceptions.RayTaskError, *train_wrappers())
-    told = [cause for cause in causes if not isinstance(cause, wrappers)] or causes[:1]
-    last = next((cause for cause in told if not _LOST_PEER.search(str(cause))), told[0])
+    candidates = [cause for cause in causes if not isinstance(cause, wrappers)] or causes[:1]
+    last = next((cause for cause in candidates if not _LOST_PEER.search(str(cause))), candidates[0])
     outside: Kinds = (OSError, ray.exceptions.RayError, *worker_lost_errors(), *wrappers)
     if isinstance(last, outside) or _LOST_PEER.search(str(last)):
         return TransientError(

@@ -333,7 +333,7 @@ def check_shared(locations: Sequence[str]) -> None:
             continue
         if gone:
             raise ConfigError(
-                f"{gone[0]} is not there on every node of the cluster; give s3://…, or a folder "
+                f"{gone[0]} does not exist on every node of the cluster; use s3://…, or a folder "
                 "that all nodes share"
             )
 

@@ -223,4 +223,4 @@ def test_folders_that_nodes_do_not_share_are_refused(cluster: Cluster, tmp_path:
     result = Night(tmp_path / "night", settings, cluster.address).run()
     assert result.code == 2, result.err
     (line,) = result.err.splitlines()
-    assert "/proc/self/cwd/lake is not there on every node of the cluster; give s3://" in line
+    assert "/proc/self/cwd/lake does not exist on every node of the cluster; use s3://" in line
