@@ -109,7 +109,7 @@ class RefineUpdate:
         cluster_rows: Rows of the training set in each cluster, shape (n_clusters,).
         event: Collapses since the update before and their repair, and in the last record clusters
             left with next to no rows, in words; None: nothing happened.
-        finished: Reason that refinement ends here: "tol", "passes" or "collapse"; None: it does not.
+        finished: Reason for the end of refinement, "tol", "passes" or "collapse"; None: no end yet.
     """
 
     number: int
