@@ -349,7 +349,7 @@ def check(
 def gc(
     config: ConfigPath,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would go, and how many bytes.")
+        bool, typer.Option("--dry-run", help="Show what would be removed, and its size.")
     ] = False,
     keep: Annotated[
         int | None,
@@ -362,10 +362,10 @@ def gc(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old snapshots, dead runs, old tunings, and what only they name. See: --dry-run.
+    """Remove old snapshots, abandoned runs and tunings, and the files that only they use.
 
-    What a kept snapshot names stays, and so does everything younger than a day and every run that
-    somebody works on.
+    Keeps what a kept snapshot names, everything younger than a day, and every run at work. Try it
+    with --dry-run first.
     """
     from jobs.commands.cleanup import collect_garbage
     from jobs.night import guarded
@@ -389,7 +389,7 @@ RunOf = Annotated[str, typer.Argument(metavar="RUN", help="A run id; see runs/ o
 def gate(
     config: ConfigPath, run: RunOf, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
-    """Explain what the gate said of a night's new model: each rule, its value and its limit."""
+    """Show the gate's verdict on a new model: each rule, its value and its limit."""
     from jobs.commands.gate import explain
     from jobs.night import guarded
 
@@ -436,16 +436,16 @@ def locate(
     keys: Annotated[
         list[str],
         typer.Option(
-            "--key", metavar="COLUMN=VALUE", help="Of the row; of one key column the value. Repeat."
+            "--key", metavar="COLUMN=VALUE", help="Key column and value; repeat for each column."
         ),
     ],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find one row by its key: cluster, confidence, runner-up, what speaks for each, its like.
+    """Find a row by its key: cluster, confidence, runner-up, evidence, similar exemplars.
 
-    What speaks for a cluster is how near the row's values are to its means; for that the row is
-    read from the input, where it still is as the run read it.
+    The evidence compares the row's values with the means of both clusters. For that the row is
+    read from the input, if it has not changed since the run.
     """
     from jobs.commands.locate import locate as locate_row
     from jobs.night import guarded
@@ -482,15 +482,15 @@ def report(
 def promote(
     config: ConfigPath,
     run: RunOf,
-    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="For the log.")],
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="Reason, for the log.")],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let the new model of a night serve, also where the gate refused it; from the next night on.
+    """Make a run's new model the champion, even if the gate refused it, from the next night on.
 
-    Where the champion has changed since that night, its clusters are matched anew, on Ray.
+    If the champion has changed since that run, the clusters are matched again, on Ray.
 
-    Exit codes: 0 it serves · 3 no such model, or not whole · 6 try again · 7 and 8 the log.
+    Exit codes: 0 promoted · 3 no such model, or files missing · 6 try again · 7, 8 commit failed.
     """
     from jobs.commands.gate import promote as promote_run
     from jobs.night import guarded
@@ -503,16 +503,18 @@ def promote(
 @app.command()
 def rollback(
     config: ConfigPath,
-    why: Annotated[str | None, typer.Option("--why", metavar="TEXT", help="For the log.")] = None,
+    why: Annotated[
+        str | None, typer.Option("--why", metavar="TEXT", help="Reason, for the log.")
+    ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Further back, where the last change was a rollback.")
+        bool, typer.Option("--again", help="Roll back further if the last change was a rollback.")
     ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let the model serve again that served before the present one; from the next night on.
+    """Restore the previous champion, from the next night on.
 
-    Ids that were born since end, and those that ended since live again.
+    Cluster ids born since then end; ids that ended since then are valid again.
     """
     from jobs.commands.gate import rollback as roll_back
     from jobs.night import guarded
@@ -527,12 +529,12 @@ def rollback(
 @app.command()
 def diff(
     config: ConfigPath,
-    before: Annotated[str, typer.Argument(metavar="DS1", help="The first night.")],
-    after: Annotated[str, typer.Argument(metavar="DS2", help="The second.")],
+    before: Annotated[str, typer.Argument(metavar="DS1", help="Date of the first night.")],
+    after: Annotated[str, typer.Argument(metavar="DS2", help="Date of the second night.")],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two published nights: churn, transitions, clusters that moved most."""
+    """Compare two published nights: churn, transitions, and the clusters that changed most."""
     from jobs.commands.difference import show_difference
     from jobs.night import guarded
 
@@ -551,15 +553,15 @@ def forget(
         ),
     ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would go, and from where.")
+        bool, typer.Option("--dry-run", help="Show what would be removed, and from where.")
     ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove rows by key: from every live partition, sample, exemplar list and staged file.
+    """Remove rows by key from published partitions, samples, exemplars and staged files.
 
-    Writes only the files again that hold them, publishes one snapshot, and leaves a receipt with
-    counts and salted hashes, never the keys. Says which old snapshots hold them until dec gc.
+    Rewrites only the files that hold them, publishes one snapshot, and leaves a receipt with counts
+    and salted hashes, never the keys. Lists the old snapshots that hold them until dec gc.
     Remove the rows from the source too, or the next night labels them again.
     """
     from jobs.commands.forgetting import forget_rows
@@ -576,13 +578,13 @@ def forget(
 @app.command()
 def clusters(
     config: ConfigPath,
-    everything: Annotated[bool, typer.Option("--all", help="Those that died, too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Include clusters that ended.")] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the clusters by permanent id: name, birth, parents, size, and the rows that are typical.
+    """List the clusters by permanent id: name, birth, parents, size and exemplars.
 
-    Sizes are of the sample that the champion was fitted on.
+    Sizes are rows of the sample that the champion was fitted on.
     """
     from jobs.commands.registry import show_clusters
     from jobs.night import guarded
@@ -598,12 +600,12 @@ def clusters(
 @app.command()
 def rename(
     config: ConfigPath,
-    cluster_id: Annotated[int, typer.Argument(metavar="ID", help="Of a cluster that lives.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="It stays with the cluster.")],
+    cluster_id: Annotated[int, typer.Argument(metavar="ID", help="Id of a living cluster.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="New name.")],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Name a cluster. The name stays with its id through refits, until the cluster dies."""
+    """Name a cluster. The name stays with its id through refits, until the cluster ends."""
     from jobs.commands.registry import rename_cluster
     from jobs.night import guarded
 

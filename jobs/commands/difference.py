@@ -1,4 +1,4 @@
-"""``dec diff``: what became of each key between two nights."""
+"""``dec diff``: compare two published nights, key by key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LISTED = 10
 def show_difference(
     config_path: str, overrides: Sequence[str], before: str, after: str, as_json: bool
 ) -> None:
-    """Compare them, and print what was found."""
+    """Print the difference between two nights."""
     found = difference(Store(configured(config_path, overrides).output), before, after)
     if as_json:
         content = found.model_dump(mode="json")

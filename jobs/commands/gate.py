@@ -57,7 +57,7 @@ def explain(config_path: str, overrides: Sequence[str], run_id: str, *, as_json:
 def promote(
     config_path: str, overrides: Sequence[str], run_id: str, why: str, *, as_json: bool
 ) -> None:
-    """Let a run's challenger serve."""
+    """Make a run's challenger the champion."""
     if not why.strip():
         raise ConfigError("--why is empty; say in a few words why this model is to serve")
     config = configured(config_path, overrides)
@@ -74,7 +74,7 @@ def promote(
 def rollback(
     config_path: str, overrides: Sequence[str], why: str | None, *, again: bool, as_json: bool
 ) -> None:
-    """Let the champion before the present one serve again."""
+    """Restore the previous champion."""
     lake = Store(configured(config_path, overrides).output)
     _show(roll_back(lake, who=login(), why=why or "no reason was given", again=again), as_json)
 

@@ -1,4 +1,4 @@
-"""``dec locate``: where one row went, and what speaks for it."""
+"""``dec locate``: the cluster of one row, and the evidence for it."""
 
 from __future__ import annotations
 

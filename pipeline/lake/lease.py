@@ -39,17 +39,17 @@ class Claim(Record):
     """Content of ``leases/<ds>/<n>.json``.
 
     Attributes:
-        token: Tells this claim from every other.
-        holder: Who has it, for people.
-        host: On which machine.
-        process: Its process id.
-        born: When that process started, for its id may be another's by now.
-        boot: Where all of these and the monotonic clock mean something; empty if unknown.
-        since: UTC, by that machine's clock; for people only.
-        seconds: Unrenewed for so long, it has ended.
+        token: Unique token of this claim.
+        holder: Name of the holder, for people.
+        host: Machine of the holder.
+        process: Process id of the holder.
+        born: Start time of that process, since ids are reused.
+        boot: Boot of the machine, where process ids and the monotonic clock hold; empty: unknown.
+        since: Time in UTC of the claim, by that machine's clock; for people only.
+        seconds: Seconds without renewal after which it ends.
         renewed: Monotonic clock of the boot at the last renewal, in seconds.
-        renewals: How many so far.
-        released: The holder gave it back.
+        renewals: Number of renewals.
+        released: Whether the holder gave it back.
     """
 
     token: str

@@ -26,14 +26,14 @@ class Rewritten(Record):
     """A file that held rows to be forgotten.
 
     Attributes:
-        kind: What it is.
+        kind: Kind of file.
         old: Its path.
-        new: Of the file that takes its place; None: a staged file that was removed, for its run to
-            make again from the source.
-        sha256: Of the new one, where somebody keeps it; like the two below, empty without one.
+        new: Path of the file that takes its place; None: a staged file that was removed, which its
+            run makes again from the source.
+        sha256: Digest of the new file, if it is known; like the next two, empty without a new file.
         bytes: Its size.
-        rows: Left in it.
-        removed: Rows, or exemplars, that it has no more.
+        rows: Rows left in it.
+        removed: Rows, or exemplars, removed from it.
     """
 
     kind: Kind
@@ -46,15 +46,15 @@ class Rewritten(Record):
 
 
 class Count(Record):
-    """Rows that went.
+    """Rows that were removed.
 
     Attributes:
-        kind: What they were rows of.
-        ds: Of the partition, or of the run that the file is of; None where there is none. A file
+        kind: Kind of file that held them.
+        ds: Logical date of the partition, or of the file's run; None where there is none. A file
             that several partitions name counts in each.
-        staged: They were of no published partition, and of nothing that the registry names.
-        rows: How many; of "exemplars", keys in lists.
-        files: That held them.
+        staged: Whether neither a published partition nor the registry named the files.
+        rows: Number of rows; for "exemplars", of keys in lists.
+        files: Number of files that held them.
     """
 
     kind: Kind
@@ -68,19 +68,19 @@ class Receipt(Record):
     """Content of ``forgotten/<n>.json``.
 
     Attributes:
-        number: From 1.
-        at: UTC, by the clock of whoever did it.
-        who: Their login, and on which machine.
-        salt: Random, hex; before the text of each key when it is hashed.
+        number: Receipt number, from 1.
+        at: Time in UTC, by the clock of the machine.
+        who: Login and machine.
+        salt: Random hex digits, put before the text of each key before hashing.
         keys: SHA-256 of salt and key, of each key that was asked for; see
             ``pipeline.operations.forgotten_keys.KeySet.hashes``.
-        counts: What went.
-        files: What was rewritten or removed.
+        counts: Rows that were removed.
+        files: Files that were rewritten or removed.
         partitions: ds of the published partitions that change.
         snapshot: The first that names the new files; None: this has not come so far, or no
             published file held any of the rows.
         held_by: Older snapshots whose files still hold some of the rows, until ``dec gc``.
-        finished: All of it is done.
+        finished: Whether all of it is done.
     """
 
     number: PositiveInt

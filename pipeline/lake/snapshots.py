@@ -28,9 +28,9 @@ class Partition(Record):
     """What serves one ds.
 
     Attributes:
-        run_id: The run that wrote it.
-        model_id: The model that assigned its rows.
-        rows: How many.
+        run_id: Run that wrote it.
+        model_id: Model that assigned its rows.
+        rows: Number of rows.
         files: JSON file that lists its part files.
         quarantined_shards: Bad shards of the input that it holds no row of.
         refused: The gate refused the model that was fitted for it; the one before labelled it.
@@ -48,11 +48,11 @@ class SnapshotFile(Record):
     """Content of ``snapshots/<n>.json``.
 
     Attributes:
-        snapshot: Its number, from 1.
+        snapshot: Snapshot number, from 1.
         commit_id: Identifies the publish, so that one whose answer was lost is recognised.
         run_id: The run that published.
-        ds: The partition that it published.
-        committed_at: UTC, by the clock of whoever published; the numbers decide what is newer.
+        ds: Partition that it published.
+        committed_at: Time in UTC, by the publishing machine's clock; numbers decide which is newer.
         partitions: All live partitions of the assignments table, by ds.
     """
 

@@ -52,9 +52,9 @@ class Forgotten:
     """What ``dec forget`` did, or with ``dry_run`` would do.
 
     Attributes:
-        receipts: Written or finished, the last one by this call; none where nothing was found.
-        counts: Rows that go.
-        files: That hold them.
+        receipts: Receipts that this call wrote or finished; empty where nothing was found.
+        counts: Rows to remove.
+        files: Number of files that hold them.
         held_by: Snapshots that still hold some of the rows, until ``dec gc``.
     """
 
@@ -77,11 +77,11 @@ def forget(
 
     Args:
         lake: The output folder.
-        keys: Of the rows.
-        who: Asks for it, for the receipt.
+        keys: Keys of the rows.
+        who: Person who asks for it, for the receipt.
         dry_run: Change nothing, only say what would go.
         table: The Iceberg or Delta table that follows the log.
-        on_wait: Told when a lease has to be waited for.
+        on_wait: Called with a line when a lease has to be waited for.
 
     Raises:
         InputError: Rows of a partition are known by other columns, or a file cannot be read.
@@ -124,7 +124,7 @@ def forget(
             hold()
             if not lake.create_json(receipt.path, receipt.model_dump(mode="json")):
                 raise CommitConflict(
-                    f"{lake.locate(receipt.path)}: somebody else forgets something at the same "
+                    f"{lake.locate(receipt.path)}: another dec forget runs at the same "
                     "time; run it again"
                 )
             done.receipts.append(_Change(lake, receipt, table, hold).finish())

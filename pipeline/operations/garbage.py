@@ -62,13 +62,13 @@ class Removal:
     """Something that goes as a whole.
 
     Attributes:
-        kind: "snapshots", "published run", "unpublished run", "unlisted files",
+        kind: Kind: "snapshots", "published run", "unpublished run", "unlisted files",
             "tuning", "model", "unlisted tables", "cached footers", "leases" or "leftovers".
-        name: Which, below the output.
-        files: Paths below the output, in the order in which they go.
-        bytes: Size of them all.
-        ds: Whose lease is needed for it.
-        seen: The run's files and their versions when it was decided; they must be the same still.
+        name: Path below the output.
+        files: Paths below the output, in the order of removal.
+        bytes: Total size.
+        ds: Logical date whose lease is needed; None: no lease.
+        seen: Files of the run and their versions when it was chosen; a change keeps the run.
     """
 
     kind: str
@@ -84,10 +84,10 @@ class Collection:
     """What ``dec gc`` did, or with ``dry_run`` would do.
 
     Attributes:
-        removals: What went.
-        skipped: What should have gone, and why it did not.
-        kept_snapshots: Their numbers.
-        kept_runs: Runs that stay whole.
+        removals: What was removed.
+        skipped: What could not be removed, and why.
+        kept_snapshots: Numbers of the kept snapshots.
+        kept_runs: Runs that are kept whole.
     """
 
     removals: list[Removal] = field(default_factory=list)
@@ -116,7 +116,7 @@ def collect(
         retention: What to keep.
         dry_run: Remove nothing and write nothing, only say what would go.
         tables: An Iceberg or Delta table follows the log, and may be late.
-        on_wait: Told when a lease has to be waited for.
+        on_wait: Called with a line when a lease has to be waited for.
 
     Raises:
         InputError: What a snapshot names cannot be read, the table still names what the log does
@@ -133,7 +133,7 @@ def collect(
     now = time.time() if dry_run else store_time(lake)
     census = _Census(lake, retention, now)
     found.kept_snapshots = census.kept_snapshots
-    found.skipped += [f"{name}: somebody works on it" for name in census.worked_on]
+    found.skipped += [f"{name}: at work" for name in census.worked_on]
     remove = _Remover(lake, dry_run, (census.newest, census.newest_entry), on_wait, found)
     tunings, leftovers = census.tunings, (*census.footers(), *census.leftovers())
     for removal in (*census.snapshots(), *census.runs(), *tunings, *leftovers):
@@ -213,11 +213,11 @@ class _Remover:
     def _changed(self, removal: Removal) -> str | None:
         snapshot, entry = self._newest
         if max(snapshot_files(self._lake), default=0) != snapshot:
-            return "somebody published meanwhile; run it again"
+            return "another run published meanwhile; run it again"
         if max(entry_numbers(self._lake), default=0) != entry:
-            return "somebody changed the registry meanwhile; run it again"
+            return "the registry changed meanwhile; run it again"
         if removal.seen and removal.seen != _versions(self._lake.walk(removal.name)):
-            return "somebody went on with it meanwhile"
+            return "resumed meanwhile"
         return None
 
     @contextmanager

@@ -60,14 +60,14 @@ class Holding:
     """A file that has some of the rows.
 
     Attributes:
-        path: Which.
-        kind: What it is.
-        rows: How many it has.
+        path: Path below the output.
+        kind: Kind of file.
+        rows: Number of the rows in it.
         ds: Partitions that name it, or the ds of its run.
-        snapshots: That name it.
+        snapshots: Snapshots that name it.
         named: The newest snapshot or the registry names it; or a run that is complete, whose model
             may be promoted.
-        run: Whose folder it lies in.
+        run: Run whose folder it lies in; empty: none.
     """
 
     path: str

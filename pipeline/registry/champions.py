@@ -44,9 +44,9 @@ class Judged:
     """What became of a run's challenger.
 
     Attributes:
-        run_id: The run.
-        verdict: Of the gate.
-        serves: The challenger is the champion now.
+        run_id: Run id.
+        verdict: Verdict of the gate.
+        serves: Whether the challenger is the champion now.
     """
 
     run_id: str
@@ -92,8 +92,8 @@ def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch:
     Args:
         lake: The output folder.
         run_id: The run that fitted it.
-        who: Wants it.
-        why: For the log.
+        who: Login of the person.
+        why: Reason, for the log.
         rematch: Matches its clusters to those of the champion of today.
 
     Returns:
@@ -145,7 +145,7 @@ def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch:
 
 
 def roll_back(lake: Store, *, who: str, why: str, again: bool = False) -> Entry:
-    """Let the champion before the present one serve again.
+    """Restore the previous champion.
 
     Ids that were born since end; those that ended since live again, as they were. A name that was
     given since stays. Champions are a stack: promoting puts one on top, rolling back takes it off,
@@ -154,8 +154,8 @@ def roll_back(lake: Store, *, who: str, why: str, again: bool = False) -> Entry:
 
     Args:
         lake: The output folder.
-        who: Wants it.
-        why: For the log.
+        who: Login of the person.
+        why: Reason, for the log.
         again: Also where the last change was a rollback.
 
     Returns:

@@ -66,15 +66,15 @@ class Entry(Record):
     """Content of ``registry/<n>.json``.
 
     Attributes:
-        number: From 1.
+        number: Entry number, from 1.
         action: "promote": a challenger took over; "rollback": an earlier champion came back;
             "rename": a cluster got another name; "forget": the reference sample and the clusters
             table lost some rows' keys.
         commit_id: Identifies the change, so that one whose answer was lost is recognised.
-        who: Did it: a run, or a person's login.
-        at: UTC, by the clock of whoever did it; the numbers decide what is newer.
-        why: In words.
-        champion: That serves from here on.
+        who: Run or login that made the change.
+        at: Time in UTC, by that machine's clock; numbers decide which is newer.
+        why: Reason, in words.
+        champion: Champion from this entry on.
         clusters: Parquet file of ``CLUSTER_SCHEMA``: all clusters that ever were.
         transitions: Parquet files of ``TRANSITION_SCHEMA``: all that ever happened.
     """

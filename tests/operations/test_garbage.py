@@ -263,7 +263,7 @@ def test_a_run_that_is_worked_on_stays(lake: Store) -> None:
     before = names(lake, "runs/resumed")
     done = gc(lake)
     assert kinds(done) == {"runs/dead": "unpublished run", "models/m1": "model"}
-    assert done.skipped == ["run resumed: somebody works on it"]
+    assert done.skipped == ["run resumed: at work"]
     assert names(lake, "runs/resumed") == before
     lease.confirm()
     lease.release()
@@ -308,13 +308,13 @@ def test_a_run_that_is_resumed_meanwhile_stays(dead_run: Store) -> None:
 def test_a_run_that_was_resumed_and_stopped_again_meanwhile_stays(dead_run: Store) -> None:
     done = gc(Meanwhile(dead_run, lambda: dead_run.write_bytes("runs/dead/logs/1.log", b"")))
     assert done.removals == []
-    assert done.skipped == ["runs/dead: somebody went on with it meanwhile"]
+    assert done.skipped == ["runs/dead: resumed meanwhile"]
 
 
 def test_nothing_goes_that_a_snapshot_made_meanwhile_may_name(dead_run: Store) -> None:
     done = gc(Meanwhile(dead_run, lambda: publish_run(dead_run, "new", "d2", model="m2")))
     assert done.removals == []
-    assert "runs/dead: somebody published meanwhile; run it again" in done.skipped
+    assert "runs/dead: another run published meanwhile; run it again" in done.skipped
 
 
 def test_what_nothing_lists_in_a_published_run_goes(lake: Store) -> None:
@@ -392,7 +392,7 @@ def test_old_tunings_go_and_those_that_are_worked_on_stay(lake: Store) -> None:
     done = gc(lake)
     for seen in (shown, done):
         assert kinds(seen) == {"tuning/old": "tuning"}
-        assert seen.skipped == ["tuning held: somebody works on it"]
+        assert seen.skipped == ["tuning held: at work"]
     assert done.bytes == shown.bytes > 100
     gone = {"tuning/old/tuning.json", "tuning/old/trials/a.json"}
     assert before - names(lake) == gone
@@ -436,7 +436,7 @@ def test_a_tuning_that_goes_on_meanwhile_stays(
     done = gc(lake)
     assert done.removals == []
     assert {"tuning/resumed/tuning.json", "tuning/resumed/trials/a.json"} <= names(lake)
-    assert done.skipped == ["tuning/resumed: somebody went on with it meanwhile"]
+    assert done.skipped == ["tuning/resumed: resumed meanwhile"]
 
 
 @pytest.mark.parametrize(
@@ -586,7 +586,7 @@ def test_tables_that_no_entry_names_go_unless_a_run_does(lake: Store) -> None:
 def test_nothing_goes_that_an_entry_made_meanwhile_may_name(dead_run: Store) -> None:
     done = gc(Meanwhile(dead_run, lambda: promote(dead_run, 8)))
     assert done.removals == []
-    assert "runs/dead: somebody changed the registry meanwhile; run it again" in done.skipped
+    assert "runs/dead: the registry changed meanwhile; run it again" in done.skipped
 
 
 def test_the_command(dec: Dec, settings: dict[str, Any], lake: Store) -> None:
