@@ -87,7 +87,12 @@ def nightly(
 
     raise typer.Exit(
         run_night(
-            config, ds=ds, run_id=run_id, overrides=overrides or [], nightly=True, as_json=as_json
+            config,
+            ds=ds,
+            run_id=run_id,
+            overrides=overrides or [],
+            by_schedule=True,
+            as_json=as_json,
         )
     )
 
@@ -122,21 +127,21 @@ def stage(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run one stage of a run or night; those before it must be complete.
+    """Run one stage of a run; those before it must be complete.
 
-    In order: pin, sample, pretrain, init_centroids, refine, evaluate, select, assign, publish,
-    explain, describe, summary, report. With --nightly: pin and decide, which says what else the
-    night has; of a refit also identify, gate and promote, before assign; then night_summary in
-    place of summary.
+    In order: pin, decide, sample, pretrain, init_centroids, refine, evaluate, select, identify,
+    gate, promote, assign, publish, explain, describe, summary, report. With --nightly, decide says
+    which of them the night has: a refresh has warm_start in place of pretrain and init_centroids,
+    and a night that fits no model goes from decide to assign.
     """
     from jobs.night import guarded, run_night
     from jobs.session import keep_to_this_machine
 
     keep_to_this_machine()  # before anything imports Ray
     from pipeline.errors import ConfigError
-    from pipeline.run import NIGHT_STAGES, STAGES
+    from pipeline.run import STAGES
 
-    names = [known.name for known in (NIGHT_STAGES if nightly else STAGES)]
+    names = [known.name for known in STAGES]
 
     def check() -> None:
         if name not in names:
@@ -153,7 +158,7 @@ def stage(
             run_id=run_id,
             overrides=overrides or [],
             only=name,
-            nightly=nightly,
+            by_schedule=nightly,
             as_json=as_json,
         )
     )

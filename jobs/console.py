@@ -27,7 +27,7 @@ from jobs.commands.bill import planned_of
 from pipeline.artifacts.inputs import QuarantinedShard
 from pipeline.artifacts.models import Comparison
 from pipeline.artifacts.nights import Verdict
-from pipeline.artifacts.summaries import NightSummary, Summary
+from pipeline.artifacts.summaries import Summary
 
 log = logging.getLogger(__name__)
 
@@ -176,10 +176,13 @@ def print_summary(summary: Summary, stream: IO[str]) -> None:
     for name, value in _facts(summary):
         facts.add_row(name, escape(value))  # names of shards may look like markup
     console.print(facts)
-    console.print(Columns([_clusters(summary), _times(summary)], padding=(0, 4)))
-    console.print(_candidates(summary.comparison))
-    for line in verdict(summary.comparison, summary.shipped):
-        console.print(line, highlight=False)
+    console.print(Columns([_sizes(summary), _times(summary)], padding=(0, 4)))
+    if summary.verdict and summary.verdict.rules:
+        console.print(gate_table(summary.verdict))
+    if summary.comparison:
+        console.print(_candidates(summary.comparison))
+        for line in verdict(summary.comparison, summary.shipped):
+            console.print(line, highlight=False)
     console.print()
     for name, path in (
         ("assignments", f"{summary.assignments}/"),
@@ -190,54 +193,6 @@ def print_summary(summary: Summary, stream: IO[str]) -> None:
         print(f"{name:<12} {summary.output}/{path}", file=stream)
     if summary.table:
         print(f"{'table':<12} {summary.table}", file=stream)
-
-
-def print_night(night: NightSummary, stream: IO[str]) -> None:
-    """The closing tables of a night."""
-    console = Console(file=stream)
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in _facts_of_night(night):
-        facts.add_row(name, escape(value))
-    console.print(facts)
-    sizes = list(zip(night.cluster_ids, night.cluster_rows, strict=True))
-    tables = [_sizes(sizes, night.rows_out), _times(night)]
-    console.print(Columns(tables, padding=(0, 4)))
-    if night.verdict:
-        console.print(gate_table(night.verdict))
-    print(f"{'snapshot':<12} {night.output}/snapshots/{night.snapshot}.json", file=stream)
-    if night.table:
-        print(f"{'table':<12} {night.table}", file=stream)
-
-
-def _facts_of_night(night: NightSummary) -> list[tuple[str, str]]:
-    rows = f"{night.rows_in:,} in, {night.rows_out:,} out: "
-    rows += f"{night.rows_labelled:,} labelled, {night.rows_carried:,} carried over"
-    facts = [
-        ("run", night.run_id),
-        ("night", f"{night.ds}: {night.action}, because {night.why}"),
-        ("rows", rows),
-        ("champion", f"{night.champion}, entry {night.entry} of the registry"),
-    ]
-    if night.challenger:
-        words = [f"{getattr(night, n):,} {n}" for n in ("survived", "split", "merged", "born")]
-        words.append(f"{night.died:,} died")
-        words += [f"churn {night.churn:.2%}"] if night.churn is not None else []
-        facts.append(("clusters", ", ".join(words)))
-    if night.choice:
-        facts.append(("found", f"{night.choice.clusters:,} clusters ({night.choice.why})"))
-    if night.max_psi is not None:
-        facts.append(("drift", f"PSI at most {night.max_psi:.3f}, of {night.max_psi_feature}"))
-    if night.refused:
-        who = "the champion before serves" if night.challenger != night.champion else "it serves"
-        reason = night.verdict.reason if night.verdict else ""
-        facts.append(("gate", f"challenger refused, {who}. {reason}".strip()))
-    facts += [("left out", line) for line in left_out(night.quarantined)]
-    if scores := night.scores:
-        text = f"ACC {scores.acc:.4f}  NMI {scores.nmi:.4f}  ARI {scores.ari:.4f}"
-        facts.append(("against labels", f"{text}  on {scores.rows:,} rows"))
-    return facts
 
 
 def gate_table(verdict: Verdict) -> Table:
@@ -259,33 +214,56 @@ def _number(summary: Summary) -> str:
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
-    rows = f"{summary.rows_in:,} in, {summary.rows_out:,} out"
-    rows += f" ({summary.rows_dropped:,} dropped)" if summary.rows_dropped else ""
-    rows += f" ({summary.rows_quarantined:,} in bad shards)" if summary.rows_quarantined else ""
     facts = [
         ("run", summary.run_id),
-        ("rows", rows),
+        ("action", f"{summary.action}, because {summary.why}"),
+        ("champion", f"{summary.champion}, entry {summary.entry} of the registry"),
+        ("rows", _rows(summary)),
         ("input", f"{summary.shards:,} shards, {summary.features:,} features"),
         ("clusters", f"{_number(summary)}, mean confidence {summary.mean_confidence:.3f}"),
-        (
-            "pretrain",
-            f"loss {summary.pretrain_loss:.4f} after {summary.pretrain_passes} passes, "
-            f"products in {summary.products}",
-        ),
-        ("k-means", f"objective {summary.kmeans_objective:.4g} on the sample's embeddings"),
     ]
-    refined = f"{summary.refine_updates} updates, stopped by {summary.refine_stopped_by}"
-    if summary.kl is not None:
-        refined += f"; KL {summary.kl:.4f}"
-    if summary.label_change is not None:
-        refined += f", last label change {summary.label_change:.3%}"
-    facts.append(("refine", refined))
+    if summary.challenger:
+        names = ("survived", "split", "merged", "born", "died")
+        words = [f"{count:,} {name}" for name in names if (count := getattr(summary, name))]
+        words += [f"churn {summary.churn:.2%}"] if summary.churn is not None else []
+        facts.append(("ids", ", ".join(words)))
+    if summary.pretrain_passes is not None:
+        passes = f"after {summary.pretrain_passes} passes, products in {summary.products}"
+        facts.append(("pretrain", f"loss {summary.pretrain_loss:.4f} {passes}"))
+    if summary.kmeans_objective is not None:
+        found = f"objective {summary.kmeans_objective:.4g} on the sample's embeddings"
+        facts.append(("k-means", found))
+    if summary.refine_updates is not None:
+        refined = f"{summary.refine_updates} updates, stopped by {summary.refine_stopped_by}"
+        if summary.kl is not None:
+            refined += f"; KL {summary.kl:.4f}"
+        if summary.label_change is not None:
+            refined += f", last label change {summary.label_change:.3%}"
+        facts.append(("refine", refined))
+    if summary.max_psi:
+        facts.append(("drift", f"PSI at most {summary.max_psi:.3f}, of {summary.max_psi_feature}"))
+    if summary.refused:
+        serves = summary.challenger == summary.champion
+        who = "it serves all the same" if serves else "the previous champion serves"
+        reason = summary.verdict.reason if summary.verdict else ""
+        facts.append(("gate", f"challenger refused, {who}. {reason}".strip()))
     facts += [("left out", line) for line in left_out(summary.quarantined)]
     facts += [("collapse", event) for event in summary.refine_events]
     if scores := summary.scores:
         text = f"ACC {scores.acc:.4f}  NMI {scores.nmi:.4f}  ARI {scores.ari:.4f}"
         facts.append(("against labels", f"{text}  on {scores.rows:,} rows"))
     return facts
+
+
+def _rows(summary: Summary) -> str:
+    notes = {
+        "dropped": summary.rows_dropped,
+        "in bad shards": summary.rows_quarantined,
+        "carried over": summary.rows_carried,
+        "outliers": summary.outliers,
+    }
+    said = ", ".join(f"{rows:,} {what}" for what, rows in notes.items() if rows)
+    return f"{summary.rows_in:,} in, {summary.rows_out:,} out" + (f" ({said})" if said else "")
 
 
 def left_out(shards: Sequence[QuarantinedShard]) -> list[str]:
@@ -354,11 +332,9 @@ def verdict(comparison: Comparison, shipped: str) -> list[str]:
     return lines
 
 
-def _clusters(summary: Summary) -> Table:
-    return _sizes(list(enumerate(summary.cluster_rows)), summary.rows_out)
-
-
-def _sizes(rows_of: Sequence[tuple[int, int]], all_rows: int) -> Table:
+def _sizes(summary: Summary) -> Table:
+    rows_of = zip(summary.cluster_ids, summary.cluster_rows, strict=True)
+    all_rows = summary.rows_out
     table = Table(box=box.SIMPLE)
     for name in ("cluster_id", "rows", "share"):
         table.add_column(name, justify="right")
@@ -371,7 +347,7 @@ def _sizes(rows_of: Sequence[tuple[int, int]], all_rows: int) -> Table:
     return table
 
 
-def _times(summary: Summary | NightSummary) -> Table:
+def _times(summary: Summary) -> Table:
     table = Table(box=box.SIMPLE, show_footer=True)
     table.add_column("stage", footer="all")
     total = sum(stage.seconds for stage in summary.stages)

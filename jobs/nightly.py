@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         ds=given.ds,
         run_id=given.run_id,
         overrides=given.set,
-        nightly=given.by_schedule,
+        by_schedule=given.by_schedule,
         as_json=given.json,
         in_log=True,
     )

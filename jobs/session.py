@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from typing import IO
 from pipeline import logs
 from pipeline.config import Config, load_config
 from pipeline.distributed.private_ray import listen_locally
+from pipeline.engine import Stop
 from pipeline.errors import ConfigError
 
 
@@ -199,3 +201,26 @@ def stop_ray() -> None:
     """End the session, and the cluster if this process started it."""
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
+
+
+def listen(stop: Stop | None = None, grace_seconds: int = 0) -> None:
+    """Let Ctrl-C and a scheduler's SIGTERM end the run in the same orderly way.
+
+    Ctrl-C does at once. After SIGTERM, work that heeds ``stop`` has ``grace_seconds`` to end by
+    itself; a second signal interrupts it, as it does all other work.
+    """
+
+    def interrupt(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise KeyboardInterrupt
+
+    def leave(*_: object) -> None:
+        if stop is None or stop.requested or not stop.heeded:
+            interrupt()
+        else:
+            stop.requested = True
+            signal.setitimer(signal.ITIMER_REAL, grace_seconds)
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.signal(signal.SIGTERM, leave)

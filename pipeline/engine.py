@@ -12,7 +12,7 @@ import logging
 import time
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from pydantic import ValidationError
@@ -61,7 +61,8 @@ class Context:
         hold: Called before each stage that has work to do, and before what it did becomes visible;
             raises where another attempt works on the same ds.
         stop: Looked at by long work that has something to save.
-        nightly: The run is one night of many, in which what did not change is carried over.
+        by_schedule: ``dec nightly``: fit or not by ``config.schedule``, and let the gate judge the
+            new model; else ``dec run``: always fit a new model, which always serves.
         stages_of: Returns the stages of a run that takes this action; for its cost estimate.
         times: What each stage took when it ran, in order; grows as stages complete.
     """
@@ -73,8 +74,8 @@ class Context:
     start_ray: Callable[[], None] = lambda: None
     hold: Callable[[], None] = lambda: None
     stop: Stop = field(default_factory=Stop)
-    nightly: bool = False
-    stages_of: Callable[[Action | None], Sequence[Stage[..., Any]]] = lambda _: ()
+    by_schedule: bool = False
+    stages_of: Callable[[Action], Sequence[Stage[..., Any]]] = lambda _: ()
     times: list[StageTime] = field(default_factory=list)
 
     @property
@@ -115,7 +116,7 @@ class Stage(Generic[P, A]):
     settings: Callable[[Config], Any]
     distributed: bool
     run: Callable[Concatenate[Config, Context, P], A]
-    cost: Callable[[Any], StageCosts]
+    cost: Callable[[Any], StageCosts] = lambda _: StageCosts()
 
     @property
     def artifact_type(self) -> type[A]:
@@ -151,33 +152,52 @@ class StageReached(Exception):
 
 
 @dataclass
+class Reached:
+    """How far an execution has come.
+
+    Attributes:
+        stage: Name of the stage that began last.
+        artifact: Artifact of the stage that completed last.
+        worked: Whether a stage had work to do, and has done it.
+    """
+
+    stage: str = ""
+    artifact: Artifact | None = None
+    worked: bool = False
+
+
+@dataclass(frozen=True)
 class Execution:
     """One attempt at a run.
 
     Attributes:
         config: The settings.
-        context: Where and for whom.
+        context: Where the run's files lie, and who watches it.
         only: Run this stage alone: those before it must be complete.
         on_first_work: Called once a first stage has something to mark as complete.
-        latest: Artifact of the stage that completed last.
-        stage: Name of the stage that began last.
+        reached: How far it has come; executions under other settings share it.
     """
 
     config: Config
     context: Context
     only: str | None = None
     on_first_work: Callable[[], None] = lambda: None
-    latest: Artifact | None = None
-    stage: str = ""
-    _working: bool = False
+    reached: Reached = field(default_factory=Reached)
+
+    def under(self, config: Config) -> Execution:
+        """The same attempt, with other settings for some of its stages."""
+        return replace(self, config=config)
 
     def complete(self, stage: Stage[P, A], *inputs: P.args, **named: P.kwargs) -> A:
         """The stage's artifact: loaded when its marker matches, made and marked otherwise.
 
         Raises:
             InputError: ``only`` names a later stage and this one is not complete.
+            TypeError: An input has a name. Only those by position are part of the fingerprint.
         """
-        self.stage = stage.name
+        if named:
+            raise TypeError(f"stage {stage.name}: give {', '.join(named)} by position")
+        self.reached.stage = stage.name
         artifacts = typing.cast(tuple[Artifact | None, ...], inputs)
         fingerprint = stage.fingerprint(self.config, artifacts)
         marker = self._marker(stage, fingerprint)
@@ -185,7 +205,7 @@ class Execution:
         self.context.progress.stage_started(stage.name)
         if marker is None:
             if self.only not in (None, stage.name):
-                again = " --nightly" * self.context.nightly
+                again = " --nightly" * self.context.by_schedule
                 raise InputError(
                     f"stage {self.only} needs stage {stage.name}, which is not complete in run "
                     f"{self.context.run_id} with these settings; run "
@@ -198,7 +218,7 @@ class Execution:
         self.context.progress.measured(stage.name, 0, figures(vars(artifact)))
         self.context.progress.stage_finished(stage.name, marker.seconds, reused=reused)
         self.context.times.append(StageTime(stage=stage.name, seconds=marker.seconds))
-        self.latest = artifact
+        self.reached.artifact = artifact
         if self.only == stage.name:
             raise StageReached
         return artifact
@@ -212,9 +232,9 @@ class Execution:
             self.context.start_ray()
         started = time.monotonic()
         artifact = stage.run(self.config, self.context, *inputs, **named)
-        if not self._working:
+        if not self.reached.worked:
             self.on_first_work()
-            self._working = True
+            self.reached.worked = True
         marker = Marker(
             stage=stage.name,
             fingerprint=fingerprint,

@@ -16,7 +16,7 @@ from pipeline.artifacts.models import (
 )
 from pipeline.artifacts.nights import Action, Identity, NightDecision, Serving, Verdict
 from pipeline.artifacts.records import Artifact
-from pipeline.artifacts.summaries import NightSummary, Summary
+from pipeline.artifacts.summaries import Summary
 from pipeline.engine import Execution, Stage, StageReached
 from pipeline.errors import InputError, Interrupted, LeaseHeld, NumericalError, TransientError
 from pipeline.stages.assign import assign
@@ -33,7 +33,6 @@ from pipeline.stages.fit.refine import refine
 from pipeline.stages.fit.sample import sample
 from pipeline.stages.fit.select import select
 from pipeline.stages.fit.warm_start import refreshed, warm_start
-from pipeline.stages.night_summary import night_summary
 from pipeline.stages.pin import pin
 from pipeline.stages.publish import publish
 from pipeline.stages.report import report
@@ -44,160 +43,75 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
 
-STAGES = (
-    pin,
-    sample,
-    pretrain,
-    init_centroids,
-    refine,
-    evaluate,
-    select,
-    assign,
-    publish,
-    explain,
-    describe,
-    summary,
-    report,
+_FROM_SCRATCH = (pretrain, init_centroids)
+_FIT = (
+    *(sample, *_FROM_SCRATCH, warm_start),
+    *(refine, evaluate, select, identify, gate, promote),
 )
-_SHARPENED_AND_JUDGED = (refine, evaluate, select, identify, gate, promote)
-# What a night does between its decision and assign.
-FIT_STAGES: dict[Action, tuple[Stage[..., Any], ...]] = {
-    "refit": (sample, pretrain, init_centroids, *_SHARPENED_AND_JUDGED),
-    "refresh": (sample, warm_start, *_SHARPENED_AND_JUDGED),
-    "assign": (),
+STAGES: tuple[Stage[..., Any], ...] = (
+    *(pin, decide, *_FIT),
+    *(assign, publish, explain, describe, summary, report),
+)
+# Stages that a run does not have, by the action that was decided.
+_LEFT_OUT: dict[Action, tuple[Stage[..., Any], ...]] = {
+    "refit": (warm_start,),
+    "refresh": _FROM_SCRATCH,
+    "assign": _FIT,
 }
-NIGHT_STAGES = (
-    *(pin, decide, sample, pretrain, init_centroids, warm_start, *_SHARPENED_AND_JUDGED),
-    *(assign, publish, explain, describe, night_summary, report),
-)
 
 
-def stages_of(action: Action | None) -> tuple[Stage[..., Any], ...]:
-    """Stages of a night that does this, in their order; None: of ``run``."""
-    if action is None:
-        return STAGES
-    return (pin, decide, *FIT_STAGES[action], *NIGHT_STAGES[-6:])
+def stages_of(action: Action) -> tuple[Stage[..., Any], ...]:
+    """The stages of a run that was decided to do this, in order."""
+    return tuple(stage for stage in STAGES if stage not in _LEFT_OUT[action])
 
 
-def run(night: Execution) -> Summary:
-    """Cluster the table and publish the cluster of every row.
+def run(execution: Execution) -> Summary:
+    """Publish the cluster of every row, by a new model or by the champion.
 
     Each line completes a stage, or loads what it left when an earlier attempt completed it.
     """
-    manifest = night.complete(pin)  # which shards, which version of them, which slices
-    fit = fit_anew(night, manifest)
-    assignments = night.complete(assign, manifest, fit.model)  # every row, once
-    snapshot = night.complete(publish, fit.model, assignments)  # visible to readers, all at once
-    about = after_publish(night, explain, manifest, fit.model, assignments)  # what clusters are
-    told = after_publish(night, describe, manifest, fit.trained[1], fit.model, assignments, about)
-    result = night.complete(summary, *fit.trained, fit.comparison, fit.model, assignments, snapshot)
-    after_publish(night, report, result, about, told)  # a page for people
-    return result
-
-
-def after_publish(
-    night: Execution, stage: Stage[P, A], *inputs: P.args, **named: P.kwargs
-) -> A | None:
-    """Complete a stage that only says more of what readers have by now; None where it fails.
-
-    A night that is published is a success without it; the same run id tries it again.
-    """
-    try:
-        return night.complete(stage, *inputs, **named)
-    except (StageReached, Interrupted, LeaseHeld):
-        raise
-    except Exception as error:
-        if night.only is not None:
-            raise
-        log.warning("stage %s failed, and the run goes on without: %s", stage.name, error)
-        log.debug("stage %s", stage.name, exc_info=True)
-        return None
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A model, and how it came about."""
-
-    trained: tuple[Manifest, Sample, PretrainedAutoencoder, InitialCentroids, RefinedModel]
-    comparison: Comparison
-    model: ClusteringModel
-
-
-def fit_anew(night: Execution, manifest: Manifest) -> Fit:
-    """Deep Embedded Clustering from random weights (Xie et al. 2016)."""
-    reference = night.complete(sample, manifest)  # scaler statistics, the reference sample
-    autoencoder = night.complete(pretrain, manifest, reference)  # learns to reconstruct the rows
-    centroids = night.complete(init_centroids, manifest, reference, autoencoder)  # k-means
-    return _refined(night, manifest, reference, autoencoder, centroids)
-
-
-def fit_on(night: Execution, manifest: Manifest, decision: NightDecision) -> Fit:
-    """A few passes of refinement more, from the champion's encoder and centroids."""
-    night.config = refreshed(night.config)
-    reference = night.complete(sample, manifest)
-    warm = night.complete(warm_start, decision, reference)
-    return _refined(night, manifest, warm.sample, warm.autoencoder, warm.centroids)
-
-
-def _refined(
-    night: Execution,
-    manifest: Manifest,
-    reference: Sample,
-    autoencoder: PretrainedAutoencoder,
-    centroids: InitialCentroids,
-) -> Fit:
-    dec = night.complete(refine, manifest, reference, autoencoder, centroids)  # DEC
-    trained = (manifest, reference, autoencoder, centroids, dec)
-    comparison = night.complete(evaluate, *trained)  # with k-means, by the same rule
-    return Fit(trained, comparison, night.complete(select, *trained, comparison))
-
-
-def nightly(night: Execution) -> NightSummary:
-    """One night of many: most label what is new with the champion, some fit a challenger.
-
-    Cluster ids mean what they meant last night, and the table gets its partition also where the
-    challenger is refused.
-    """
-    manifest = night.complete(pin)  # what did not change keeps its slices
-    decision = night.complete(decide, manifest)  # refit, refresh or assign
-    _check_only(night, decision)
-    challenge = _challenge(night, manifest, decision)
-    serving, champion = challenge.serving, challenge.serving.champion
-    assignments = night.complete(assign, manifest, champion.model, champion)
-    snapshot = night.complete(publish, champion.model, assignments, serving)
-    about = after_publish(night, explain, manifest, champion.model, assignments)
-    of_model = (manifest, champion.reference.sample, champion.model)
-    told = after_publish(night, describe, *of_model, assignments, about, champion)
-    result = night.complete(
-        night_summary,
+    manifest = execution.complete(pin)  # which shards, which version of them, which slices
+    decision = execution.complete(decide, manifest)  # refit, refresh, or assign
+    _check_only(execution, decision)
+    outcome = _outcome(execution, manifest, decision)  # which model labels the rows
+    serving, fit = outcome.serving, outcome.fit
+    assignments = execution.complete(assign, manifest, serving.champion)  # every row, once
+    snapshot = execution.complete(publish, serving, assignments)  # visible, all at once
+    explanation = _optional(execution, explain, manifest, serving.champion, assignments)
+    description = _optional(execution, describe, serving.champion, assignments, explanation)
+    result = execution.complete(
+        summary,
         manifest,
         decision,
         serving,
         assignments,
         snapshot,
-        challenge.fit.comparison if challenge.fit else None,
-        challenge.identity,
-        challenge.verdict,
-        *(challenge.fit.trained[2:] if challenge.fit else ()),
+        fit.autoencoder if fit else None,
+        fit.centroids if fit else None,
+        fit.refined if fit else None,
+        fit.comparison if fit else None,
+        outcome.identity,
+        outcome.verdict,
     )
-    after_publish(night, report, result, about, told)
+    _optional(execution, report, result, explanation, description)  # a page for people
     return result
 
 
-def _check_only(night: Execution, decision: NightDecision) -> None:
-    """Refuse to do one stage alone that this night does not have."""
-    of_fits = {stage.name for stages in FIT_STAGES.values() for stage in stages}
-    own = {stage.name for stage in FIT_STAGES[decision.action]}
-    if night.only in of_fits - own:
-        raise InputError(
-            f"stage {night.only} is none of night {night.context.ds}: what it does is "
-            f"{decision.action}, since {decision.why}"
-        )
+@dataclass(frozen=True)
+class Fit:
+    """A new model, and what it was made from."""
+
+    sample: Sample
+    autoencoder: PretrainedAutoencoder
+    centroids: InitialCentroids
+    refined: RefinedModel
+    comparison: Comparison
+    model: ClusteringModel
 
 
 @dataclass(frozen=True)
-class Challenge:
-    """Who serves, and what became of the challenger, where there was one."""
+class Outcome:
+    """The model that labels the rows, and what became of a new one, if there was one."""
 
     serving: Serving
     fit: Fit | None = None
@@ -205,27 +119,86 @@ class Challenge:
     verdict: Verdict | None = None
 
 
-def _challenge(night: Execution, manifest: Manifest, decision: NightDecision) -> Challenge:
+def _outcome(execution: Execution, manifest: Manifest, decision: NightDecision) -> Outcome:
     champion = decision.champion
     if decision.action == "assign":
         assert champion is not None
-        return Challenge(Serving(champion=champion, entry=decision.entry, refused=False))
+        return Outcome(Serving(champion=champion, entry=decision.entry, refused=False))
     try:
         if decision.action == "refit":
-            fit = fit_anew(night, manifest)
+            fit = _refit(execution, manifest)
         else:
-            fit = fit_on(night, manifest, decision)
-        reference = fit.trained[1]
-        identity = night.complete(identify, decision, manifest, reference, fit.model)  # lasting ids
+            fit = _refresh(execution, manifest, decision)
+        identity = execution.complete(identify, decision, manifest, fit.sample, fit.model)
     except (NumericalError, TransientError) as error:
-        if champion is None or not decision.usable or night.only is not None:
-            raise  # nothing else can label these rows, or nobody asked for that
+        by_schedule = execution.context.by_schedule and execution.only is None
+        if champion is None or not decision.usable or not by_schedule:
+            raise  # nothing else can label these rows, or a new model was asked for
         log.warning("the %s failed, and the champion serves: %s", decision.action, error)
-        verdict = Verdict(passed=False, rules=(), reason=str(error))
-        serving = Serving(champion=champion, entry=decision.entry, refused=True)
-        return Challenge(serving, verdict=verdict)
-    verdict = night.complete(
-        gate, decision, manifest, reference, fit.comparison, fit.model, identity
+        return Outcome(
+            Serving(champion=champion, entry=decision.entry, refused=True),
+            verdict=Verdict(passed=False, rules=(), reason=str(error)),
+        )
+    verdict = execution.complete(
+        gate, decision, manifest, fit.sample, fit.comparison, fit.model, identity
     )
-    serving = night.complete(promote, decision, identity, verdict)  # or the champion stays
-    return Challenge(serving, fit, identity, verdict)
+    serving = execution.complete(promote, decision, identity, verdict)  # or the champion stays
+    return Outcome(serving, fit, identity, verdict)
+
+
+def _refit(execution: Execution, manifest: Manifest) -> Fit:
+    """Deep Embedded Clustering from random weights (Xie et al. 2016)."""
+    reference = execution.complete(sample, manifest)  # scaler statistics, the reference sample
+    autoencoder = execution.complete(pretrain, manifest, reference)  # learns to reconstruct rows
+    centroids = execution.complete(init_centroids, manifest, reference, autoencoder)  # k-means
+    return _refined(execution, manifest, reference, autoencoder, centroids)
+
+
+def _refresh(execution: Execution, manifest: Manifest, decision: NightDecision) -> Fit:
+    """A few passes of refinement more, from the champion's encoder and centroids."""
+    execution = execution.under(refreshed(execution.config))
+    reference = execution.complete(sample, manifest)
+    warm = execution.complete(warm_start, decision, reference)
+    return _refined(execution, manifest, warm.sample, warm.autoencoder, warm.centroids)
+
+
+def _refined(
+    execution: Execution,
+    manifest: Manifest,
+    reference: Sample,
+    autoencoder: PretrainedAutoencoder,
+    centroids: InitialCentroids,
+) -> Fit:
+    start = (reference, autoencoder, centroids)
+    refined = execution.complete(refine, manifest, *start)  # DEC
+    comparison = execution.complete(evaluate, manifest, *start, refined)  # with k-means
+    model = execution.complete(select, manifest, *start, refined, comparison)
+    return Fit(*start, refined, comparison, model)
+
+
+def _optional(
+    execution: Execution, stage: Stage[P, A], *inputs: P.args, **named: P.kwargs
+) -> A | None:
+    """Complete a stage after publishing; None where it fails.
+
+    A run that is published is a success without it; the same run id tries it again.
+    """
+    try:
+        return execution.complete(stage, *inputs, **named)
+    except (StageReached, Interrupted, LeaseHeld):
+        raise
+    except Exception as error:
+        if execution.only is not None:
+            raise
+        log.warning("stage %s failed, and the run goes on without: %s", stage.name, error)
+        log.debug("stage %s", stage.name, exc_info=True)
+        return None
+
+
+def _check_only(execution: Execution, decision: NightDecision) -> None:
+    """Refuse to run one stage alone that this run does not have."""
+    if execution.only not in (None, *(stage.name for stage in stages_of(decision.action))):
+        raise InputError(
+            f"stage {execution.only} does not run in {execution.context.run_id}; its action is "
+            f"{decision.action}, because {decision.why}"
+        )

@@ -16,7 +16,7 @@ import yaml
 
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.records import Artifact, Record
-from pipeline.artifacts.summaries import NightSummary, Summary
+from pipeline.artifacts.summaries import Summary
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.schema import NAME_PATTERN
@@ -136,7 +136,7 @@ class RunFolder:
         """
         return Manifest.model_validate(self._json("manifest.json"))
 
-    def read_summary(self) -> Summary | NightSummary:
+    def read_summary(self) -> Summary:
         """End of the run.
 
         Raises:
@@ -144,9 +144,7 @@ class RunFolder:
         """
         path = self.lake.locate(f"{self.path}/metrics.json")
         try:
-            content = self._json("metrics.json")
-            kind = NightSummary if "action" in content else Summary
-            return kind.model_validate(content)
+            return Summary.model_validate(self._json("metrics.json"))
         except FileNotFoundError:
             raise InputError(
                 f"run {self.run_id}: {path} is not there; give a run that is complete, from the "

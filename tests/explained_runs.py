@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from nights_by_hand import cluster, store_table
 from numpy.typing import NDArray
 
 from pipeline.artifacts.assignments import Assignments, PartFile
@@ -27,12 +28,15 @@ from pipeline.input.slices import by_slice, sample_share
 from pipeline.labelling.assigning import Assigner, AssignJob
 from pipeline.lake.snapshots import FileList, Partition, publish
 from pipeline.model.scaling import Scaler
+from pipeline.registry.cluster_ids import ClusterIds
+from pipeline.registry.entries import CLUSTER_SCHEMA, append
 from pipeline.registry.models import centroids_bytes, scaler_bytes, store_model
+from pipeline.registry.reference import bins_bytes
 from pipeline.runs import Marker
 from pipeline.stages import describe as describing
 from pipeline.stages import explain as explaining
 from pipeline.stages.pin import pin
-from pipeline.storage import Store, parquet_bytes
+from pipeline.storage import Store
 
 ROWS = 1_200
 # amount, age, then a vector of noise: 0 differs from the others in amount, 2 in age.
@@ -83,21 +87,7 @@ class KnownRun:
     def lake(self) -> Store:
         return self.context.lake
 
-    @property
-    def champion(self) -> Champion:
-        """The model with the permanent ids 7, 8 and 9."""
-        ids = {"position": np.arange(3, dtype=np.int32), "cluster_id": np.int32([7, 8, 9])}
-        table = pa.table(ids | {"most_distance": np.full(3, np.inf, np.float32)})
-        nothing = StoredFile(path="none", sha256="", bytes=0)
-        return Champion(
-            model=self.model,
-            run_id=self.context.run_id,
-            ds=self.context.ds,
-            refit_ds=self.context.ds,
-            ids=self.context.store("registry/ids.parquet", parquet_bytes(table)),
-            reference=Reference(sample=self.sample, features=self.manifest.features, bins=nothing),
-            settings="s",
-        )
+    champion: Champion
 
     def describe(
         self, monkeypatch: pytest.MonkeyPatch, champion: Champion | None = None, **explain: Any
@@ -106,8 +96,8 @@ class KnownRun:
         monkeypatch.setattr(describing, "run_task", in_this_process)
         chosen = self.config.explain.model_copy(update=explain)
         config = self.config.model_copy(update={"explain": chosen})
-        inputs = (self.manifest, self.sample, self.model, self.assignments, self.explanation)
-        found = describing.describe.run(config, self.context, *inputs, champion)
+        inputs = (champion or self.champion, self.assignments, self.explanation)
+        found = describing.describe.run(config, self.context, *inputs)
         mark(self.context, describing.describe, found)
         return found
 
@@ -163,14 +153,52 @@ def known_run(folder: Path, *, shards: int = 3, **source: Any) -> KnownRun:
     )
     model = ClusteringModel(**vars(files), scaling="none")
     sample = _sample(config, context, manifest, model)
-    assignments, rows = _assign(config, context, manifest, model)
+    champion = champion_of(context, manifest, model, sample, (0, 1, 2))
+    clusters = pa.Table.from_pylist([cluster(number) for number in range(3)], CLUSTER_SCHEMA)
+    append(
+        context.lake,
+        0,
+        action="promote",
+        commit_id="known",
+        who="run known",
+        reason="by hand",
+        champion=champion,
+        clusters=store_table(context.lake, "registry/first.parquet", clusters),
+        transitions=(),
+    )
+    assignments, rows = _assign(config, context, manifest, champion)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explaining, "run_task", in_this_process)
-        explanation = explaining.explain.run(config, context, manifest, model, assignments)
+        explanation = explaining.explain.run(config, context, manifest, champion, assignments)
     mark(context, explaining.explain, explanation)
     return KnownRun(
         *(config, str(config_path), context, table, group, manifest, model, sample),
-        *(assignments, explanation, rows),
+        *(assignments, explanation, rows, champion),
+    )
+
+
+def champion_of(
+    context: Context,
+    manifest: Manifest,
+    model: ClusteringModel,
+    sample: Sample,
+    ids: tuple[int, ...],
+) -> Champion:
+    """The model, its clusters with these permanent ids."""
+    table = ClusterIds(np.int32(ids), np.full(len(ids), np.inf, np.float32)).table()
+    bins = bins_bytes(np.zeros((6, 9)), np.ones((6, 10), np.int64))
+    return Champion(
+        model=model,
+        run_id=context.run_id,
+        ds=context.ds,
+        refit_ds=context.ds,
+        ids=store_table(context.lake, f"registry/ids-{ids[0]}.parquet", table),
+        reference=Reference(
+            sample=sample,
+            features=manifest.features,
+            bins=context.store("registry/bins.parquet", bins),
+        ),
+        settings="s",
     )
 
 
@@ -193,11 +221,11 @@ def _sample(config: Config, context: Context, manifest: Manifest, model: Cluster
 
 
 def _assign(
-    config: Config, context: Context, manifest: Manifest, model: ClusteringModel
+    config: Config, context: Context, manifest: Manifest, champion: Champion
 ) -> tuple[Assignments, pa.Table]:
     job = AssignJob(
-        *(config, manifest, model, context.lake, "runs/known/assignments"),
-        *(context.run_id, context.ds, 1),
+        *(config, manifest, champion.model, champion.ids, champion.reference.bins),
+        *(context.lake, "runs/known/assignments", context.run_id, context.ds, 1),
     )
     files = []
     for pieces in by_slice(pieces_of(manifest, context.lake)):
@@ -207,7 +235,7 @@ def _assign(
     listing = FileList(rows=ROWS, files=tuple(files)).model_dump_json().encode()
     stored = context.store(context.stage_path("assign", "files.json"), listing)
     partition = Partition(
-        run_id=context.run_id, model_id=model.model_id, rows=ROWS, files=stored.path
+        run_id=context.run_id, model_id=champion.model.model_id, rows=ROWS, files=stored.path
     )
     publish(context.lake, context.ds, partition, "commit")
     rows = pa.concat_tables([context.lake.read_table(file.path) for file in files])
@@ -221,6 +249,7 @@ def _assign(
         cluster_rows=tuple(counts.tolist()),
         mean_confidence=0.9,
         scores=None,
+        cluster_ids=(0, 1, 2),
         labelled_rows=ROWS,
     )
     mark(context, "assign", assignments)

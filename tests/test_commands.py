@@ -14,6 +14,7 @@ from nights_by_hand import cluster, ids, publish_night, register
 from typer.testing import CliRunner, Result
 
 from jobs import night
+from jobs.arguments import of_ds
 from jobs.cli import app
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -111,8 +112,8 @@ def test_a_backfill_does_the_dates_in_order_until_one_fails(
 ) -> None:
     seen: list[str] = []
 
-    def run_night(_: str, *, ds: str, nightly: bool, **__: object) -> int:
-        assert nightly
+    def run_night(_: str, *, ds: str, by_schedule: bool, **__: object) -> int:
+        assert by_schedule
         seen.append(ds)
         return codes[len(seen) - 1]
 
@@ -132,12 +133,12 @@ def test_a_backfill_of_no_dates(tmp_path: Path) -> None:
 def test_the_date_in_the_path_of_the_source(path: str | list[str]) -> None:
     source = {"path": path, "features": ["x"]}
     config = Config.model_validate({"source": source, "output": "lake", "clusters": 2})
-    dated = night.of_ds(config, "2026-01-31").source.path
+    dated = of_ds(config, "2026-01-31").source.path
     assert dated == (
         "in/ds=2026-01-31" if isinstance(path, str) else ["in/ds=2026-01-31", "in/all"]
     )
     with pytest.raises(ConfigError, match="give --ds"):
-        night.of_ds(config, UNDATED)
+        of_ds(config, UNDATED)
 
 
 def test_check_and_plan_read_the_input_of_a_date(tmp_path: Path) -> None:

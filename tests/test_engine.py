@@ -70,8 +70,8 @@ class Night:
         try:
             return execution.complete(second, execution.complete(first)).value
         except StageReached:
-            assert isinstance(execution.latest, Number)
-            return execution.latest.value
+            assert isinstance(execution.reached.artifact, Number)
+            return execution.reached.artifact.value
 
     def marker(self, stage: str) -> Path:
         return Path(self.lake.locate(f"runs/r/stages/{stage}/done.json"))

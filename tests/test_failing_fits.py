@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,15 +30,20 @@ def lake(settings: dict[str, Any], context: Context) -> Lake:
 
 
 def challenge(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch, error: PipelineError, *, usable: bool
+    lake: Lake,
+    monkeypatch: pytest.MonkeyPatch,
+    error: PipelineError,
+    *,
+    usable: bool,
+    by_schedule: bool = True,
 ) -> Any:
     def fails(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline.run, "fit_anew", fails)
+    monkeypatch.setattr(pipeline.run, "_refit", fails)
     decision = decided(lake.champion(), usable=usable)
-    night = Execution(lake.config, lake.context)
-    return pipeline.run._challenge(night, lake.manifest(), decision)
+    night = Execution(lake.config, replace(lake.context, by_schedule=by_schedule))
+    return pipeline.run._outcome(night, lake.manifest(), decision)
 
 
 @pytest.mark.parametrize("kind", [NumericalError, NodesLost, OutOfMemory, TransientError])
@@ -56,6 +62,12 @@ def test_without_one_that_could_the_night_fails(
 ) -> None:
     with pytest.raises(kind):
         challenge(lake, monkeypatch, kind("it failed"), usable=False)
+
+
+def test_a_run_that_was_to_fit_a_model_fails(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``dec run`` asks for a new model, whatever serves."""
+    with pytest.raises(NumericalError):
+        challenge(lake, monkeypatch, NumericalError("no"), usable=True, by_schedule=False)
 
 
 @pytest.mark.parametrize("kind", [InputError, ConfigError, LeaseHeld])

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.night import checked_run_id
+from jobs.arguments import checked_run_id
 from jobs.session import configured
 from jobs.tables import table
 from pipeline.clustering.surrogate import iso_time, point_in_time

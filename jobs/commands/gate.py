@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.night import checked_run_id
+from jobs.arguments import checked_run_id
 from jobs.session import (
     configured,
     keep_to_this_machine,

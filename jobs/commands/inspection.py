@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.arguments import checked_ds, of_ds
 from jobs.commands.bill import notes_on, notes_on_measuring, print_comparison, print_estimate
-from jobs.night import checked_ds, of_ds
 from jobs.session import configured
 from pipeline.artifacts.inputs import FeatureColumn, QuarantinedShard
 from pipeline.artifacts.nights import Action
@@ -204,10 +204,10 @@ def make_plan(
     check_fits(cluster, config.execution)
     pinned = _pinned(config, all_footers=False)
     night = _planned_night(config, pinned, ds)
-    action, labelled = (night.action, night.labelled) if night else (None, 1.0)
+    action, labelled = (night.action, night.labelled) if night else ("refit", 1.0)
     manifest = manifest_of(config, pinned, _UNWRITTEN)
     products = products_here(config.model.precision)
-    run = CostInputs(config, manifest, cluster, products, action or "refit", labelled)
+    run = CostInputs(config, manifest, cluster, products, action, labelled)
     last, stages = last_comparison(Store(config.output)), stages_of(action)
     measured = measure_here(config, pinned, stages_of("refit")) if measure else None
     found = planned(stages, run, last, measured)
@@ -241,17 +241,18 @@ def make_plan(
 
 def _planned_night(config: Config, pinned: PinnedInput, ds: str | None) -> PlannedNight | None:
     lake = Store(config.output)
-    entry = latest_entry(lake)
-    if entry is None and "schedule" not in config.model_fields_set:
-        return None
-    latest = latest_snapshot(lake)
-    dates = sorted(date for date in (latest.partitions if latest else {}) if date != UNDATED)
+    entry, latest = latest_entry(lake), latest_snapshot(lake)
+    dates = set(latest.partitions if latest else ())
     if entry is not None:  # also where the first night has not published yet
-        dates = sorted([*dates, entry.champion.ds])
+        dates.add(entry.champion.ds)
+    dates.discard(UNDATED)
+    if ds is None and not dates and "schedule" not in config.model_fields_set:
+        return None
     if ds is None and dates:
-        last = datetime.date.fromisoformat(dates[-1])
+        last = datetime.date.fromisoformat(max(dates))
         ds = (last + datetime.timedelta(days=1)).isoformat()
-    decision = decision_of(config, Context("plan", checked_ds(ds), lake), pinned.features)
+    context = Context("plan", checked_ds(ds), lake, by_schedule=True)
+    decision = decision_of(config, context, pinned.features)
     labelled = 1.0
     carries = config.assign.incremental and config.lake.format == "parquet"
     if decision.action == "assign" and decision.champion and carries:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.arguments import checked_run_id
 from jobs.commands.explain import with_times
-from jobs.night import checked_run_id
 from jobs.session import configured
 from pipeline.clustering.surrogate import point_in_time
 from pipeline.errors import ConfigError, InputError

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from jobs.night import checked_run_id
+from jobs.arguments import checked_run_id
 from jobs.session import configured
 from pipeline.lake.receipts import read_receipts
 from pipeline.report.making import make

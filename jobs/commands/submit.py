@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pipeline
+from jobs.arguments import checked_ds, checked_run_id
 from jobs.commands import staging
 from jobs.job_server import JobServer, first_line
-from jobs.night import checked_ds, checked_run_id
 from pipeline.artifacts.records import fingerprint_of
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, Interrupted, TransientError

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pipeline
+from jobs.arguments import checked_ds, checked_run_id, of_ds
 from jobs.commands.tune_results import print_result
 from jobs.commands.tune_search import run_trials
-from jobs.night import checked_ds, checked_run_id, listen, of_ds
 from jobs.session import (
     Screen,
     configured,
     keep_to_this_machine,
+    listen,
     own_screen,
     start_ray,
     stop_ray,

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from pipeline.artifacts.records import Artifact
-from pipeline.artifacts.summaries import NightSummary, Summary
+from pipeline.artifacts.summaries import Summary
 from pipeline.config import Config
 from pipeline.errors import ConfigError, Interrupted, PipelineError
 from pipeline.storage import Store, why
@@ -65,7 +65,7 @@ class Ending:
 
     error: PipelineError | None
     stage: str
-    summary: Summary | NightSummary | None
+    summary: Summary | None
 
 
 class Tracker(Protocol):
@@ -137,7 +137,7 @@ class Trackers:
         """Forward the end, and wait a few seconds for the trackers."""
         if not self._begun:
             return
-        summary = result if isinstance(result, (Summary, NightSummary)) else None
+        summary = result if isinstance(result, Summary) else None
         self._forward("end", Ending(error, stage, summary))
         hurry = isinstance(error, Interrupted)
         deadline = time.monotonic() + (_LAST_SECONDS_OF_GRACE if hurry else _LAST_SECONDS)
@@ -207,16 +207,13 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def final_tags(summary: Summary | NightSummary) -> dict[str, str]:
-    """What a run left, and on a night what was decided."""
-    if isinstance(summary, Summary):
-        names: tuple[str, ...] = ("model_id", "snapshot", "shipped")
-    else:
-        names = ("champion", "challenger", "snapshot", "action", "refused")
+def final_tags(summary: Summary) -> dict[str, str]:
+    """What a run left, and what was decided."""
+    names = ("model_id", "shipped", "challenger", "snapshot", "action", "refused")
     return {name: str(getattr(summary, name)) for name in names}
 
 
-def final_figures(summary: Summary | NightSummary) -> dict[str, float]:
+def final_figures(summary: Summary) -> dict[str, float]:
     """What a run is judged by: each candidate's quality, and the totals; names by ``/``."""
     comparison = summary.comparison
     figures: dict[str, float | None] = {
@@ -225,9 +222,8 @@ def final_figures(summary: Summary | NightSummary) -> dict[str, float]:
         "run/generalisation": comparison.generalisation if comparison else None,
         "run/seconds": sum(time.seconds for time in summary.stages),
     }
-    if isinstance(summary, NightSummary):
-        names = ("rows_labelled", "rows_carried", "churn", "max_psi", "refused")
-        figures |= {f"night/{name}": getattr(summary, name) for name in names}
+    names = ("rows_labelled", "rows_carried", "churn", "max_psi", "refused")
+    figures |= {f"run/{name}": getattr(summary, name) for name in names}
     for candidate in comparison.candidates if comparison else ():
         quality: dict[str, float | None] = {
             "modularity": candidate.modularity,

@@ -29,13 +29,13 @@ class Assignments(Artifact):
         scores: Agreement with the label column, where there is one.
         rows_quarantined: Rows of shards that were found bad after their footers had been read.
         quarantined: All shards that were left out.
-        cluster_ids: Permanent ids, parallel to ``cluster_rows``; empty: ids are positions there.
+        cluster_ids: Permanent ids, parallel to ``cluster_rows``.
         outliers: Rows of cluster id -1, which are in none of ``cluster_rows``.
         carried_files: Part files of earlier nights that are published again as they are.
         carried_rows: Rows in them, which nothing was read for.
         labelled_rows: Rows that this run labelled; rows = carried_rows + labelled_rows.
         max_psi: Drift of the feature that drifts most from the champion's reference sample, see
-            ``pipeline.clustering.drift.psi``; None without a champion, and where no row is.
+            ``pipeline.clustering.drift.psi``; None where no row is.
         max_psi_feature: Which feature that is.
     """
 

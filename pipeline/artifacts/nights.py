@@ -121,7 +121,7 @@ class Verdict(Artifact):
     Attributes:
         passed: Every rule holds.
         rules: All of them, also those that are off or do not apply.
-        reason: Where the challenger could not even be fitted: what went wrong; else empty.
+        reason: Why no rule was applied: ``dec run`` applies none, and a fit may fail; else empty.
     """
 
     passed: bool

@@ -1,4 +1,4 @@
-"""The end of a run: everything that the closing table shows."""
+"""The end of a run: everything that the closing tables show."""
 
 from __future__ import annotations
 
@@ -17,70 +17,55 @@ class StageTime(Record):
 
 
 class Summary(Artifact):
-    """The end of a run, also ``metrics.json``: everything the closing table shows.
-
-    ``estimate`` is what it was thought to take, before the work; None in runs of older versions.
-    ``choice`` is how ``clusters: auto`` came to its number.
-    """
-
-    run_id: str
-    ds: str
-    model_id: str
-    snapshot: int
-    table: str | None = None
-    rows_in: int
-    rows_out: int
-    rows_dropped: int
-    shards: int
-    features: int
-    clusters: int
-    cluster_rows: tuple[int, ...]
-    mean_confidence: float
-    products: str
-    pretrain_passes: int
-    pretrain_loss: float
-    kmeans_objective: float
-    refine_updates: int
-    refine_stopped_by: str
-    refine_events: tuple[str, ...]
-    kl: float | None
-    label_change: float | None
-    scores: Scores | None
-    comparison: Comparison
-    shipped: ModelKind
-    stages: tuple[StageTime, ...]
-    output: str
-    assignments: str
-    model: str
-    rows_quarantined: int = 0
-    quarantined: tuple[QuarantinedShard, ...] = ()
-    estimate: Estimate | None = None
-    choice: ClusterChoice | None = None
-
-
-class NightSummary(Artifact):
-    """The end of a night, also ``metrics.json``.
+    """The end of a run, also ``metrics.json``.
 
     Attributes:
-        action: What the night did; see ``NightDecision``.
+        action: What the run did; see ``NightDecision``.
         why: The reason.
-        refused: The gate refused the challenger.
+        refused: Whether the gate refused the new model.
         champion: Model that labelled the rows.
-        challenger: Model that was fitted; None on a night that fitted none.
-        entry: The registry's entry that serves.
+        challenger: Model that was fitted; None where none was.
+        entry: Number of the registry's entry that the champion has.
+        model_id: The champion again, as in the column of the assignments.
+        shipped: Kind of that model.
+        snapshot: Number of the snapshot that was published.
+        table: Iceberg or Delta table that has the rows too.
+        rows_in: Rows of the input.
+        rows_out: Rows published.
+        rows_dropped: Rows left out because of missing values.
+        rows_quarantined: Rows in bad shards.
         rows_labelled: Rows that were read and labelled.
-        rows_carried: Rows whose results of an earlier night were carried over.
+        rows_carried: Rows whose labels of an earlier run were published again.
+        outliers: Rows in no cluster.
+        shards: Shards of the input.
+        features: Values in a row.
+        clusters: Number of clusters.
         cluster_ids: Permanent ids.
         cluster_rows: Rows of each, in that order.
-        survived: See ``Identity``, like the four below; 0 on a night that fitted nothing.
-        churn: Share of the reference sample whose id changes by the challenger.
-        max_psi: Of the feature that moved most against the reference sample, from tonight's rows.
-        max_psi_feature: Its name.
-        verdict: The gate's.
-        comparison: With plain k-means, where a model was fitted.
-        refine_updates: Of the challenger's target; None where nothing was refined.
-        estimate: See ``Summary``, like the next.
-        choice: Of the challenger.
+        mean_confidence: Mean of the ``confidence`` column.
+        survived: See ``Identity``, like the next four; 0 where nothing was fitted.
+        churn: Share of the previous champion's reference sample whose id changes.
+        max_psi: PSI of the feature that drifted most from the champion's reference sample.
+        max_psi_feature: Name of that feature.
+        scores: Agreement with the label column.
+        verdict: Verdict of the gate; None where nothing was fitted.
+        comparison: DEC and its baselines, where a model was fitted.
+        products: Precision of matrix products in pretraining; None without it, like the next.
+        pretrain_passes: Passes of pretraining.
+        pretrain_loss: Mean squared error of the last of them.
+        kmeans_objective: Objective of the initial centroids; None where they are the champion's.
+        refine_updates: Updates of the target; None where nothing was refined, like the next three.
+        refine_stopped_by: See ``RefinedModel``.
+        refine_events: Collapses, and what was done about each.
+        kl: KL divergence at the last update.
+        label_change: Share of rows that changed cluster at the last update.
+        choice: How ``clusters: auto`` came to its number.
+        quarantined: Bad shards.
+        stages: Seconds of each stage.
+        estimate: The estimate made for the run; None where that was impossible.
+        output: The output folder.
+        assignments: Folder of the part files, below it.
+        model: Folder of the champion's model, below it.
     """
 
     run_id: str
@@ -91,17 +76,20 @@ class NightSummary(Artifact):
     champion: str
     challenger: str | None
     entry: int
+    model_id: str
+    shipped: ModelKind
     snapshot: int
     table: str | None
     rows_in: int
     rows_out: int
     rows_dropped: int
+    rows_quarantined: int
     rows_labelled: int
     rows_carried: int
-    rows_quarantined: int
     outliers: int
     shards: int
     features: int
+    clusters: int
     cluster_ids: tuple[int, ...]
     cluster_rows: tuple[int, ...]
     mean_confidence: float
@@ -116,9 +104,19 @@ class NightSummary(Artifact):
     scores: Scores | None
     verdict: Verdict | None
     comparison: Comparison | None
+    products: str | None
+    pretrain_passes: int | None
+    pretrain_loss: float | None
+    kmeans_objective: float | None
+    refine_updates: int | None
+    refine_stopped_by: str | None
+    refine_events: tuple[str, ...]
+    kl: float | None
+    label_change: float | None
+    choice: ClusterChoice | None
     quarantined: tuple[QuarantinedShard, ...]
     stages: tuple[StageTime, ...]
+    estimate: Estimate | None
     output: str
-    refine_updates: int | None = None
-    estimate: Estimate | None = None
-    choice: ClusterChoice | None = None
+    assignments: str
+    model: str

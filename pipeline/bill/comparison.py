@@ -75,7 +75,7 @@ def planned_before(
     context: Context,
     manifest: Manifest,
     products: str,
-    action: Action | None = None,
+    action: Action,
     labelled: float = 1.0,
 ) -> Estimate | None:
     """The estimate of the present run as it was before the work; None where that fails.
@@ -84,7 +84,7 @@ def planned_before(
     """
     try:
         stages, cluster = context.stages_of(action), running_cluster(config.execution)
-        run = CostInputs(config, manifest, cluster, products, action or "refit", labelled)
+        run = CostInputs(config, manifest, cluster, products, action, labelled)
         last = last_comparison(context.lake, before=context.run_id)
         return planned(stages, run, last) if stages else None
     except Exception:  # the rows are published: a missing estimate is no reason to fail

@@ -40,7 +40,10 @@ from pipeline.model.pretraining import Pretraining
 from pipeline.model.refinement import ClusterModel, Refinement, embedding_factor
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import update_rows
+from pipeline.registry.cluster_ids import ClusterIds
 from pipeline.registry.models import centroids_bytes, scaler_bytes, weights_bytes
+from pipeline.registry.reference import bins_bytes
+from pipeline.schema import UNDATED
 from pipeline.storage import Store, parquet_bytes, sha256
 
 # Maximum size of the sample: two cores learn from so much in two seconds, with the default network.
@@ -210,8 +213,20 @@ class _Sample:
             scaler=self._store("scaler", scaler_bytes(scaler, self.manifest.features)),
             scaling=scaler.mode,
         )
-        folder, run, ds = "parts", "measured", "undated"
-        job = AssignJob(self.config, self.manifest, model, self.lake, folder, run, ds, threads=1)
+        edges_FB = np.zeros((self.manifest.width, 9))
+        rows_FB = np.ones((self.manifest.width, 10), np.int64)
+        job = AssignJob(
+            self.config,
+            self.manifest,
+            model,
+            self._store("ids", parquet_bytes(ClusterIds.positions(len(centroids_KD)).table())),
+            self._store("bins", bins_bytes(edges_FB, rows_FB)),
+            self.lake,
+            folder="parts",
+            run_id="measured",
+            ds=UNDATED,
+            threads=1,
+        )
         assigner = Assigner(job)
         try:
             seconds = _seconds(lambda: assigner(self.pieces))

@@ -19,8 +19,7 @@ from pipeline.artifacts.assignments import PartFile
 from pipeline.artifacts.explanations import ProfiledColumn
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.models import ClusteringModel
-from pipeline.artifacts.nights import Champion
-from pipeline.artifacts.records import fingerprint_of
+from pipeline.artifacts.records import StoredFile, fingerprint_of
 from pipeline.clustering.drift import bin_counts
 from pipeline.config import Config
 from pipeline.distributed.workers import node_id
@@ -57,14 +56,15 @@ class AssignJob:
     """What every actor is told.
 
     Attributes:
+        model: The champion's model.
+        ids: Permanent ids of its clusters; see ``Champion.ids``.
+        bins: Distribution of the rows that it was fitted on; see ``Reference.bins``.
         lake: The output folder.
         folder: Where parts go, below it.
         run_id: Written into every row, like the ones below.
         ds: The logical date.
         threads: To compute with.
         gpus: The share of a GPU that each has claimed.
-        champion: Where it labels: its clusters have permanent ids, and it knows how its own input
-            was distributed.
         published: Parts of earlier nights, by name, that may be carried; None: parts are of this
             run and ds alone.
         explained: Columns that rows are not clustered by, but profiled.
@@ -73,13 +73,14 @@ class AssignJob:
     config: Config
     manifest: Manifest
     model: ClusteringModel
+    ids: StoredFile
+    bins: StoredFile
     lake: Store
     folder: str
     run_id: str
     ds: str
     threads: int
     gpus: float = 0.0
-    champion: Champion | None = None
     published: Mapping[str, PartFile] | None = None
     explained: tuple[ProfiledColumn, ...] = ()
 
@@ -109,11 +110,8 @@ class Assigner:
         self._layout = Layout.of(
             self._clusters, manifest.features, job.explained, wanted, manifest.dtype
         )
-        self._ids: ClusterIds | None = None
-        self._edges_FB: NDArray[np.float64] | None = None
-        if job.champion:
-            self._ids = ClusterIds.of(job.lake, job.champion.ids)
-            self._edges_FB, _ = load_bins(job.lake, job.champion.reference.bins)
+        self._ids = ClusterIds.of(job.lake, job.ids)
+        self._edges_FB, _ = load_bins(job.lake, job.bins)
 
     def __call__(self, pieces: pa.Table) -> pa.Table:
         """Assign a slice, unless its part is there already, of this run or of an earlier night.
@@ -146,21 +144,15 @@ class Assigner:
             "schema": str(self._schema),
             "settings": f"{job.config.source.nulls} {job.manifest.label} {alpha}",
             "profile": fingerprint_of(self._layout.to_json()),
+            "ids": job.ids.sha256,
+            "bins": job.bins.sha256,
         }
-        if job.champion is None:
-            model = job.model.fingerprint
-        else:
-            # What the registry says of it: a night's own model says more, of how it was fitted.
-            fields = set(ClusteringModel.model_fields)
-            model = fingerprint_of(job.model.model_dump(mode="json", include=fields))
-            of["ids"] = job.champion.ids.sha256
-            of["bins"] = job.champion.reference.bins.sha256
         if job.published is None:
             of |= {"run": job.run_id, "ds": job.ds}
         else:
             # Folders of two dates have shards of one name; a local version is but time and size.
             of["urls"] = fingerprint_of(pieces["url"].to_pylist())
-        return part_identity(pieces, model=model, **of)
+        return part_identity(pieces, model=job.model.fingerprint, **of)
 
     def _carried(
         self, pieces: pa.Table, path: str, identity: str
@@ -209,7 +201,7 @@ class Assigner:
             )
         table = table.take(order)
         statistics = statistics_of(identity, rows_in, table, label)
-        if self._edges_FB is not None and chosen:
+        if chosen:
             x_BF = np.concatenate(chosen)
             bins = bin_counts(x_BF, self._edges_FB).tolist()
             statistics = replace(statistics, bins=bins, binned_rows=len(x_BF))
@@ -221,9 +213,7 @@ class Assigner:
         """The assignments of a block of raw rows."""
         with self._threads:
             found = assignments_of(self._model, x_BF)
-        found["is_outlier"] = np.zeros(len(x_BF), bool)
-        if self._ids:
-            found = self._ids.rename(found)
+        found = self._ids.rename(found)
         job = self._job
         constant = {"model_id": job.model.model_id, "run_id": job.run_id, "ds": job.ds}
         columns = {

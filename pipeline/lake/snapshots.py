@@ -16,6 +16,7 @@ from pipeline.artifacts.assignments import PartFile
 from pipeline.artifacts.records import LakePath, Name, Record
 from pipeline.errors import CommitConflict, InputError, PipelineError
 from pipeline.lake.commit_log import CommitLog
+from pipeline.schema import UNDATED
 from pipeline.storage import FoundFile, Store, why
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,11 @@ class SnapshotFile(Record):
     ds: Name
     committed_at: str
     partitions: dict[Name, Partition]
+
+    def before(self, ds: str) -> str | None:
+        """The newest date before another; runs without a date are neither before nor after."""
+        dates = (date for date in self.partitions if UNDATED not in (date, ds) and date < ds)
+        return max(dates, default=None)
 
 
 class PublishAttempt(Record):

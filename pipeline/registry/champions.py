@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.nights import Champion, Identity, NightDecision, Verdict
 from pipeline.artifacts.records import Artifact, StoredFile, fingerprint_of
-from pipeline.artifacts.summaries import NightSummary
 from pipeline.errors import InputError
 from pipeline.lake.snapshots import latest_snapshot
 from pipeline.registry.clusters import store_table
@@ -72,12 +71,11 @@ def judged(lake: Store, run_id: str) -> Judged:
             ) from None
     elif lake.exists(f"{run.path}/metrics.json"):
         # A challenger that could not be fitted never came to the gate.
-        summary = run.read_summary()
-        verdict = summary.verdict if isinstance(summary, NightSummary) else None
+        verdict = run.read_summary().verdict
     if verdict is None:
         raise InputError(
             f"run {run_id} has no verdict of the gate: it fitted no new model, or has not come "
-            "that far; only nights that refit or refresh have one"
+            "that far"
         )
     latest = latest_entry(lake)
     return Judged(run_id, verdict, latest is not None and latest.champion.run_id == run_id)

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.artifacts.records import StoredFile
-from pipeline.lake.snapshots import latest_snapshot
 from pipeline.storage import Store
 
 OUTLIER = -1  # the cluster_id of rows that belong to none
-
-
-def positions_published(lake: Store) -> int:
-    """How many ids, from 0 on, readers have seen of runs whose ids are positions.
-
-    Before the first night a table may consist of those. What they mean changes from run to run, so
-    that none of them may be given to a cluster that lasts.
-    """
-    latest = latest_snapshot(lake)
-    models = {partition.model_id for partition in latest.partitions.values()} if latest else set()
-    clusters = [0]
-    for model_id in sorted(models):
-        with suppress(FileNotFoundError):
-            table = lake.read_table(f"models/{model_id}/centroids.parquet", ["cluster_id"])
-            clusters.append(len(table))
-    return max(clusters)
 
 
 @dataclass(frozen=True)
@@ -53,6 +36,17 @@ class ClusterIds:
             table["cluster_id"].to_numpy().astype(np.int32),
             table["most_distance"].to_numpy().astype(np.float32),
         )
+
+    @classmethod
+    def positions(cls, clusters: int) -> ClusterIds:
+        """Ids that are the positions, and no outliers."""
+        return cls(np.arange(clusters, dtype=np.int32), np.full(clusters, np.inf, np.float32))
+
+    def table(self) -> pa.Table:
+        """As they are stored."""
+        position = np.arange(len(self.cluster_id_K), dtype=np.int32)
+        ids = {"cluster_id": self.cluster_id_K, "most_distance": self.most_distance_K}
+        return pa.table({"position": position} | ids)
 
     def rename(self, found: dict[str, Any]) -> dict[str, Any]:
         """Assignments by position as assignments by permanent id.

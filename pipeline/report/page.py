@@ -15,7 +15,6 @@ from markupsafe import Markup
 
 import pipeline
 from pipeline.artifacts.records import StoredFile
-from pipeline.artifacts.summaries import NightSummary
 from pipeline.progress import duration
 from pipeline.report.run_files import RunFiles
 from pipeline.report.sections import clusters as of_clusters
@@ -70,7 +69,7 @@ def render(run: RunFiles, map_file: StoredFile | None) -> Page:
         "sizes": [[c.id, c.rows] for c in clusters.used[: of_clusters.BARS]],
     }
     verdict = run.verdict
-    sections = _sections(found, clusters, verdict is not None)
+    sections = _sections(found, clusters, bool(verdict and (verdict.rules or not verdict.passed)))
     environment = Environment(
         loader=PackageLoader("pipeline.report", "."),
         autoescape=True,
@@ -82,7 +81,7 @@ def render(run: RunFiles, map_file: StoredFile | None) -> Page:
     text = environment.get_template("page.html").render(
         run=run,
         summary=summary,
-        night=isinstance(summary, NightSummary),
+        night=summary.ds != "undated",
         version=pipeline.__version__,
         headline=facts.headline(run),
         figures=facts.figures(run),

@@ -15,7 +15,7 @@ from pipeline.artifacts.inputs import FeatureColumn, Manifest, Sample
 from pipeline.artifacts.models import ClusteringModel, Comparison
 from pipeline.artifacts.nights import Champion, NightDecision, Serving, Verdict
 from pipeline.artifacts.records import LakePath, StoredFile
-from pipeline.artifacts.summaries import NightSummary, Summary
+from pipeline.artifacts.summaries import Summary
 from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.lake.receipts import Rewritten, read_receipts, replacements
@@ -47,7 +47,7 @@ class RunFiles(RunFolder):
     """A run's folder; every file is read once."""
 
     @cached_property
-    def summary(self) -> Summary | NightSummary:
+    def summary(self) -> Summary:
         """Summary of the run; see ``read_summary`` for its errors."""
         return self.read_summary()
 
@@ -88,8 +88,7 @@ class RunFiles(RunFolder):
     @cached_property
     def verdict(self) -> Verdict | None:
         """Verdict of the gate on a new model."""
-        kept = self.summary.verdict if isinstance(self.summary, NightSummary) else None
-        return kept or self.found("gate", Verdict)
+        return self.summary.verdict
 
     @cached_property
     def champion(self) -> Champion | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.artifacts.assignments import Assignments, PartFile
 from pipeline.artifacts.inputs import Manifest
-from pipeline.artifacts.models import ClusteringModel, Scores
+from pipeline.artifacts.models import Scores
 from pipeline.artifacts.nights import Champion
 from pipeline.bill.costs import CostInputs
 from pipeline.bill.records import StageCosts
@@ -35,7 +35,7 @@ from pipeline.lake.parts import BinnedRows, PartStatistics, parts_folder
 from pipeline.lake.receipts import folder_for_parts
 from pipeline.lake.snapshots import FileList
 from pipeline.registry.cluster_ids import OUTLIER, ClusterIds
-from pipeline.registry.models import cluster_count, feature_names, settings_of
+from pipeline.registry.models import feature_names, settings_of
 from pipeline.registry.reference import load_bins
 from pipeline.storage import S3_SCHEME, Store, sha256
 
@@ -93,7 +93,7 @@ def _cost(run: CostInputs) -> StageCosts:
 
 @stage(
     "assign",
-    version=2,
+    version=3,
     settings=content_of(
         # Whether shards may be left out is decided by the time of the publish. Files of a Delta
         # table lie elsewhere, and no table takes parts that a night has carried.
@@ -108,21 +108,18 @@ def assign(
     config: Config,
     context: Context,
     manifest: Manifest,
-    model: ClusteringModel,
-    champion: Champion | None = None,
+    champion: Champion,
 ) -> Assignments:
     """Map the slices through a pool of actors, and account for every row.
 
-    With a champion, clusters have its permanent ids, and parts that an earlier night wrote of the
-    same slices are not written again.
+    Parts that an earlier run wrote of the same slices, by the same model, are not written again.
 
     Raises:
         InputError: The champion was fitted on other features.
     """
-    if champion is not None:
-        _check_features(manifest, champion)
-        config = _fitted_as(config, settings_of(context.lake, model))
-    attempts = _Attempts(config, context, manifest, model, champion)
+    _check_features(manifest, champion)
+    config = _fitted_as(config, settings_of(context.lake, champion.model))
+    attempts = _Attempts(config, context, manifest, champion)
     size = config.execution.target_slice_mib
     memory = f"lower execution.target_slice_mib={size}, which cuts the table anew and trains again"
     if (most := assign_crew(config.execution).most) > 1:
@@ -155,7 +152,7 @@ def assign(
         scores=totals.scores() if manifest.label else None,
         rows_quarantined=left_out,
         quarantined=manifest.quarantined,
-        cluster_ids=tuple(attempts.ids) if champion else (),
+        cluster_ids=tuple(attempts.ids),
         outliers=totals.outliers,
         carried_files=totals.carried_files,
         carried_rows=totals.carried_rows,
@@ -165,10 +162,10 @@ def assign(
     )
 
 
-def _drift(lake: Store, champion: Champion | None, bins: BinnedRows) -> tuple[float, str] | None:
+def _drift(lake: Store, champion: Champion, bins: BinnedRows) -> tuple[float, str] | None:
     """PSI and name of the feature that differs most from what the champion was fitted on."""
     counts_FB = bins.counts()
-    if champion is None or counts_FB is None:
+    if counts_FB is None:
         return None
     _, expected_FB = load_bins(lake, champion.reference.bins)
     psi_F = psi(expected_FB, counts_FB)
@@ -195,9 +192,9 @@ def _fitted_as(config: Config, fitted: Config) -> Config:
     return config.model_copy(update={"model": fitted.model, "refine": refine})
 
 
-def _carries(config: Config, context: Context, champion: Champion | None) -> bool:
-    """Whether parts of earlier nights are carried into this one."""
-    if champion is None or not context.nightly or not config.assign.incremental:
+def _carries(config: Config) -> bool:
+    """Whether parts of earlier runs are carried into this one."""
+    if not config.assign.incremental:
         return False
     if config.lake.format != "parquet":
         # Their partitions are by the value of ds, which carried rows have from another night.
@@ -224,27 +221,22 @@ class _Attempts:
         config: Config,
         context: Context,
         manifest: Manifest,
-        model: ClusteringModel,
-        champion: Champion | None,
+        champion: Champion,
     ) -> None:
         self.most_parts = 0
         self._config, self._context, self._manifest = config, context, manifest
-        self._model, self._champion = model, champion
-        self.ids: Sequence[int]
-        if champion is not None:
-            self.ids = ClusterIds.of(context.lake, champion.ids).cluster_id_K.tolist()
-        else:
-            self.ids = range(cluster_count(context.lake, model.centroids))
+        self._champion = champion
+        self.ids: list[int] = ClusterIds.of(context.lake, champion.ids).cluster_id_K.tolist()
         self._published: dict[str, PartFile] | None = None
-        if _carries(config, context, champion):
-            self._published = published_parts(context.lake, model.model_id, context.ds)
+        if _carries(config):
+            self._published = published_parts(context.lake, champion.model.model_id, context.ds)
         self._explained = explained_of(config, manifest, context.lake)
         self.slices = by_slice(pieces_of(manifest, context.lake))
         self._attempts = self._narrower = 0
 
     def run(self) -> tuple[list[PartFile], _Totals]:
         """One attempt: the part files, and what they add up to."""
-        context, manifest = self._context, self._manifest
+        context, manifest, champion = self._context, self._manifest, self._champion
         crew = assign_crew(self._config.execution)
         resources = share_out_what_is_left(self._config.execution, crew, wait=self._attempts > 0)
         most = fewest = resources.workers
@@ -257,7 +249,9 @@ class _Attempts:
         job = AssignJob(
             config=self._config,
             manifest=manifest,
-            model=self._model,
+            model=champion.model,
+            ids=champion.ids,
+            bins=champion.reference.bins,
             lake=context.lake,
             folder=folder_for_parts(
                 context.lake, parts_folder(context.run_id, self._config.lake.format)
@@ -266,7 +260,6 @@ class _Attempts:
             ds=context.ds,
             threads=resources.threads,
             gpus=resources.claim.gpus,
-            champion=self._champion,
             published=self._published,
             explained=self._explained,
         )

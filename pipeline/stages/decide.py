@@ -19,6 +19,7 @@ from pipeline.lake.snapshots import latest_snapshot
 from pipeline.registry.entries import latest_entry
 from pipeline.registry.models import settings_path
 from pipeline.runs import RunFolder
+from pipeline.schema import UNDATED
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -43,26 +44,26 @@ def decide(config: Config, context: Context, manifest: Manifest) -> NightDecisio
 def decision_of(
     config: Config, context: Context, features: tuple[FeatureColumn, ...]
 ) -> NightDecision:
-    """What a night does with these features; it reads a few small files, and writes none.
+    """What a run does with these features; it reads a few small files, and writes none.
 
     Raises:
-        InputError: It is an earlier date than the champion's, and the champion cannot label it.
+        InputError: A night has an earlier date than the champion, which cannot label its rows.
     """
     entry = latest_entry(context.lake)
     champion = entry.champion if entry else None
     unusable = _unusable(context.lake, features, champion) if champion else "there is no champion"
-    if champion and unusable and context.ds < champion.ds:
+    if context.by_schedule and champion and unusable and _earlier(context.ds, champion.ds):
         raise InputError(
             f"ds {context.ds} cannot be done: {unusable}. A model of its own would "
             "end every cluster of today; give the earlier dates an output of their own"
         )
     action: Action = "refit"
-    why = unusable
-    if champion and not unusable:
+    why = unusable if context.by_schedule else "dec run always fits a new model"
+    if context.by_schedule and champion and not unusable:
         action, why = _by_schedule(config, context, champion)
         if action != "assign" and (refused := _refused_lately(config, context)):
             action, why = "assign", f"{refused}; else: {action}, because {why}"
-    log.info("night: %s, because %s", action, why)
+    log.info("action: %s, because %s", action, why)
     return NightDecision(
         action=action,
         why=why,
@@ -97,25 +98,36 @@ def _named(features: Any) -> str:
 
 def _by_schedule(config: Config, context: Context, champion: Champion) -> tuple[Action, str]:
     schedule = config.schedule
-    if context.ds < champion.ds:
+    if _earlier(context.ds, champion.ds):
         return "assign", f"champion {champion.model.model_id} of the later {champion.ds} serves"
     if champion.settings != fingerprint_of(config.fit_settings()):
         return "refit", f"the settings are not those that {champion.model.model_id} was fitted with"
     age = _days(champion.refit_ds, context.ds)
-    if schedule.refit.every_days is not None and age >= schedule.refit.every_days:
-        return "refit", f"the last refit was {age} days before (schedule.refit.every_days)"
+    every = schedule.refit.every_days
+    if every is not None and (age is None or age >= every):
+        before = "has no date" if age is None else f"was {age} days before"
+        return "refit", f"the last refit {before} (schedule.refit.every_days)"
     if schedule.refit.on_drift and (drift := _drift(config, context, champion)):
         return "refit", drift
     age = _days(champion.ds, context.ds)
-    if schedule.refresh.every_days is not None and age >= schedule.refresh.every_days:
+    every = schedule.refresh.every_days
+    if every is not None and (age is None or age >= every):
+        old = "has no date" if age is None else f"is {age} days old"
         if champion.model.kind == "dec":
-            return "refresh", f"the champion is {age} days old (schedule.refresh.every_days)"
-        return "refit", f"the champion is {age} days old, and plain k-means cannot be refreshed"
+            return "refresh", f"the champion {old} (schedule.refresh.every_days)"
+        return "refit", f"the champion {old}, and plain k-means cannot be refreshed"
     return "assign", f"champion {champion.model.model_id} of {champion.ds} serves"
 
 
-def _days(before: str, now: str) -> int:
-    """Days between logical dates."""
+def _earlier(ds: str, other: str) -> bool:
+    """Whether a date is before another; a run without a date is neither before nor after."""
+    return UNDATED not in (ds, other) and ds < other
+
+
+def _days(before: str, now: str) -> int | None:
+    """Days between logical dates; None where one has no date."""
+    if UNDATED in (before, now):
+        return None
     return (datetime.date.fromisoformat(now) - datetime.date.fromisoformat(before)).days
 
 
@@ -125,7 +137,7 @@ def _refused_lately(config: Config, context: Context) -> str:
     refused = [
         ds
         for ds, partition in (latest.partitions if latest else {}).items()
-        if partition.refused and 0 < _days(ds, context.ds) < config.schedule.retry_days
+        if partition.refused and 0 < (_days(ds, context.ds) or 0) < config.schedule.retry_days
     ]
     return f"the challenger of {max(refused)} was refused (schedule.retry_days)" if refused else ""
 
@@ -134,10 +146,9 @@ def _drift(config: Config, context: Context, champion: Champion) -> str:
     """What the night before says of its features against the champion's reference sample."""
     limit = config.gate.max_psi
     latest = latest_snapshot(context.lake)
-    earlier = [ds for ds in latest.partitions if ds < context.ds] if latest else []
-    if limit is None or not latest or not earlier:
+    ds = latest.before(context.ds) if latest else None
+    if limit is None or latest is None or ds is None:
         return ""
-    ds = max(earlier)
     if latest.partitions[ds].model_id != champion.model.model_id:
         return ""  # measured against the sample of another
     last = RunFolder(context.lake, latest.partitions[ds].run_id).found("assign", Assignments)

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.explanations import Description, Explanation
-from pipeline.artifacts.inputs import FeatureColumn, Manifest, Sample
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Champion
 from pipeline.artifacts.records import StoredFile, fingerprint_of
@@ -48,7 +47,7 @@ def _cost(run: CostInputs) -> StageCosts:
 
 @stage(
     "describe",
-    version=2,
+    version=3,
     settings=content_of(Affects.DESCRIPTIONS, "seed"),
     distributed=True,
     cost=_cost,
@@ -56,25 +55,19 @@ def _cost(run: CostInputs) -> StageCosts:
 def describe(
     config: Config,
     context: Context,
-    manifest: Manifest,
-    sample: Sample,
-    model: ClusteringModel,
+    champion: Champion,
     assignments: Assignments,
     explanation: Explanation | None,
-    champion: Champion | None = None,
 ) -> Description:
-    """Fit the surrogate tree on the model's sample, and name what has no name.
+    """Fit decision rules on the model's sample, and name clusters that have no name.
 
     The rows are published by now: whatever goes wrong here is a warning, and a description that
-    says less. With a champion, ids are permanent and names go into the registry, where those that
-    somebody gave are never touched; else they are in the description alone.
+    says less. Names go into the registry, where a name given by a person is never changed.
     """
-    ids = champion.ids if champion else None
-    model = ClusteringModel(**{n: getattr(model, n) for n in ClusteringModel.model_fields})
-    rules, why_none = _rules(config, context, manifest, sample, model, ids)
-    present = assignments.cluster_ids or range(len(assignments.cluster_rows))
-    living = [i for i, rows in zip(present, assignments.cluster_rows, strict=True) if rows]
-    names = _names(config, context, explanation, model, champion) if explanation else _Names()
+    rules, why_none = _rules(config, context, champion)
+    rows_of = zip(assignments.cluster_ids, assignments.cluster_rows, strict=True)
+    living = [i for i, rows in rows_of if rows]
+    names = _names(config, context, explanation, champion.model) if explanation else _Names()
     clusters = _described(living, rules, names)
     path = context.stage_path("describe", "clusters.parquet")
     return Description(
@@ -84,10 +77,10 @@ def describe(
         no_rules_reason=why_none,
         named=len(names.given),
         entry=names.entry,
-        model=model,
-        features=manifest.features,
-        sample=sample,
-        ids=ids,
+        model=champion.model,
+        features=champion.reference.features,
+        sample=champion.reference.sample,
+        ids=champion.ids,
     )
 
 
@@ -114,10 +107,7 @@ _NO_RULES |= dict.fromkeys(("fitted_rows", "held_out_rows", "considered_features
 def _rules(
     config: Config,
     context: Context,
-    manifest: Manifest,
-    sample: Sample,
-    model: ClusteringModel,
-    ids: StoredFile | None,
+    champion: Champion,
 ) -> tuple[_Rules | None, str]:
     """The rules; or None, and why there are none."""
     depth = config.explain.tree_depth
@@ -130,10 +120,7 @@ def _rules(
             _fitted,
             context.lake,
             context.stage_path("describe", "rules.parquet"),
-            model,
-            manifest.features,
-            sample,
-            ids,
+            champion,
             depth,
             config.seed,
         )
@@ -158,14 +145,12 @@ def _rules(
 def _fitted(
     lake: Store,
     path: str,
-    model: ClusteringModel,
-    features: tuple[FeatureColumn, ...],
-    sample: Sample,
-    ids: StoredFile | None,
+    champion: Champion,
     depth: int,
     seed: int,
 ) -> _Rules | None:
-    x_NF, label_N = labelled_sample(lake, model, features, sample, ids)
+    model, features = champion.model, champion.reference.features
+    x_NF, label_N = labelled_sample(lake, model, features, champion.reference.sample, champion.ids)
     x_NT, about = tree_features(lake, model, features, x_NF)
     tree = imitate(x_NT, label_N, depth=depth, seed=seed)
     if tree is None:
@@ -212,11 +197,8 @@ def _names(
     context: Context,
     explanation: Explanation,
     model: ClusteringModel,
-    champion: Champion | None,
 ) -> _Names:
     try:
-        if champion is None:
-            return _new_names(config.explain, context.lake, explanation, {})
         return _registered(config, context, explanation, model)
     except _NOT_OURS:
         raise

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.explanations import Explanation, ProfiledColumn
 from pipeline.artifacts.inputs import Manifest
-from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion
 from pipeline.artifacts.records import StoredFile
 from pipeline.bill.costs import LISTED_KEYS, CostInputs
 from pipeline.bill.records import StageCosts
@@ -64,12 +64,12 @@ def _cost(run: CostInputs) -> StageCosts:
     )
 
 
-@stage("explain", version=2, distributed=True, cost=_cost)
+@stage("explain", version=3, distributed=True, cost=_cost)
 def explain(
     config: Config,
     context: Context,
     manifest: Manifest,
-    model: ClusteringModel,
+    champion: Champion,
     assignments: Assignments,
 ) -> Explanation:
     """Merge the profiles of all parts in tasks, as a tree, and write the tables and their copies.
@@ -104,7 +104,7 @@ def explain(
         memory,
         _explain,
         *(lake, context.stage_path("explain"), paths),
-        origin=Origin(ds=context.ds, run_id=context.run_id, model_id=model.model_id),
+        origin=Origin(ds=context.ds, run_id=context.run_id, model_id=champion.model.model_id),
         schema=exemplar_schema(manifest.carried_schema, manifest.keys),
     )
     with suppress(OSError, PipelineError):  # not every role may delete

@@ -63,10 +63,9 @@ def pin(config: Config, context: Context) -> Manifest:
     # Known here, and not when all the work is done.
     check_table(config, context.lake, assignment_schema(pinned.carried, config.source.keys))
     check_enough_rows(config, int(pinned.shards["rows"].to_numpy().sum()))
-    if context.nightly:
-        target_bytes = config.execution.target_slice_mib * 2**20
-        shards = keep_slices(pinned.shards, _earlier_nights(config, context), target_bytes)
-        pinned = dataclasses.replace(pinned, shards=shards)
+    target_bytes = config.execution.target_slice_mib * 2**20
+    shards = keep_slices(pinned.shards, _earlier_runs(config, context), target_bytes)
+    pinned = dataclasses.replace(pinned, shards=shards)
     content = parquet_bytes(pinned.shards)
     context.lake.write_bytes(footers_path(config), content)  # for the next night
     stored = context.store(context.stage_path("pin", "shards.parquet"), content)
@@ -75,8 +74,8 @@ def pin(config: Config, context: Context) -> Manifest:
     return manifest
 
 
-def _earlier_nights(config: Config, context: Context) -> list[pa.Table]:
-    """The shards of nights whose parts are published: the last, the newest, and this ds before."""
+def _earlier_runs(config: Config, context: Context) -> list[pa.Table]:
+    """Shards of published runs: the last, that of the newest ds, that of this ds."""
     latest = latest_snapshot(context.lake)
     nights = []
     if latest is not None:

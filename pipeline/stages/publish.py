@@ -7,7 +7,6 @@ import logging
 import pyarrow.parquet as pq
 
 from pipeline.artifacts.assignments import Assignments, Snapshot
-from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Serving
 from pipeline.bill.costs import LISTED_KEYS, CostInputs
 from pipeline.bill.records import StageCosts
@@ -31,13 +30,12 @@ def _cost(run: CostInputs) -> StageCosts:
     return StageCosts(gets=12, puts=11 + run.manifest.slice_count // LISTED_KEYS)
 
 
-@stage("publish", version=1, settings=content_of("lake"), distributed=False, cost=_cost)
+@stage("publish", version=2, settings=content_of("lake"), distributed=False, cost=_cost)
 def publish(
     config: Config,
     context: Context,
-    model: ClusteringModel,
+    serving: Serving,
     assignments: Assignments,
-    serving: Serving | None = None,
 ) -> Snapshot:
     """Add a snapshot to the commit log, once all files that it shall name are there.
 
@@ -59,11 +57,11 @@ def publish(
         )
     partition = Partition(
         run_id=context.run_id,
-        model_id=model.model_id,
+        model_id=serving.champion.model.model_id,
         rows=assignments.rows,
         files=assignments.files.path,
         quarantined_shards=len(assignments.quarantined),
-        refused=serving is not None and serving.refused,
+        refused=serving.refused,
     )
     commit_id = f"{context.run_id}-{assignments.fingerprint[:16]}"
     table = open_table(config, lake)

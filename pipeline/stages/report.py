@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.artifacts.explanations import Description, Explanation, Report
-from pipeline.artifacts.summaries import NightSummary, Summary
+from pipeline.artifacts.summaries import Summary
 from pipeline.bill.costs import TABLE_GETS, CostInputs
 from pipeline.bill.records import StageCosts
 from pipeline.config import Config
@@ -34,7 +34,7 @@ def _cost(run: CostInputs) -> StageCosts:
 def report(
     config: Config,
     context: Context,
-    summary: Summary | NightSummary,
+    summary: Summary,
     explanation: Explanation | None,
     description: Description | None,
 ) -> Report:

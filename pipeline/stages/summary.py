@@ -1,73 +1,99 @@
-"""summary: what the run did, as metrics.json and for the closing table."""
+"""summary: what the run did, as metrics.json and for the closing tables."""
 
 from __future__ import annotations
 
 from pipeline.artifacts.assignments import Assignments, Snapshot
-from pipeline.artifacts.inputs import Manifest, Sample
+from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.models import (
-    ClusteringModel,
     Comparison,
     InitialCentroids,
     PretrainedAutoencoder,
     RefinedModel,
 )
+from pipeline.artifacts.nights import Identity, NightDecision, Serving, Verdict
 from pipeline.artifacts.summaries import Summary
 from pipeline.bill.comparison import planned_before
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.lake.parts import parts_folder
+from pipeline.model.autoencoder import products_here
 
 
-@stage("summary", version=4, distributed=False)
+@stage("summary", version=5, distributed=False)
 def summary(
     config: Config,
     context: Context,
     manifest: Manifest,
-    sample: Sample,
-    autoencoder: PretrainedAutoencoder,
-    centroids: InitialCentroids,
-    dec: RefinedModel,
-    comparison: Comparison,
-    model: ClusteringModel,
+    decision: NightDecision,
+    serving: Serving,
     assignments: Assignments,
     snapshot: Snapshot,
+    autoencoder: PretrainedAutoencoder | None,
+    centroids: InitialCentroids | None,
+    refined: RefinedModel | None,
+    comparison: Comparison | None,
+    identity: Identity | None,
+    verdict: Verdict | None,
 ) -> Summary:
-    """Collect the figures of all stages, beside what they were thought to take."""
-    last = dec.updates[-1]
+    """Collect the figures of all stages, and the estimate that was made for them."""
+    labelled = assignments.labelled_rows / assignments.rows if assignments.rows else 1.0
+    model, last = serving.champion.model, refined.updates[-1] if refined else None
+    # A refresh takes both over from the champion, and they have no figures of their own.
+    trained = autoencoder if autoencoder and autoencoder.losses else None
+    started = centroids if centroids and centroids.objectives else None
+    products: str = trained.products if trained else products_here(config.model.precision)
+    names = ("survived", "split", "merged", "born", "died")
     result = Summary(
         run_id=context.run_id,
         ds=context.ds,
+        action=decision.action,
+        why=decision.why,
+        refused=serving.refused,
+        champion=model.model_id,
+        challenger=identity.challenger.model.model_id if identity else None,
+        entry=serving.entry,
         model_id=model.model_id,
+        shipped=model.kind,
         snapshot=snapshot.number,
         table=snapshot.table,
         rows_in=assignments.rows_in,
         rows_out=assignments.rows,
         rows_dropped=assignments.rows_dropped,
         rows_quarantined=assignments.rows_quarantined,
-        quarantined=assignments.quarantined,
+        rows_labelled=assignments.labelled_rows,
+        rows_carried=assignments.carried_rows,
+        outliers=assignments.outliers,
         shards=manifest.shard_count,
         features=manifest.width,
         clusters=len(assignments.cluster_rows),
+        cluster_ids=assignments.cluster_ids,
         cluster_rows=assignments.cluster_rows,
         mean_confidence=assignments.mean_confidence,
-        products=autoencoder.products,
-        pretrain_passes=len(autoencoder.losses),
-        pretrain_loss=autoencoder.losses[-1],
-        kmeans_objective=centroids.objective,
-        refine_updates=last.number,
-        refine_stopped_by=dec.stopped_by,
-        refine_events=tuple(f"update {u.number}: {u.event}" for u in dec.updates if u.event),
-        kl=last.kl,
-        label_change=last.label_change,
+        **{name: getattr(identity, name) if identity else 0 for name in names},
+        churn=identity.churn if identity else None,
+        max_psi=assignments.max_psi,
+        max_psi_feature=assignments.max_psi_feature,
         scores=assignments.scores,
+        verdict=verdict,
         comparison=comparison,
-        shipped=model.kind,
+        products=trained.products if trained else None,
+        pretrain_passes=len(trained.losses) if trained else None,
+        pretrain_loss=trained.losses[-1] if trained else None,
+        kmeans_objective=started.objective if started else None,
+        refine_updates=last.number if last else None,
+        refine_stopped_by=refined.stopped_by if refined else None,
+        refine_events=tuple(
+            f"update {u.number}: {u.event}" for u in (refined.updates if refined else ()) if u.event
+        ),
+        kl=last.kl if last else None,
+        label_change=last.label_change if last else None,
+        choice=started.choice if started else None,
+        quarantined=assignments.quarantined,
         stages=tuple(context.times),
+        estimate=planned_before(config, context, manifest, products, decision.action, labelled),
         output=context.lake.url,
         assignments=parts_folder(context.run_id, config.lake.format),
         model=f"models/{model.model_id}",
-        estimate=planned_before(config, context, manifest, autoencoder.products),
-        choice=centroids.choice,
     )
     context.lake.write_json(f"{context.run_path}/metrics.json", result.model_dump(mode="json"))
     return result

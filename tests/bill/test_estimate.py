@@ -18,7 +18,7 @@ from pipeline.bill.records import Cluster, Estimate, StageEstimate, StageFactor
 from pipeline.clustering.kmeans import WORK, affordable
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.run import NIGHT_STAGES, STAGES, stages_of
+from pipeline.run import STAGES, stages_of
 
 # 1,000 FLOP/s, an update takes a second, and nothing else takes time.
 CORE = Device(1e-6, 1e-6, 1.0, update_ns=0.0, learn_ns=0.0, measure_ns=0.0, nearest_ns=0.0)
@@ -80,7 +80,7 @@ def estimated(
     factors: dict[str, StageFactor] | None = None,
     **more: Any,
 ) -> Estimate:
-    stages = stages_of(more.get("action"))
+    stages = stages_of(more.get("action", "refit"))
     given = {"products": "bfloat16", "rates": SLOW, **more}
     run = CostInputs(config=config, manifest=manifest, cluster=on or cluster(2), **given)
     return estimate(stages, run, factors=factors)
@@ -313,7 +313,7 @@ def test_a_refinement_that_stopped_early_was_not_fast() -> None:
 def test_a_night_is_planned_as_what_it_does() -> None:
     always = ["run", "pin", "decide"]
     challenge = ["refine", "evaluate", "select", "identify", "gate", "promote"]
-    labelling = ["assign", "publish", "explain", "describe", "night_summary", "report"]
+    labelling = ["assign", "publish", "explain", "describe", "summary", "report"]
     refit = stages(settings(), action="refit")
     assert list(refit) == [*always, "sample", "pretrain", "init_centroids", *challenge, *labelling]
     refresh = stages(settings(), action="refresh")
@@ -321,7 +321,7 @@ def test_a_night_is_planned_as_what_it_does() -> None:
     assert (refit["refine"].passes, refresh["refine"].passes) == (2, 3)  # schedule.refresh.passes
     assign = stages(settings(), action="assign")
     assert list(assign) == always + labelling
-    assert {*refit, *refresh} - {"run"} == {stage.name for stage in NIGHT_STAGES}
+    assert {*refit, *refresh} - {"run"} == {stage.name for stage in STAGES}
     # What they share with a run costs what it costs there.
     run = stages(settings())
     for night in (refit, refresh, assign):

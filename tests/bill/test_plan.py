@@ -19,11 +19,11 @@ from pipeline.bill.measuring import Measured
 from pipeline.config import Config
 from pipeline.engine import Context, Execution
 from pipeline.lake.snapshots import Partition, publish
-from pipeline.run import STAGES
+from pipeline.run import stages_of
 from pipeline.stages.pin import pin
 from pipeline.storage import Store, parquet_bytes
 
-NAMES = ["run", *(stage.name for stage in STAGES)]
+NAMES = ["run", *(stage.name for stage in stages_of("refit"))]
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_the_bill_of_a_night(plan: Any, settings: dict[str, Any], tmp_path: Path
     settings["source"]["path"] = str(folder)
     settings["model"] = {"hidden": [2 * WIDTH], "embedding": WIDTH, "precision": "float32"}
     config = config_of(settings)
-    context = Context("first", "2026-01-31", Store(settings["output"]), nightly=True)
+    context = Context("first", "2026-01-31", Store(settings["output"]), by_schedule=True)
     manifest = Execution(config, context).complete(pin)
     lake = Lake(config, context, manifest.features)
     fitted = {"settings": fingerprint_of(config.fit_settings())}

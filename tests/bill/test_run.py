@@ -19,7 +19,7 @@ from object_store import BUCKET
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from pipeline.run import STAGES
+from pipeline.run import stages_of
 from pipeline.storage import Store, parquet_bytes
 
 pytestmark = pytest.mark.slow
@@ -95,10 +95,15 @@ def test_as_many_requests_as_estimated(run: Run) -> None:
 def test_planned_and_took(run: Run) -> None:
     kept = run.summary["estimate"]
     assert kept["rates"] == "defaults, not measured here"
-    assert [stage["stage"] for stage in kept["stages"]] == ["run", *(s.name for s in STAGES)]
+    assert [stage["stage"] for stage in kept["stages"]] == [
+        "run",
+        *(s.name for s in stages_of("refit")),
+    ]
     compared = run.plan("--run", "first", "--json")
     took = {time["stage"]: time["seconds"] for time in compared["took"]}
-    assert list(took) == [stage.name for stage in STAGES][:-2]  # its summary is not over yet
+    assert (
+        list(took) == [stage.name for stage in stages_of("refit")][:-2]
+    )  # its summary is not over yet
     made = min(run.summary["refine_updates"], 2)
     assert compared["refine_passes"] == made
     text = run.plan("--run", "first")

@@ -32,12 +32,11 @@ def test_the_number_is_found_once_and_used_by_every_stage(
 ) -> None:
     settings |= {**TRAINED, "clusters": {"most": 10}}
     config = config_of(settings)
-    first = Execution(config, context)
-    for name in ("pin", "sample", "pretrain", "init_centroids"):
-        first.only = name
+    for name in ("pin", "decide", "sample", "pretrain", "init_centroids"):
+        first = Execution(config, context, only=name)
         with pytest.raises(StageReached):
             run(first)
-    found = first.latest
+    found = first.reached.artifact
     assert isinstance(found, InitialCentroids)
     assert found.choice is not None
     assert found.choice.clusters == len(found.cluster_rows) == 3

@@ -13,7 +13,7 @@ from conftest import Dec, blobs, config_of, published
 from dec_command import in_this_process
 from faults.nights import Night
 
-from jobs.night import default_run_id
+from jobs.arguments import default_run_id
 from pipeline.engine import Context, Execution
 from pipeline.errors import TransientError
 from pipeline.input.pinning import list_shards

@@ -29,7 +29,7 @@ from pipeline.errors import BadShard, InputError
 from pipeline.input import quarantine
 from pipeline.input.pinning import list_shards
 from pipeline.input.pinning import pin as pin_input
-from pipeline.run import STAGES, run
+from pipeline.run import run, stages_of
 from pipeline.storage import Store
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_address")]
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_address")]
 ROWS, SHARDS = 640, 9  # one of them without rows
 BAD = "shard-5.parquet"
 BAD_IDS = set(range(400, 480))
-EVERY_STAGE = [stage.name for stage in STAGES]
+EVERY_STAGE = [stage.name for stage in stages_of("refit")]
 AFTER_PIN = ["sample", "pretrain", "refine", "assign"]
 
 

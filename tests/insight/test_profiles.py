@@ -22,7 +22,7 @@ from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.explanations import Explanation
 from pipeline.artifacts.inputs import FeatureColumn, Sample
 from pipeline.artifacts.models import ClusteringModel
-from pipeline.artifacts.nights import Champion, Reference
+from pipeline.artifacts.nights import Champion, Reference, Serving
 from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config, Retention
 from pipeline.distributed.resources import Claim, Resources
@@ -143,12 +143,13 @@ class Lake:
         **settings: Any,
     ) -> Night:
         config = self.config(**settings)
-        context = Context(run_id or f"night-{ds}", ds, self.store, nightly=True)
+        context = Context(run_id or f"night-{ds}", ds, self.store, by_schedule=True)
         champion = self.champion(most_distance)
         manifest = pin.run(config, context)
-        assigned = assign.run(config, context, manifest, champion.model, champion)
+        assigned = assign.run(config, context, manifest, champion)
         if config.lake.format == "parquet":
-            publish.run(config, context, champion.model, assigned)
+            serving = Serving(champion=champion, entry=1, refused=False)
+            publish.run(config, context, serving, assigned)
         found = Night(self, config, context, champion, assigned)
         if explained:
             found.explain()
@@ -169,7 +170,7 @@ class Night:
     def explain(self) -> Explanation:
         manifest = pin.run(self.config, self.context)
         self.explanation = explain.run(
-            self.config, self.context, manifest, self.champion.model, self.assigned
+            self.config, self.context, manifest, self.champion, self.assigned
         )
         return self.explanation
 
@@ -518,7 +519,8 @@ def test_a_profile_that_is_not_there_when_it_is_needed(lake: Lake, damage: str) 
 def test_a_publish_that_is_done_again_leaves_what_serves_by_now(lake: Lake) -> None:
     first = lake.night("2026-01-01", "first")
     later = lake.night("2026-01-01", "later")
-    publish.run(first.config, first.context, first.champion.model, first.assigned)
+    serving = Serving(champion=first.champion, entry=1, refused=False)
+    publish.run(first.config, first.context, serving, first.assigned)
     copy = lake.store.read_table("cluster_profile/ds=2026-01-01/profile.parquet")
     assert copy.equals(later.profile)
 

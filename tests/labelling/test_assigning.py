@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.models import RefinedModel, RefineRecord
 from pipeline.config import Config
 from pipeline.engine import Context
@@ -24,6 +25,7 @@ from pipeline.labelling.assigning import Assigner, AssignJob
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.refinement import ClusterModel
 from pipeline.model.scaling import Scaler
+from pipeline.registry.cluster_ids import ClusterIds
 from pipeline.registry.labels import assignments_of
 from pipeline.registry.models import (
     LoadedModel,
@@ -32,8 +34,9 @@ from pipeline.registry.models import (
     scaler_bytes,
     weights_bytes,
 )
+from pipeline.registry.reference import bins_bytes
 from pipeline.stages.pin import pin
-from pipeline.storage import Store, sha256
+from pipeline.storage import Store, parquet_bytes, sha256
 
 UPDATE = RefineRecord(
     number=0,
@@ -92,6 +95,21 @@ def test_embeddings_that_are_not_finite() -> None:
         assignments_of(model_of(CENTROIDS), torch.tensor([[3e38, 3e38]]))
 
 
+def job_of(
+    config: Config, context: Context, manifest: Manifest, model: RefinedModel, clusters: int
+) -> AssignJob:
+    """Of a model whose ids are positions; where drift is measured, the bins are those of zeros."""
+    ids = parquet_bytes(ClusterIds.positions(clusters).table())
+    edges = np.zeros((manifest.width, 9))
+    bins = bins_bytes(edges, np.ones((manifest.width, 10), np.int64))
+    return AssignJob(
+        *(config, manifest, model),
+        *(context.store("ids.parquet", ids), context.store("bins.parquet", bins)),
+        *(context.lake, "parts", "test", "2026-01-31"),
+        threads=2,
+    )
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> AssignJob:
     """Two shards of one row group each; in the second, every row misses a feature."""
@@ -124,7 +142,7 @@ def job(tmp_path: Path) -> AssignJob:
         stopped_by="passes",
         rows=2,
     )
-    return AssignJob(config, manifest, model, lake, "parts", "test", "2026-01-31", threads=2)
+    return job_of(config, context, manifest, model, len(CENTROIDS))
 
 
 def test_a_slice_and_one_whose_rows_are_all_dropped(job: AssignJob) -> None:
@@ -215,7 +233,7 @@ def wide_job(tmp_path: Path) -> AssignJob:
         stopped_by="passes",
         rows=rows,
     )
-    return AssignJob(config, manifest, model, context.lake, "p", "test", "2026-01-31", threads=2)
+    return job_of(config, context, manifest, model, 5)
 
 
 def _assigned(job: AssignJob, folder: str, threads: int) -> str:

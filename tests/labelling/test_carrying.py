@@ -85,7 +85,7 @@ class Lake:
         return Store(self.settings["output"])
 
     def context(self, ds: str, run_id: str = "") -> Context:
-        return Context(run_id or f"night-{ds}", ds, self.store, nightly=True)
+        return Context(run_id or f"night-{ds}", ds, self.store, by_schedule=True)
 
     def pin(self, context: Context) -> Manifest:
         return pin.run(Config.model_validate(self.settings), context)
@@ -151,7 +151,7 @@ class Lake:
         counts.send_to(self._count)
         try:
             manifest = pin.run(config, context)
-            found = assign.run(config, context, manifest, champion.model, champion)
+            found = assign.run(config, context, manifest, champion)
         finally:
             counts.send_to(None)
         if config.lake.format == "parquet":
@@ -373,18 +373,14 @@ def test_a_table_takes_no_marker_of_parts_that_were_carried(lake: Lake) -> None:
     assert len({assign.fingerprint(config, ()) for config in formats}) == 3
 
 
-def test_a_run_that_is_no_night_knows_of_no_other(lake: Lake) -> None:
+def test_a_run_carries_what_a_night_wrote_by_the_same_model(lake: Lake) -> None:
+    """``dec run`` on the same rows, as settings and seed lead to the same model again."""
     lake.night("2026-01-01")
-    config, context = (
-        Config.model_validate(lake.settings),
-        replace(lake.context("d"), nightly=False),
-    )
+    config, context = Config.model_validate(lake.settings), replace(lake.context("undated"))
     assert lake.champion is not None
     manifest = pin.run(config, context)
-    names = lake.store.read_table(manifest.shards.path).column_names
-    assert "row_group_slices" not in names
-    found = assign.run(config, context, manifest, lake.champion.model, lake.champion)
-    assert found.carried_files == 0
+    found = assign.run(config, replace(context, by_schedule=False), manifest, lake.champion)
+    assert found.carried_rows == found.rows
 
 
 # ------------------------------------------------------------------------ another model, other ids
@@ -512,7 +508,7 @@ def test_a_carried_part_that_is_gone_is_not_published(lake: Lake) -> None:
     config, context = Config.model_validate(lake.settings), lake.context("2026-01-02")
     assert lake.champion is not None
     manifest = pin.run(config, context)
-    found = assign.run(config, context, manifest, lake.champion.model, lake.champion)
+    found = assign.run(config, context, manifest, lake.champion)
     Path(lake.store.locate(first[0])).unlink()
     with pytest.raises(TransientError, match=r"1 of 3 part files are gone .*night-2026-01-01"):
         publish.run(config, context, lake.champion.model, found)

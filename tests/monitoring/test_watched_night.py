@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 
 from monitoring.prometheus import Prometheus, free_port, programs
 from monitoring.test_dashboard_and_alerts import DASHBOARD, RULES
-from pipeline.run import STAGES
+from pipeline.run import stages_of
 from pipeline.storage import Store
 
 pytestmark = pytest.mark.cluster
@@ -239,7 +239,10 @@ def test_counts_are_complete_in_a_run_that_loses_no_worker(watched: Watched) -> 
 
 def test_no_series_grows_with_the_input(watched: Watched) -> None:
     found = watched.prometheus.query('count by (__name__) ({__name__=~"ray_dec_.+"})')
-    stages, processes = len(STAGES), 4  # driver; two workers of a training or actors; a task
+    stages, processes = (
+        len(stages_of("refit")),
+        4,
+    )  # driver; two workers of a training or actors; a task
     for one in found:
         assert float(one["value"][1]) <= stages * processes, one["metric"]
     labels = set().union(*(one["metric"] for one in watched.prometheus.query(
@@ -263,7 +266,7 @@ def test_the_log_is_json_in_every_line(watched: Watched) -> None:
     assert {line["run_id"] for line in ours} <= {run_id, ""}
     assert all(line["node"] for line in ours)
     complete = [line["stage"] for line in ours if ": complete in " in line["message"]]
-    assert complete == [stage.name for stage in STAGES]
+    assert complete == [stage.name for stage in stages_of("refit")]
     records = [line for line in lines if line["logger"] == "jobs.console" and "figures" in line]
     assert any(line["stage"] == "refine" and "kl" in line["figures"] for line in records)
     # Workers: what they tried again, and for which slice.
@@ -276,7 +279,7 @@ def test_stderr_is_json_in_every_line(watched: Watched) -> None:
     lines = [json.loads(line) for line in watched.err.splitlines()]
     assert {line["run_id"] for line in lines} <= {watched.summary["run_id"], ""}
     messages = [line["message"] for line in lines]
-    assert sum(": complete in " in message for message in messages) == len(STAGES)
+    assert sum(": complete in " in message for message in messages) == len(stages_of("refit"))
 
 
 def test_an_attempt_that_only_publishes_is_seen(watched: Watched) -> None:

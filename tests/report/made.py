@@ -41,7 +41,7 @@ from pipeline.artifacts.nights import (
     Verdict,
 )
 from pipeline.artifacts.records import Artifact, StoredFile
-from pipeline.artifacts.summaries import NightSummary, StageTime, Summary
+from pipeline.artifacts.summaries import StageTime, Summary
 from pipeline.bill.records import Cluster, Estimate, StageEstimate
 from pipeline.config import Config
 from pipeline.engine import Context
@@ -78,7 +78,7 @@ class Made:
         image_shape: See ``source``.
         run_id: Of the run.
         ds: Its date.
-        ids: Permanent ids, of a night; empty: it is no night.
+        ids: Permanent ids, of a night; empty: positions, of a run that no gate judged.
     """
 
     lake: Store
@@ -153,8 +153,12 @@ class Made:
             return pa.array(np.arange(rows))
         return pa.array([f"{self.keys[n % len(self.keys)]}{n or ''}" for n in range(rows)])
 
+    @property
+    def permanent(self) -> tuple[int, ...]:
+        return self.ids or tuple(range(self.clusters))
+
     def id_of(self, position: int) -> int:
-        return self.ids[position] if self.ids else position
+        return self.permanent[position]
 
     # ---------------------------------------------------------------------------------- writing it
 
@@ -194,7 +198,7 @@ class Made:
         if self.ids:
             self._write_night()
         else:
-            self._metrics(self._summary())
+            self._write_run()
         return self
 
     @cached_property
@@ -343,7 +347,7 @@ class Made:
             cluster_rows=self.cluster_rows,
             mean_confidence=float(self.confidence_N.mean()),
             scores=None,
-            cluster_ids=self.ids,
+            cluster_ids=self.permanent,
         )
 
     @property
@@ -367,40 +371,6 @@ class Made:
             ),
         )
 
-    def _summary(self) -> Summary:
-        return Summary(
-            run_id=self.run_id,
-            ds=self.ds,
-            model_id=self.model.model_id,
-            snapshot=1,
-            rows_in=len(self.labels_N),
-            rows_out=len(self.labels_N),
-            rows_dropped=0,
-            shards=3,
-            features=self.width,
-            clusters=self.clusters,
-            cluster_rows=self.cluster_rows,
-            mean_confidence=0.75,
-            products="float32",
-            pretrain_passes=30,
-            pretrain_loss=0.1,
-            kmeans_objective=1.0,
-            refine_updates=7,
-            refine_stopped_by="tol",
-            refine_events=(),
-            kl=0.3,
-            label_change=0.0004,
-            scores=None,
-            comparison=self.comparison,
-            shipped="dec",
-            stages=self._times(),
-            output=self.lake.url,
-            assignments=f"{self.context.run_path}/assignments",
-            model=f"models/{self.model.model_id}",
-            quarantined=self.quarantined,
-            estimate=self.estimate("pin"),
-        )
-
     def estimate(self, *stages: str) -> Estimate:
         return Estimate(
             stages=tuple(StageEstimate(stage=stage, fixed_seconds=1.0) for stage in stages),
@@ -417,7 +387,7 @@ class Made:
             rates="defaults",
         )
 
-    def _metrics(self, summary: Summary | NightSummary) -> None:
+    def _metrics(self, summary: Summary) -> None:
         path = f"{self.context.run_path}/metrics.json"
         self.lake.write_json(path, summary.model_dump(mode="json"))
 
@@ -590,7 +560,7 @@ class Made:
         table = pa.table(
             {
                 "position": np.arange(self.clusters, dtype=np.int32),
-                "cluster_id": np.array(self.ids, np.int32),
+                "cluster_id": np.array(self.permanent, np.int32),
                 "most_distance": np.full(self.clusters, np.inf, np.float32),
             }
         )
@@ -677,6 +647,13 @@ class Made:
         )
         return Verdict(passed=False, rules=rules)
 
+    def _write_run(self) -> None:
+        """As ``dec run`` leaves it: no rule of the gate was applied."""
+        passed = Verdict(passed=True, rules=(), reason="dec run applies no rule of the gate")
+        self.mark("gate", passed)
+        self.mark("promote", Serving(champion=self.champion, entry=1, refused=False))
+        self._metrics(self.night("refit", verdict=passed, comparison=self.comparison))
+
     def _write_night(self) -> None:
         decision = NightDecision(action="refit", why="first", entry=0, champion=None, usable=False)
         self.mark("decide", decision)
@@ -702,18 +679,21 @@ class Made:
         *,
         verdict: Verdict | None = None,
         comparison: Comparison | None = None,
-    ) -> NightSummary:
-        return NightSummary(
+    ) -> Summary:
+        fitted = comparison is not None
+        return Summary(
             run_id=self.run_id,
             ds=self.ds,
             action=action,
             why="the last refit was 7 days before",
             refused=verdict is not None and not verdict.passed,
             champion=self.model.model_id,
-            challenger="m-1" if verdict else None,
+            challenger=("m-1" if self.ids else self.model.model_id) if verdict else None,
             entry=1,
             snapshot=1,
             table=None,
+            model_id=self.model.model_id,
+            shipped="dec",
             rows_in=len(self.labels_N),
             rows_out=len(self.labels_N),
             rows_dropped=0,
@@ -723,7 +703,8 @@ class Made:
             outliers=0,
             shards=3,
             features=self.width,
-            cluster_ids=self.ids,
+            clusters=self.clusters,
+            cluster_ids=self.permanent,
             cluster_rows=self.cluster_rows,
             mean_confidence=0.75,
             survived=2,
@@ -731,17 +712,29 @@ class Made:
             merged=1,
             born=1,
             died=1,
-            churn=0.257 if verdict else None,
-            max_psi=0.61,
+            churn=0.257 if self.ids and verdict else None,
+            max_psi=0.61 if self.ids else None,
             max_psi_feature="weight",
             scores=None,
             verdict=verdict,
             comparison=comparison,
-            quarantined=(),
+            products="float32" if fitted else None,
+            pretrain_passes=30 if fitted else None,
+            pretrain_loss=0.1 if fitted else None,
+            kmeans_objective=1.0 if fitted else None,
+            refine_updates=7 if fitted else None,
+            refine_stopped_by="tol" if fitted else None,
+            refine_events=(),
+            kl=0.3 if fitted else None,
+            label_change=0.0004 if fitted else None,
+            choice=None,
+            quarantined=() if self.ids else self.quarantined,
             stages=self._times(),
+            # None: it could not be made.
+            estimate=None if self.ids and verdict else self.estimate("pin"),
             output=self.lake.url,
-            # As nights of older versions have none.
-            **({} if verdict else {"estimate": self.estimate("pin", "assign")}),
+            assignments=f"{self.context.run_path}/assignments",
+            model=f"models/{self.model.model_id}",
         )
 
     def write_quiet_night(self, run_id: str, ds: str) -> Made:

@@ -23,7 +23,8 @@ from pipeline.lake.snapshots import Partition, publish
 from pipeline.registry.clusters import rename
 from pipeline.registry.entries import entry_numbers, latest_entry
 from pipeline.registry.models import settings_path
-from pipeline.run import Fit, _challenge, nightly
+from pipeline.run import Fit, _outcome
+from pipeline.run import run as run_stages
 from pipeline.stages.decide import decide
 from pipeline.stages.fit.promote import promote
 
@@ -51,7 +52,8 @@ def night(lake: Lake, ds: str, **schedule: Any) -> NightDecision:
     later = lake.at(f"night-{ds}", ds)
     settings = lake.config.model_dump()
     settings["schedule"] |= schedule
-    return Execution(config_of(settings), later.context).complete(decide, later.manifest())
+    context = replace(later.context, by_schedule=True)
+    return Execution(config_of(settings), context).complete(decide, later.manifest())
 
 
 def test_the_first_night_fits_and_says_why(lake: Lake) -> None:
@@ -114,7 +116,8 @@ def test_settings_of_a_later_release(lake: Lake) -> None:
         later = lake.at(f"night-{'-'.join(changes)}", "2026-02-01")
         refine: Any = create_model("LaterRefine", __base__=Refine, **changes)
         config = create_model("LaterConfig", __base__=Config, refine=(refine, refine()))
-        night = Execution(config.model_validate(lake.config.model_dump()), later.context)
+        context = replace(later.context, by_schedule=True)
+        night = Execution(config.model_validate(lake.config.model_dump()), context)
         return night.complete(decide, later.manifest()).action
 
     assert action(momentum=(float, 0.9)) == "assign"
@@ -124,7 +127,8 @@ def test_settings_of_a_later_release(lake: Lake) -> None:
 def test_other_features(lake: Lake) -> None:
     champion = crowned(lake)
     wider = (FeatureColumn(name="x", width=WIDTH + 1, vector=True),)
-    later = Lake(lake.config, Context("wider", "2026-02-01", lake.context.lake), wider)
+    context = Context("wider", "2026-02-01", lake.context.lake, by_schedule=True)
+    later = Lake(lake.config, context, wider)
     decision = Execution(later.config, later.context).complete(decide, later.manifest())
     assert (decision.action, decision.usable, decision.champion) == ("refit", False, champion)
     assert "x[5]" in decision.why
@@ -207,30 +211,67 @@ def test_after_a_refusal_the_next_challenger_waits(lake: Lake, days: int, action
 def test_an_earlier_date_of_other_features_ends_no_cluster(lake: Lake) -> None:
     crowned(lake)
     wider = (FeatureColumn(name="x", width=WIDTH + 1, vector=True),)
-    earlier = Lake(lake.config, Context("wider", "2026-01-30", lake.context.lake), wider)
+    context = Context("wider", "2026-01-30", lake.context.lake, by_schedule=True)
+    earlier = Lake(lake.config, context, wider)
     with pytest.raises(
         InputError, match=r"ds 2026-01-30 cannot be done: champion .* other features"
     ):
         Execution(earlier.config, earlier.context).complete(decide, earlier.manifest())
 
 
+@pytest.mark.parametrize("ds", ["undated", "2026-01-30", "2026-02-01"])
+def test_a_run_always_fits(lake: Lake, ds: str) -> None:
+    """``dec run``, of any date, whatever the champion is and was fitted on."""
+    champion = crowned(lake)
+    wider = (FeatureColumn(name="x", width=WIDTH + 1, vector=True),)
+    for features, usable in ((lake.features, True), (wider, False)):
+        other = Lake(lake.config, Context(f"run-{ds}-{usable}", ds, lake.context.lake), features)
+        decision = Execution(other.config, other.context).complete(decide, other.manifest())
+        assert (decision.action, decision.why) == ("refit", "dec run always fits a new model")
+        assert (decision.champion, decision.entry, decision.usable) == (champion, 1, usable)
+
+
+def test_the_age_of_a_champion_without_a_date_is_unknown(lake: Lake) -> None:
+    """Nights begin on an output that ``dec run`` made: what is due by age is due."""
+    crowned(lake, ds="undated", refit_ds="undated", weights=lake.weights())
+    decision = night(lake, "2026-02-01")
+    assert (decision.action, decision.usable) == ("refit", True)
+    assert decision.why == "the last refit has no date (schedule.refit.every_days)"
+    never = {"every_days": None, "on_drift": True}
+    assert night(lake, "2026-02-02", refit=never).action == "assign"
+    refresh = {"every_days": 1, "passes": 1}
+    assert night(lake, "2026-02-03", refit=never, refresh=refresh).action == "refresh"
+
+
+def test_what_has_no_date_is_no_night_before(lake: Lake) -> None:
+    champion = crowned(lake)
+    before = lake.at("before", "undated")
+    before.mark("assign", assigned(0.3))
+    partition = Partition(
+        run_id="before", model_id=champion.model.model_id, rows=600, files="none", refused=True
+    )
+    publish(lake.context.lake, "undated", partition, "before")
+    assert night(lake, "2026-02-02").action == "assign"
+    assert night(lake, "2026-02-07").action == "refit"
+
+
 def test_a_night_stage_by_stage(settings: dict[str, Any], context: Context) -> None:
     """As ``dec stage NAME --nightly`` does it: nothing is done on the way."""
 
     def only(stage: str) -> Execution:
-        return Execution(config_of(settings), replace(context, nightly=True), stage)
+        return Execution(config_of(settings), replace(context, by_schedule=True), stage)
 
     with pytest.raises(InputError, match=r"decide needs .*run `dec stage pin --nightly` first"):
-        nightly(only("decide"))
+        run_stages(only("decide"))
     for stage in ("pin", "decide"):
         night = only(stage)
         with pytest.raises(StageReached):
-            nightly(night)
-    assert isinstance(night.latest, NightDecision)
+            run_stages(night)
+    assert isinstance(night.reached.artifact, NightDecision)
     with pytest.raises(InputError, match="stage assign needs stage sample"):
-        nightly(only("assign"))
-    with pytest.raises(InputError, match=r"warm_start is none of night .*: what it does is refit"):
-        nightly(only("warm_start"))
+        run_stages(only("assign"))
+    with pytest.raises(InputError, match=r"warm_start does not run in test; its action is refit"):
+        run_stages(only("warm_start"))
 
 
 # ------------------------------------------------------------------------------------- promote
@@ -296,14 +337,14 @@ def test_a_challenger_that_cannot_be_matched_is_refused(
     tonight = lake.at("tonight", "2026-02-07")
     manifest, sample = tonight.manifest(), tonight.sample(rows())
     model = tonight.model(CENTERS, weights=tonight.weights(np.nan))
-    fit = Fit((manifest, sample, None, None, None), compared(), model)  # type: ignore[arg-type]
-    monkeypatch.setattr("pipeline.run.fit_anew", lambda *_: fit)
+    fit = Fit(sample, None, None, None, compared(), model)  # type: ignore[arg-type]
+    monkeypatch.setattr("pipeline.run._refit", lambda *_: fit)
     monkeypatch.setattr(
         "pipeline.stages.fit.identify.run_task",
         lambda _, work, *given, **named: work(*given, **named),
     )
-    execution = Execution(tonight.config, tonight.context)
-    found = _challenge(execution, manifest, decided(champion))
+    execution = Execution(tonight.config, replace(tonight.context, by_schedule=True))
+    found = _outcome(execution, manifest, decided(champion))
     assert (found.serving.champion, found.serving.refused) == (champion, True)
     assert found.verdict is not None
     assert "not finite" in found.verdict.reason

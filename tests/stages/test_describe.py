@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from chat_endpoint import Server, saying
-from explained_runs import KnownRun, known_run
-from nights_by_hand import cluster, register
+from explained_runs import KnownRun, champion_of, known_run
+from nights_by_hand import cluster
 
 from pipeline.artifacts.nights import Champion
 from pipeline.config import Config
 from pipeline.errors import CommitConflict, LeaseHeld, NodesLost, OutOfMemory
 from pipeline.insight.rules import labelled_sample
 from pipeline.registry.clusters import store_table
-from pipeline.registry.entries import append, entry_numbers, latest_entry
+from pipeline.registry.entries import CLUSTER_SCHEMA, append, entry_numbers, latest_entry
 from pipeline.schema import DESCRIBED_SCHEMA, RULE_SCHEMA
 from pipeline.stages import describe as describing
 
@@ -87,8 +88,8 @@ def test_names_by_features(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> No
         2: "high age, high amount",
     }
     assert {row["named_by"] for row in clusters.values()} == {"features"}
-    assert (found.named, found.entry) == (3, 0)
-    assert entry_numbers(run.lake) == []
+    assert (found.named, found.entry) == (3, 2)
+    assert entry_numbers(run.lake) == [1, 2]
 
 
 def test_nobody_names_and_no_tree(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,18 +109,17 @@ def test_the_same_again(run: KnownRun, monkeypatch: pytest.MonkeyPatch) -> None:
 def night(run: KnownRun, *names: str | None) -> tuple[Champion, KnownRun]:
     """Its model serves, with ids 7, 8 and 9 that have these names."""
     rows = [cluster(7 + i, name=name) for i, name in enumerate(names)]
-    by_hand = register(run.lake, rows)
-    champion = run.champion
+    champion = champion_of(run.context, run.manifest, run.model, run.sample, (7, 8, 9))
     append(
         run.lake,
-        by_hand.number,
+        1,
         action="promote",
         commit_id="c",
         who="run known",
         reason="by hand",
         champion=champion,
-        clusters=by_hand.clusters,
-        transitions=by_hand.transitions,
+        clusters=store_table(run.lake, "clusters", pa.Table.from_pylist(rows, CLUSTER_SCHEMA)),
+        transitions=(),
     )
     run.assignments = run.assignments.model_copy(update={"cluster_ids": (7, 8, 9)})
     profile = run.lake.read_table(run.explanation.profile.path)
@@ -202,10 +202,10 @@ def test_whatever_fails_is_a_warning(
 ) -> None:
     if gone == "memory":
 
-        def imitated(*_: Any) -> None:
+        def fitted(*_: Any) -> None:
             raise OutOfMemory("no memory for rules")
 
-        monkeypatch.setattr(describing, "_imitated", imitated)
+        monkeypatch.setattr(describing, "_fitted", fitted)
     else:
         file = {
             "sample": run.sample.parts[0],
@@ -224,10 +224,10 @@ def test_whatever_fails_is_a_warning(
 def test_what_another_attempt_may_have_is_left_to_it(
     run: KnownRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def imitated(*_: Any) -> None:
+    def fitted(*_: Any) -> None:
         raise NodesLost("nodes were lost")
 
-    monkeypatch.setattr(describing, "_imitated", imitated)
+    monkeypatch.setattr(describing, "_fitted", fitted)
     with pytest.raises(NodesLost):
         run.describe(monkeypatch)
 

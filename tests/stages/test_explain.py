@@ -14,14 +14,14 @@ from conftest import config_of, published
 from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.explanations import Explanation
 from pipeline.artifacts.inputs import Manifest
-from pipeline.artifacts.models import RefinedModel
+from pipeline.artifacts.nights import Serving
 from pipeline.engine import Context, Execution, StageReached
 from pipeline.errors import PipelineError
 from pipeline.insight.profiles.files import read_exemplars
 from pipeline.run import run
 from pipeline.stages.assign import assign
 from pipeline.stages.explain import explain
-from pipeline.stages.fit.select import select
+from pipeline.stages.fit.promote import promote
 from pipeline.stages.pin import pin
 from pipeline.storage import Store
 
@@ -75,11 +75,11 @@ def test_a_tree_of_tasks_and_a_stage_that_fails(
         np.testing.assert_allclose(told["mean"], labels.mean())
 
     manifest: Manifest = left_by(context, pin)
-    model: RefinedModel = left_by(context, select)
+    serving: Serving = left_by(context, promote)
     assigned: Assignments = left_by(context, assign)
     assert assigned.file_count == 4
     monkeypatch.setattr("pipeline.stages.explain._TOGETHER", 2)
-    tree = explain.run(config, context, manifest, model, assigned)
+    tree = explain.run(config, context, manifest, serving.champion, assigned)
     exemplars = read_exemplars(context.lake, tree)
     assert exemplars.equals(read_exemplars(context.lake, found))
     again_table = context.lake.read_table(tree.profile.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def judge(
     identity: Identity = inputs.get("identity") or lake.identity(
         challenger, churn=None if champion is None else 0.0
     )
-    night = Execution(lake.config, lake.context)
+    night = Execution(lake.config, replace(lake.context, by_schedule=True))
     return night.complete(
         gate,
         decision or decided(champion),

@@ -17,7 +17,6 @@ from pipeline.clustering.drift import bin_counts
 from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.input.samples import FEATURES, HELD_OUT
-from pipeline.lake.snapshots import Partition, publish
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.scaling import Scaler
 from pipeline.registry.entries import CLUSTER_SCHEMA, TRANSITION_SCHEMA, append, latest_entry
@@ -172,20 +171,6 @@ def test_first_night(config: Config, context: Context, manifest: Manifest) -> No
     edges_FB, rows_FB = load_bins(lake, found.bins)
     assert edges_FB.shape == (WIDTH, 9)
     np.testing.assert_array_equal(rows_FB, bin_counts(x, edges_FB))
-
-
-def test_ids_that_were_positions_before_the_first_night_are_not_given_again(
-    config: Config, context: Context, manifest: Manifest
-) -> None:
-    lake = context.lake
-    earlier = kmeans_model(config, context, manifest, [-4, -2, 2, 4])
-    partition = Partition(run_id="by-position", model_id=earlier.model_id, rows=600, files="none")
-    publish(lake, "2026-01-30", partition, "by-position")
-    sample = sampled(context, manifest, blobs(600), "first")
-    model = kmeans_model(config, context, manifest, [4, 0, -4])
-    found = night(config, context, FIRST, manifest, sample, model)
-    assert ids_of(lake, found) == [4, 5, 6]
-    assert lake.read_table(found.clusters.path)["cluster_id"].to_pylist() == [4, 5, 6]
 
 
 def test_permuted_model_with_a_scaler_of_its_own(

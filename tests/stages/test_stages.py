@@ -12,17 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import blobs, config_of, published, write_shards
 
+from pipeline.artifacts.nights import NightDecision
 from pipeline.config import Config
 from pipeline.engine import Context, Execution
 from pipeline.errors import InputError
 from pipeline.input.samples import sampled_features
 from pipeline.lake.snapshots import assignment_files
 from pipeline.registry.models import load_model
-from pipeline.run import run
+from pipeline.run import run, stages_of
 from pipeline.stages.assign import assign
 from pipeline.stages.fit.evaluate import evaluate
+from pipeline.stages.fit.gate import gate
+from pipeline.stages.fit.identify import identify
 from pipeline.stages.fit.init_centroids import init_centroids
 from pipeline.stages.fit.pretrain import pretrain
+from pipeline.stages.fit.promote import promote
 from pipeline.stages.fit.refine import refine
 from pipeline.stages.fit.sample import sample
 from pipeline.stages.fit.select import select
@@ -89,14 +93,21 @@ def test_stages_one_by_one(settings: dict[str, Any], context: Context, tmp_path:
     shipped = night.complete(select, *fitted, comparison)
     assert (shipped.kind, shipped.model_id) == ("dec", model.model_id)
 
-    assigned = night.complete(assign, manifest, shipped)
+    first = NightDecision(action="refit", why="", entry=0, champion=None, usable=False)
+    identity = night.complete(identify, first, manifest, reference, shipped)
+    verdict = night.complete(gate, first, manifest, reference, comparison, shipped, identity)
+    assert (verdict.passed, verdict.rules) == (True, ())  # dec run applies none
+    serving = night.complete(promote, first, identity, verdict)
+    assert (serving.entry, serving.champion.model.model_id) == (1, shipped.model_id)
+
+    assigned = night.complete(assign, manifest, serving.champion)
     assert assigned.rows == assigned.rows_in == 600
     assert assigned.cluster_rows == model.updates[-1].cluster_rows
     assert assigned.scores is not None
     assert assigned.scores.rows == 600
     assert not (lake / "snapshots").exists()  # staged, not visible
 
-    snapshot = night.complete(publish, shipped, assigned)
+    snapshot = night.complete(publish, serving, assigned)
     assert snapshot.number == 1
     rows = published(lake, "2026-01-31")
     assert sorted(rows["id"].to_pylist()) == list(range(600))
@@ -135,8 +146,8 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
     run(Execution(config_of(settings), Context("test", "2026-01-31", context.lake)))
     after = {path.parent.name: path.stat().st_mtime_ns for path in markers.glob("*/done.json")}
     redone = {name for name in after if after[name] != before[name]}
-    after_refine = {"evaluate", "select", "assign", "publish", "explain", "describe", "summary"}
-    assert redone == {"refine", *after_refine, "report"}
+    kept = {"pin", "sample", "pretrain", "init_centroids"}
+    assert redone == {stage.name for stage in stages_of("refit")} - kept
     # What the first snapshot names is what it was.
     assert listing.read_bytes() == content
     assert all(Path(path).exists() for path in named)

@@ -24,7 +24,7 @@ from pipeline.input.samples import sampled_features
 from pipeline.model.channels import TypedScaler
 from pipeline.registry.labels import assignments_of
 from pipeline.registry.models import load_model, load_scaler, load_vocabulary
-from pipeline.run import nightly, run
+from pipeline.run import run
 from pipeline.runs import Marker
 from pipeline.stages.fit.sample import sample
 from pipeline.stages.pin import pin
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("ray_address")
 
 
 def context_of(folder: Path, ds: str, *, nights: bool = False) -> Context:
-    return Context(f"run-{ds}", ds, Store(str(folder / "lake")), nightly=nights)
+    return Context(f"run-{ds}", ds, Store(str(folder / "lake")), by_schedule=nights)
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_nights_with_values_that_the_champion_never_saw(tmp_path: Path) -> None:
     write_shards(tmp_path / "2026-01-05", colors(300, list("abc"), seed=1, day="2026-01-05"))
     config = night_config(tmp_path, "2026-01-05")
     context = context_of(tmp_path, "2026-01-05", nights=True)
-    first = nightly(Execution(config, context))
+    first = run(Execution(config, context))
     assert first.action == "refit"
     assert first.scores is not None
     assert first.scores.acc > 0.9
@@ -160,7 +160,7 @@ def test_nights_with_values_that_the_champion_never_saw(tmp_path: Path) -> None:
     later = colors(300, ["a", "b", "unknown"], seed=2, day="2026-07-07")
     write_shards(tmp_path / "2026-01-06", later)
     config = night_config(tmp_path, "2026-01-06")
-    second = nightly(Execution(config, context_of(tmp_path, "2026-01-06", nights=True)))
+    second = run(Execution(config, context_of(tmp_path, "2026-01-06", nights=True)))
     assert (second.action, second.champion) == ("assign", first.champion)
     assert second.scores is not None
     assert second.scores.acc > 0.8
@@ -170,7 +170,7 @@ def test_nights_with_values_that_the_champion_never_saw(tmp_path: Path) -> None:
 
     # A refit has words of its own; both models label both samples, and the clusters keep their ids.
     config = night_config(tmp_path, "2026-01-06", refit={"every_days": 1})
-    third = nightly(Execution(config, context_of(tmp_path, "2026-01-07", nights=True)))
+    third = run(Execution(config, context_of(tmp_path, "2026-01-07", nights=True)))
     assert third.action == "refit"
     assert third.churn is not None
     assert third.churn < 0.3
@@ -179,7 +179,7 @@ def test_nights_with_values_that_the_champion_never_saw(tmp_path: Path) -> None:
     schedule = {"refit": {"every_days": None, "on_drift": False}}
     schedule["refresh"] = {"every_days": 1, "passes": 1}
     config = night_config(tmp_path, "2026-01-06", **schedule)
-    fourth = nightly(Execution(config, context_of(tmp_path, "2026-01-08", nights=True)))
+    fourth = run(Execution(config, context_of(tmp_path, "2026-01-08", nights=True)))
     assert (fourth.action, fourth.rows_out) == ("refresh", 300)
     lake = Store(str(tmp_path / "lake"))
     files = [left_by(lake, ds, "sample", Sample).scaler for ds in ("2026-01-05", "2026-01-07")]

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from jobs.tracking import final_figures, final_tags
 from jobs.tracking.openlineage import dataset_name
-from pipeline.artifacts.summaries import NightSummary, StageTime
+from pipeline.artifacts.summaries import StageTime, Summary
 from pipeline.errors import ConfigError, NumericalError
 
 DS = "2026-01-31"
@@ -230,7 +230,7 @@ def test_datasets_are_named_by_the_rules_of_lineage(location: str, name: tuple[s
 
 
 def test_a_night_without_a_fit_has_figures_of_its_own() -> None:
-    night = NightSummary(
+    night = Summary(
         run_id="r",
         ds=DS,
         action="assign",
@@ -239,6 +239,8 @@ def test_a_night_without_a_fit_has_figures_of_its_own() -> None:
         entry=1,
         champion="m-1",
         challenger=None,
+        model_id="m-1",
+        shipped="dec",
         snapshot=2,
         table=None,
         rows_in=10,
@@ -250,6 +252,7 @@ def test_a_night_without_a_fit_has_figures_of_its_own() -> None:
         outliers=0,
         shards=2,
         features=3,
+        clusters=1,
         cluster_ids=(5,),
         cluster_rows=(10,),
         mean_confidence=0.5,
@@ -264,17 +267,30 @@ def test_a_night_without_a_fit_has_figures_of_its_own() -> None:
         scores=None,
         verdict=None,
         comparison=None,
+        products=None,
+        pretrain_passes=None,
+        pretrain_loss=None,
+        kmeans_objective=None,
+        refine_updates=None,
+        refine_stopped_by=None,
+        refine_events=(),
+        kl=None,
+        label_change=None,
+        choice=None,
         quarantined=(),
+        estimate=None,
         output="o",
+        assignments="a",
+        model="m",
         stages=(StageTime(stage="pin", seconds=1.5),),
     )
     assert final_figures(night) == {
         "run/rows": 10,
         "run/mean_confidence": 0.5,
         "run/seconds": 1.5,
-        "night/rows_labelled": 4,
-        "night/rows_carried": 6,
-        "night/max_psi": 0.1,
-        "night/refused": 0,
+        "run/rows_labelled": 4,
+        "run/rows_carried": 6,
+        "run/max_psi": 0.1,
+        "run/refused": 0,
     }
     assert final_tags(night)["action"] == "assign"

@@ -109,10 +109,9 @@ class Clusters:
         self._profile_file = self.explanation.profile if self.explanation else None
         summary, names = run.summary, self._names()
         total = max(1, summary.rows_out)
-        ids = getattr(summary, "cluster_ids", range(len(summary.cluster_rows)))
         self.all = [
             Cluster(cluster, count, count / total, names.get(cluster, ""))
-            for cluster, count in zip(ids, summary.cluster_rows, strict=True)
+            for cluster, count in zip(summary.cluster_ids, summary.cluster_rows, strict=True)
         ]
         self.all.sort(key=lambda cluster: (-cluster.rows, cluster.id))
         self.cards = self._made_cards(self.used[:CARDS])

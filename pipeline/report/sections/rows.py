@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.nights import Identity
 from pipeline.artifacts.records import StoredFile
-from pipeline.artifacts.summaries import NightSummary
 from pipeline.errors import PipelineError
 from pipeline.input.samples import FEATURES
 from pipeline.insight.explained_runs import key_text
@@ -157,26 +156,20 @@ def flow(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
         "all_bands": len(moved),
         "kinds": Counter(row["kind"] for row in rows),
         # A refused model that labels the rows, because no other could, is the champion, too.
-        "refused": isinstance(night := run.summary, NightSummary)
-        and night.refused
-        and night.challenger != night.champion,
+        "refused": run.summary.refused and run.summary.challenger != run.summary.champion,
     }
 
 
 def since_last_night(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
     """Sizes tonight beside those of the night before, by permanent id; empty without one."""
     summary = run.summary
-    if not isinstance(summary, NightSummary):
-        return {}
     try:
-        partitions = read_snapshot(run.lake, summary.snapshot).partitions
-        nights = sorted(ds for ds in partitions if ds < summary.ds)
-        if not nights:
+        snapshot = read_snapshot(run.lake, summary.snapshot)
+        ds = snapshot.before(summary.ds)
+        if ds is None:
             return {}
-        before = RunFiles(run.lake, partitions[nights[-1]].run_id).summary
+        before = RunFiles(run.lake, snapshot.partitions[ds].run_id).summary
     except (OSError, PipelineError):
-        return {}
-    if not isinstance(before, NightSummary):
         return {}
     old = dict(zip(before.cluster_ids, before.cluster_rows, strict=True))
     new = {cluster.id: cluster.rows for cluster in clusters.all}

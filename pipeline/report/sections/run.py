@@ -12,7 +12,6 @@ from pipeline.artifacts.models import (
     RefinedModel,
 )
 from pipeline.artifacts.nights import GateRule, Verdict
-from pipeline.artifacts.summaries import NightSummary, Summary
 from pipeline.progress import duration
 from pipeline.report.run_files import RunFiles
 
@@ -60,10 +59,9 @@ class Headline:
 def headline(run: RunFiles) -> Headline:
     """Whether DEC beat k-means; where nothing was fitted, what labelled the rows."""
     summary, comparison = run.summary, run.comparison
-    night = summary if isinstance(summary, NightSummary) else None
-    if night and night.refused:
-        reason = _refusal(night.verdict)
-        if night.challenger == night.champion:
+    if summary.refused:
+        reason = _refusal(summary.verdict)
+        if summary.challenger == summary.champion:
             title = "The gate refused tonight’s model, but nothing else could label the rows"
         else:
             title = "The gate refused tonight’s model; the champion labelled the rows"
@@ -72,14 +70,12 @@ def headline(run: RunFiles) -> Headline:
     if comparison is not None:
         (tone, title), lines = _against_kmeans(comparison)
         return Headline(tone, title, (*lines, *_shipped(run, comparison)))
-    if night is None:
-        return Headline("plain", f"{summary.rows_out:,} rows were labelled", ())
     fitted = f" It was fitted by run {run.champion.run_id}." if run.champion else ""
     return Headline(
         "plain",
         "The champion labelled tonight’s rows",
         (
-            f"Model {night.champion}. Nothing was fitted: {night.why}.",
+            f"Model {summary.champion}. Nothing was fitted: {summary.why}.",
             f"The comparison with plain k-means is made when a model is fitted.{fitted}",
         ),
     )
@@ -117,11 +113,7 @@ def _order(candidate: Candidate) -> tuple[int, float]:
 
 def _shipped(run: RunFiles, comparison: Comparison) -> tuple[str, ...]:
     summary = run.summary
-    shipped = summary.shipped if isinstance(summary, Summary) else None
-    if shipped is None and (labelling := run.labelling):
-        shipped = labelling.model.kind
-    if shipped is None:
-        return ()
+    shipped = summary.shipped
     if shipped == comparison.winner:
         return (f"{NAMES[shipped][0].upper()}{NAMES[shipped][1:]} won, and is shipped.",)
     return (
@@ -148,7 +140,7 @@ def figures(run: RunFiles) -> list[Figure]:
     found = [
         Figure(
             short(summary.rows_out),
-            "rows labelled" if isinstance(summary, Summary) else "rows published",
+            "rows published",
             f"of {summary.rows_in:,} in" if lost else "every row of the input",
         ),
         Figure(
@@ -158,12 +150,11 @@ def figures(run: RunFiles) -> list[Figure]:
         ),
         Figure(f"{summary.mean_confidence:.2f}", "mean confidence", "1 is certain"),
     ]
-    if isinstance(summary, NightSummary):
-        if summary.churn is not None:
-            of = "of the reference sample" + (", by the refused model" if summary.refused else "")
-            found.append(Figure(f"{summary.churn:.1%}", "churn", of))
-        if summary.max_psi is not None:
-            found.append(Figure(f"{summary.max_psi:.2f}", "largest drift", "PSI of one feature"))
+    if summary.churn is not None:
+        of = "of the reference sample" + (", by the refused model" if summary.refused else "")
+        found.append(Figure(f"{summary.churn:.1%}", "churn", of))
+    if summary.max_psi is not None:
+        found.append(Figure(f"{summary.max_psi:.2f}", "largest drift", "PSI of one feature"))
     if summary.scores:
         found.append(Figure(f"{summary.scores.nmi:.2f}", "NMI with the labels", "1 is perfect"))
     seconds = sum(stage.seconds for stage in summary.stages)
@@ -177,8 +168,7 @@ def what_ran(run: RunFiles) -> list[tuple[str, str]]:
     facts = [("Run", summary.run_id)]
     if summary.ds != "undated":
         facts.append(("Logical date", summary.ds))
-    if isinstance(summary, NightSummary):
-        facts.append(("Tonight", f"{_ACTIONS[summary.action]}, because {summary.why}"))
+    facts.append(("Action", f"{_ACTIONS[summary.action]}, because {summary.why}"))
     if run.finished_at:
         facts.append(
             ("Published", f"{run.finished_at.replace('T', ' ').removesuffix('+00:00')} UTC")
@@ -195,16 +185,15 @@ def what_ran(run: RunFiles) -> list[tuple[str, str]]:
     rows += f", {summary.rows_dropped:,} dropped for missing values" if summary.rows_dropped else ""
     rows += f", {summary.rows_quarantined:,} in bad shards" if summary.rows_quarantined else ""
     facts.append(("Rows", rows))
-    if isinstance(summary, NightSummary):
+    if summary.rows_carried:
         carried = f"{summary.rows_labelled:,} labelled, {summary.rows_carried:,} carried over"
         facts.append(("Work", carried))
-        if summary.outliers:
-            facts.append(("Outliers", f"{summary.outliers:,} rows are in no cluster"))
-        facts.append(("Champion", f"{summary.champion}, entry {summary.entry} of the registry"))
-        if summary.challenger and summary.challenger != summary.champion:
-            facts.append(("Challenger", summary.challenger))
-    else:
-        facts.append(("Model", f"{summary.model_id} ({NAMES[summary.shipped]})"))
+    if summary.outliers:
+        facts.append(("Outliers", f"{summary.outliers:,} rows are in no cluster"))
+    model = f"{summary.champion} ({NAMES[summary.shipped]}), entry {summary.entry} of the registry"
+    facts.append(("Model", model))
+    if summary.challenger and summary.challenger != summary.champion:
+        facts.append(("Challenger", summary.challenger))
     if config and (labelling := run.labelling):
         facts.append(("Network", _network(run, labelling.model.kind)))
     if choice := summary.choice:

@@ -52,8 +52,13 @@ def gate(
 ) -> Verdict:
     """Every rule of ``config.gate``, also those that are off or do not apply.
 
-    The verdict is in ``runs/<run_id>/gate.json`` too, for people.
+    The verdict is in ``runs/<run_id>/gate.json`` too. ``dec run`` asks for a new model, and no rule
+    is applied to it.
     """
+    if not context.by_schedule:
+        verdict = Verdict(passed=True, rules=(), reason="dec run applies no rule of the gate")
+        context.lake.write_json(f"{context.run_path}/gate.json", verdict.model_dump(mode="json"))
+        return verdict
     champion = decision.champion if decision.usable else None
     found = run_task(
         config.execution,
@@ -239,10 +244,9 @@ class _NightBefore:
     def of(cls, lake: Store, ds: str) -> _NightBefore | None:
         """That before a date; None where there is none."""
         latest = latest_snapshot(lake)
-        earlier = [other for other in latest.partitions if other < ds] if latest else []
-        if latest is None or not earlier:
+        before = latest.before(ds) if latest else None
+        if latest is None or before is None:
             return None
-        before = max(earlier)
         partition = latest.partitions[before]
         return cls(before, partition.model_id, *_figures(lake, partition))
 

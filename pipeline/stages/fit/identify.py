@@ -30,7 +30,7 @@ from pipeline.config import Affects, Config, content_of
 from pipeline.distributed.tasks import SAMPLE_IN_MEMORY, run_task
 from pipeline.engine import Context, stage
 from pipeline.input.samples import feature_parts, sampled_features
-from pipeline.registry.cluster_ids import positions_published
+from pipeline.registry.cluster_ids import ClusterIds
 from pipeline.registry.clusters import (
     Seen,
     clusters_table,
@@ -151,7 +151,7 @@ def _identify(
 ) -> _Found:
     before = read_entry(lake, decision.entry).clusters if decision.entry else None
     clusters = lake.read_table(before.path) if before else no_clusters()
-    first_free = next_id(clusters) if before else positions_published(lake)
+    first_free = next_id(clusters)
     new = load_model(lake, model, config, manifest.width)
     tonight = _nearest(lake, new, sample)
     centroids_KD = new.clusters.centroids_KD.detach().numpy()
@@ -231,13 +231,7 @@ def _ids_table(config: Config, matched: Matched, tonight: _Nearest) -> pa.Table:
     most_K = np.full(len(ids_K), np.inf, np.float32)
     if config.assign.outliers is not None:
         most_K = _quantiles(tonight, len(ids_K), config.assign.outliers.quantile)
-    return pa.table(
-        {
-            "position": np.arange(len(ids_K), dtype=np.int32),
-            "cluster_id": ids_K,
-            "most_distance": most_K,
-        }
-    )
+    return ClusterIds(ids_K, most_K).table()
 
 
 def _quantiles(sample: _Nearest, clusters: int, quantile: float) -> NDArray[np.float32]:
