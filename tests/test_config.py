@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import create_model
 
-from jobs.night import default_run_id
+from jobs.arguments import default_run_id
 from pipeline.config import Config, Refine, content_of, load_config
 from pipeline.config.reference import reference
 from pipeline.config.sections import DefaultVersion, settings_in
