@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import config_of
 
 from pipeline.artifacts.records import Artifact, fingerprint_of
 from pipeline.config import Config
-from pipeline.engine import Context, Execution, Stage, StageReached
+from pipeline.engine import Context, Execution, Stage, StageReached, stage
 from pipeline.errors import InputError
 from pipeline.storage import Store
 
@@ -225,3 +226,14 @@ def test_stored_file_carries_its_digest(night: Night) -> None:
     assert night.lake.read_bytes(stored.path) == b"abc"
     assert stored.bytes == 3
     assert stored.sha256.startswith("ba7816bf")  # SHA-256 of "abc", as FIPS 180-2 has it
+
+
+def test_an_input_by_name_is_refused(context: Context, settings: dict[str, Any]) -> None:
+    """It would not be part of the fingerprint."""
+
+    @stage("named", version=1, distributed=False)
+    def named(config: Config, context: Context, number: Number) -> Number:
+        return number
+
+    with pytest.raises(TypeError, match="stage named: give number by position"):
+        Execution(config_of(settings), context).complete(named, number=Number(value=1))
