@@ -341,7 +341,7 @@ def test_a_challenger_that_cannot_be_matched_is_refused(
     monkeypatch.setattr("pipeline.run._refit", lambda *_: fit)
     monkeypatch.setattr(
         "pipeline.stages.fit.identify.run_task",
-        lambda _, work, *given, **named: work(*given, **named),
+        lambda _, memory, work, *given, **named: work(*given, **named),
     )
     execution = Execution(tonight.config, replace(tonight.context, by_schedule=True))
     found = _outcome(execution, manifest, decided(champion))
