@@ -102,7 +102,7 @@ class KnownRun:
         return found
 
 
-def in_this_process(_: Any, work: Any, *words: Any, **named: Any) -> Any:
+def in_this_process(_: Any, memory: str, work: Any, *words: Any, **named: Any) -> Any:
     """A task without Ray."""
     return work(*words, **named)
 

@@ -621,8 +621,8 @@ def test_what_there_is_no_room_for_is_left_out(lake: Lake, monkeypatch: pytest.M
     assert night.explanation.left_out == (
         "profiles of x: too wide for 4 clusters",
         "quantiles of 5 columns in 4 clusters",
-        "exemplars but 2 of each kind of 4 clusters",
-        "features of exemplars but the first 1 of each kind",
+        "more than 2 exemplars of each kind in each of 4 clusters",
+        "features of exemplars except the first 1 of each kind",
     )
     assert set(night.profile["kind"].to_pylist()) == {"number", "category"}
     assert night.profile["p50"].null_count == len(night.profile)
