@@ -52,10 +52,12 @@ from pipeline.model.autoencoder import Autoencoder, fastest_precision
 from pipeline.model.pretraining import Pretraining
 from pipeline.model.refinement import ClusterModel, Refinement, RefineUpdate, embedding_factor
 from pipeline.model.scaling import Scaler
+from pipeline.registry.cluster_ids import ClusterIds
 from pipeline.registry.models import centroids_bytes, scaler_bytes, weights_bytes
+from pipeline.registry.reference import bins_bytes
 from pipeline.stages.assign import slices_at_a_time
 from pipeline.stages.pin import pin
-from pipeline.storage import Store
+from pipeline.storage import Store, parquet_bytes
 
 from .quality import ROOT, machine
 
@@ -413,10 +415,17 @@ def _assigning(bench: Bench, *, features: int, dtype: str) -> list[Line]:
     )
     slices = by_slice(pieces_of(manifest, lake))
     threads = torch.get_num_threads()
+    context = Context("bench", "2026-01-31", lake)
+    table = ClusterIds.positions(CLUSTERS).table()
+    ids = context.store("ids.parquet", parquet_bytes(table))
+    shape = np.zeros((manifest.width, 9)), np.ones((manifest.width, 10), np.int64)
+    bins = context.store("bins.parquet", bins_bytes(*shape))
 
     def ours() -> float:
         folder = f"parts-{time.monotonic_ns()}"
-        job = AssignJob(config, manifest, shipped, lake, folder, "run", "2026-01-31", threads)
+        job = AssignJob(
+            *(config, manifest, shipped, ids, bins, lake, folder, "run", "2026-01-31", threads)
+        )
         assigner = Assigner(job)
         start = time.perf_counter()
         with ThreadPoolExecutor(slices_at_a_time(config, threads)) as calls:  # as an actor does
