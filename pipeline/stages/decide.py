@@ -14,7 +14,7 @@ from pipeline.bill.costs import CostInputs
 from pipeline.bill.records import StageCosts
 from pipeline.config import Affects, Config, content_of
 from pipeline.engine import Context, stage
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 from pipeline.lake.snapshots import latest_snapshot
 from pipeline.registry.entries import latest_entry
 from pipeline.registry.models import settings_path
@@ -151,7 +151,11 @@ def _drift(config: Config, context: Context, champion: Champion) -> str:
         return ""
     if latest.partitions[ds].model_id != champion.model.model_id:
         return ""  # measured against the sample of another
-    last = RunFolder(context.lake, latest.partitions[ds].run_id).found("assign", Assignments)
+    try:
+        last = RunFolder(context.lake, latest.partitions[ds].run_id).found("assign", Assignments)
+    except (OSError, PipelineError) as error:  # no reason for a night to fail
+        log.warning("the drift of ds %s is unknown: %s", ds, error)
+        return ""
     if last is None or last.max_psi is None or last.max_psi <= limit:
         return ""
     return (

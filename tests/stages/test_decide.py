@@ -18,7 +18,7 @@ from pipeline.artifacts.records import StoredFile, fingerprint_of
 from pipeline.config import Config, Refine
 from pipeline.config.sections import DefaultVersion
 from pipeline.engine import Context, Execution, StageReached
-from pipeline.errors import CommitConflict, InputError
+from pipeline.errors import CommitConflict, InputError, StorageRefused, TransientError
 from pipeline.lake.snapshots import Partition, publish
 from pipeline.registry.clusters import rename
 from pipeline.registry.entries import entry_numbers, latest_entry
@@ -26,7 +26,9 @@ from pipeline.registry.models import settings_path
 from pipeline.run import Fit, _outcome
 from pipeline.run import run as run_stages
 from pipeline.stages.decide import decide
+from pipeline.stages.fit.gate import _NightBefore
 from pipeline.stages.fit.promote import promote
+from pipeline.storage import Store
 
 PASSED, REFUSED = Verdict(passed=True, rules=()), Verdict(passed=False, rules=())
 
@@ -162,6 +164,32 @@ def test_drift_of_the_night_before(lake: Lake, psi: float, on_drift: bool, actio
     decision = night(lake, "2026-02-02", refit={"every_days": 7, "on_drift": on_drift})
     assert decision.action == action
     assert ("x[2] of ds 2026-02-01 has PSI 0.300" in decision.why) == (action == "refit")
+
+
+@pytest.mark.parametrize("error", [OSError("down"), TransientError("down"), StorageRefused("no")])
+def test_an_outage_while_the_night_before_is_read(
+    lake: Lake,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    """Its drift counts as unknown, in the decision and in the gate."""
+    champion = crowned(lake)
+    lake.at("before", "2026-02-01").mark("assign", assigned(0.3))
+    partition = Partition(run_id="before", model_id=champion.model.model_id, rows=600, files="none")
+    publish(lake.context.lake, "2026-02-01", partition, "before")
+    read = Store.read_json
+
+    def fails_for_it(store: Store, path: str) -> Any:
+        if path.startswith("runs/before/"):
+            raise error
+        return read(store, path)
+
+    monkeypatch.setattr(Store, "read_json", fails_for_it)
+    assert night(lake, "2026-02-02").action == "assign"
+    assert f"drift of ds 2026-02-01 is unknown: {error}" in caplog.text
+    before = _NightBefore.of(lake.context.lake, "2026-02-02")
+    assert before == _NightBefore("2026-02-01", champion.model.model_id, rows=600, psi=None)
 
 
 def test_drift_from_the_sample_of_another_champion_is_no_reason(lake: Lake) -> None:

@@ -21,6 +21,7 @@ from pipeline.clustering.quality import SILHOUETTE_ROWS, macro_silhouette, strat
 from pipeline.config import Config, content_of
 from pipeline.distributed.tasks import SAMPLE_IN_MEMORY, run_task
 from pipeline.engine import Context, stage
+from pipeline.errors import PipelineError
 from pipeline.input.quarantine import with_quarantine
 from pipeline.input.samples import feature_parts, sampled_embeddings
 from pipeline.lake.snapshots import Partition, latest_snapshot
@@ -254,11 +255,11 @@ class _NightBefore:
 def _figures(lake: Store, partition: Partition) -> tuple[int, float | None]:
     """Rows of the input of a night and its drift, as far as its run is still there."""
     run = RunFolder(lake, partition.run_id)
-    assignments = run.found("assign", Assignments)
     try:
-        return run.read_manifest().rows, assignments.max_psi if assignments else None
-    except (FileNotFoundError, ValueError) as error:
-        log.warning("gate: the input of run %s cannot be read: %s", partition.run_id, error)
+        rows, assignments = run.read_manifest().rows, run.found("assign", Assignments)
+        return rows, assignments.max_psi if assignments else None
+    except (OSError, PipelineError, ValueError) as error:  # no reason for a night to fail
+        log.warning("gate: run %s cannot be read: %s", partition.run_id, error)
         return partition.rows, None
 
 
