@@ -21,6 +21,7 @@ from pipeline.errors import (
     PipelineError,
     TransientError,
 )
+from pipeline.stages.fit.warm_start import refreshed
 
 
 @pytest.fixture
@@ -76,3 +77,20 @@ def test_what_would_stop_the_champion_too_is_not_hidden(
 ) -> None:
     with pytest.raises(kind):
         challenge(lake, monkeypatch, kind("it failed"), usable=True)
+
+
+def test_the_settings_of_a_refresh_end_with_it(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it fails: the stages after it run under those of the night."""
+    under = []
+
+    def fails(execution: Execution, *_: Any) -> None:
+        under.append(execution.config)
+        raise NumericalError("the loss is not finite")
+
+    monkeypatch.setattr(Execution, "complete", fails)
+    night = Execution(lake.config, replace(lake.context, by_schedule=True))
+    decision = decided(lake.champion()).model_copy(update={"action": "refresh"})
+    found = pipeline.run._outcome(night, lake.manifest(), decision)
+    assert found.serving.refused
+    assert under == [refreshed(lake.config)]
+    assert night.config == lake.config != under[0]
