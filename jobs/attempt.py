@@ -269,7 +269,7 @@ class Attempt:
 
     def report(self) -> str | None:
         """Location of the report; None where it could not be made."""
-        from pipeline.report.making import page_path
+        from pipeline.report.page import page_path
 
         path = page_path(self.run_id)
         return self.lake.locate(path) if self.lake.exists(path) else None

@@ -76,7 +76,7 @@ def _make_reports_again(lake: Store, done: Forgotten) -> None:
     runs = sorted({page[1] for page in pages if page})
     if not runs:
         return
-    from pipeline.report.making import make
+    from pipeline.report.page import make
 
     for run in runs:
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from jobs.arguments import checked_run_id
 from jobs.session import configured
 from pipeline.lake.receipts import read_receipts
-from pipeline.report.making import make
+from pipeline.report.page import make
 from pipeline.storage import Store, sha256
 
 _KEPT_S = 86_400  # a copy: its tab may be reloaded

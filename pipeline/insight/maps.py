@@ -12,9 +12,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts.inputs import FeatureColumn, Sample
-from pipeline.artifacts.models import ClusteringModel
-from pipeline.artifacts.records import StoredFile
+from pipeline.artifacts.inputs import Sample
+from pipeline.artifacts.nights import Champion
 from pipeline.clustering.projection import project
 from pipeline.input.samples import FEATURES
 from pipeline.model.devices import embeddings
@@ -59,22 +58,18 @@ class About:
 
 def map_bytes(
     lake: Store,
+    champion: Champion,
     sample: Sample,
-    model: ClusteringModel,
-    features: Sequence[FeatureColumn],
     keys: Sequence[str],
-    ids: StoredFile | None,
     seed: int,
 ) -> bytes | None:
     """Draw rows of the sample, label them as ``assign`` does, and project them into the plane.
 
     Args:
         lake: Output folder.
-        sample: The reference sample.
-        model: Model that labels the rows.
-        features: Feature columns of the sample.
+        champion: The model that labelled the run's rows.
+        sample: Its reference sample, without forgotten rows.
         keys: Key columns; empty: shard name and row number.
-        ids: Permanent ids, see ``Champion.ids``; None: ids are positions.
         seed: Seed of the draw and of the projection.
 
     Returns:
@@ -88,11 +83,10 @@ def map_bytes(
         return None
     vectors = rows[FEATURES].combine_chunks()
     x_NF = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
-    loaded = load_model(lake, model, settings_of(lake, model), sum(c.width for c in features))
+    model, width = champion.model, sum(c.width for c in champion.reference.features)
+    loaded = load_model(lake, model, settings_of(lake, model), width)
     raw = torch.from_numpy(np.array(x_NF))  # a copy: Arrow's memory is read-only
-    found = assignments_of(loaded, raw)
-    if ids is not None:
-        found = ClusterIds.of(lake, ids).rename(found)
+    found = ClusterIds.of(lake, champion.ids).rename(assignments_of(loaded, raw))
     with torch.inference_mode():
         z_ND = embeddings(loaded.clusters.encoder, loaded.scaler, raw).cpu().numpy()
     places = project(z_ND, seed)

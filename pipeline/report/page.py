@@ -1,4 +1,4 @@
-"""The page: the template, the styles, the charts and what they show, in one file."""
+"""The report of a run: one file with the template, the styles, the charts and their data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -14,13 +13,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import pipeline
+from pipeline.artifacts.explanations import Report
 from pipeline.artifacts.records import StoredFile
+from pipeline.insight.maps import map_bytes
 from pipeline.progress import duration
 from pipeline.report.run_files import RunFiles
 from pipeline.report.sections import clusters as of_clusters
 from pipeline.report.sections import rows
 from pipeline.report.sections import run as facts
 from pipeline.report.sections.clusters import Clusters, number
+from pipeline.schema import UNDATED
+from pipeline.storage import Store, sha256
 
 log = logging.getLogger(__name__)
 
@@ -28,29 +31,54 @@ log = logging.getLogger(__name__)
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
-@dataclass(frozen=True)
-class Page:
-    """A report.
-
-    Attributes:
-        content: The file.
-        sections: Ids of what is in it, in order.
-    """
-
-    content: bytes
-    sections: tuple[str, ...]
+def page_path(run_id: str) -> str:
+    """Path of a run's report, below the output."""
+    return f"runs/{run_id}/report/index.html"
 
 
-def render(run: RunFiles, map_file: StoredFile | None) -> Page:
-    """Make the page of a run.
+def make(lake: Store, run_id: str) -> Report:
+    """Write ``report/index.html`` of a complete run, and its map where it has none.
 
     Args:
-        run: The run, which is complete.
-        map_file: Its map; None leaves that section out.
+        lake: The output folder.
+        run_id: The run.
 
     Raises:
-        InputError: The run is not complete, or of a version that this one does not read.
+        InputError: The run is not there, is not complete, or is of a version that this one does
+            not read.
     """
+    run = RunFiles(lake, run_id)
+    assert run.summary  # or nothing is made at all
+    map_file = run.map_file or _new_map(run)
+    content, sections = _render(run, map_file)
+    page = _written(lake, page_path(run_id), content)
+    return Report(page=page, map=map_file, sections=sections)
+
+
+def _new_map(run: RunFiles) -> StoredFile | None:
+    """Make the map; None, for a report without it, where that is not possible."""
+    champion, manifest = run.champion, run.manifest
+    if champion is None or manifest is None:
+        return None
+    sample = champion.reference.sample
+    sample = sample.model_copy(update={"parts": tuple(map(run.as_left, sample.parts))})
+    seed = run.config.seed if run.config else 0
+    try:
+        content = map_bytes(run.lake, champion, sample, manifest.keys, seed)
+    except Exception as error:  # a page without a map is better than none
+        log.warning("run %s: no map of the sample: %s", run.run_id, error, exc_info=True)
+        return None
+    path = run.stage_path("report", "map.parquet")
+    return _written(run.lake, path, content) if content is not None else None
+
+
+def _written(lake: Store, path: str, content: bytes) -> StoredFile:
+    lake.write_bytes(path, content)
+    return StoredFile(path=path, sha256=sha256(content), bytes=len(content))
+
+
+def _render(run: RunFiles, map_file: StoredFile | None) -> tuple[bytes, tuple[str, ...]]:
+    """The file, and the ids of its sections in order."""
     summary = run.summary
     clusters = Clusters(run)
     found: dict[str, Any] = {
@@ -68,7 +96,7 @@ def render(run: RunFiles, map_file: StoredFile | None) -> Page:
         "order": [c.id for c in clusters.used[: of_clusters.LISTED]],
         "sizes": [[c.id, c.rows] for c in clusters.used[: of_clusters.BARS]],
     }
-    verdict = run.verdict
+    verdict = summary.verdict
     sections = _sections(found, clusters, bool(verdict and (verdict.rules or not verdict.passed)))
     environment = Environment(
         loader=PackageLoader("pipeline.report", "."),
@@ -81,12 +109,12 @@ def render(run: RunFiles, map_file: StoredFile | None) -> Page:
     text = environment.get_template("page.html").render(
         run=run,
         summary=summary,
-        night=summary.ds != "undated",
+        night=summary.ds != UNDATED,
         version=pipeline.__version__,
         headline=facts.headline(run),
         figures=facts.figures(run),
-        facts=facts.what_ran(run),
-        left_out=facts.left_out(run),
+        facts=facts.details(run),
+        left_out=facts.skipped_shards(run),
         candidates=facts.candidates(run.comparison),
         comparison=run.comparison,
         clusters=clusters,
@@ -102,7 +130,7 @@ def render(run: RunFiles, map_file: StoredFile | None) -> Page:
         library=_own("vendor/echarts/echarts.min.js"),
         **found,
     )
-    return Page(text.encode(), tuple(name for name, _ in sections))
+    return text.encode(), tuple(name for name, _ in sections)
 
 
 def _sections(found: dict[str, Any], clusters: Clusters, gate: bool) -> list[tuple[str, str]]:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts.explanations import Description, Explanation
-from pipeline.artifacts.inputs import FeatureColumn, Manifest, Sample
-from pipeline.artifacts.models import ClusteringModel, Comparison
-from pipeline.artifacts.nights import Champion, NightDecision, Serving, Verdict
+from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.models import Comparison
+from pipeline.artifacts.nights import Champion, NightDecision, Serving
 from pipeline.artifacts.records import LakePath, StoredFile
 from pipeline.artifacts.summaries import Summary
 from pipeline.config import Config
@@ -23,23 +23,6 @@ from pipeline.runs import RunFolder
 from pipeline.storage import sha256
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Labelling:
-    """The model that labelled a run's rows, with its sample.
-
-    Attributes:
-        model: Scaler, encoder and centroids.
-        sample: The reference sample: the run's own, or that of the champion.
-        features: Feature columns of the sample.
-        ids: Permanent ids; None: ids are positions.
-    """
-
-    model: ClusteringModel
-    sample: Sample
-    features: tuple[FeatureColumn, ...]
-    ids: StoredFile | None
 
 
 @dataclass(frozen=True)
@@ -86,29 +69,12 @@ class RunFiles(RunFolder):
         return self.found("describe", Description)
 
     @cached_property
-    def verdict(self) -> Verdict | None:
-        """Verdict of the gate on a new model."""
-        return self.summary.verdict
-
-    @cached_property
     def champion(self) -> Champion | None:
         """The champion that labelled the rows."""
         if serving := self.found("promote", Serving):
             return serving.champion
         decision = self.found("decide", NightDecision)
         return decision.champion if decision else None
-
-    @cached_property
-    def labelling(self) -> Labelling | None:
-        """The model that labelled the rows, with its sample."""
-        if champion := self.champion:
-            reference = champion.reference
-            sample = self._as_left(reference.sample)
-            return Labelling(champion.model, sample, reference.features, champion.ids)
-        model, drawn = self.found("select", ClusteringModel), self.found("sample", Sample)
-        if model is None or drawn is None or self.manifest is None:
-            return None
-        return Labelling(model, self._as_left(drawn), self.manifest.features, None)
 
     def table(
         self,
@@ -134,9 +100,6 @@ class RunFiles(RunFolder):
     @cached_property
     def _replaced(self) -> dict[LakePath, Rewritten]:
         return dict(replacements(read_receipts(self.lake)))
-
-    def _as_left(self, sample: Sample) -> Sample:
-        return sample.model_copy(update={"parts": tuple(map(self.as_left, sample.parts))})
 
     @property
     def map_file(self) -> StoredFile | None:

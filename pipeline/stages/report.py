@@ -9,7 +9,7 @@ from pipeline.bill.records import StageCosts
 from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.insight.maps import PARTS, ROWS
-from pipeline.report.making import make
+from pipeline.report.page import make
 
 # t-SNE of 1,797 digits took 4 s of one core.
 _MAP_ROW_S = 2.2e-3

@@ -731,7 +731,7 @@ class Made:
             quarantined=() if self.ids else self.quarantined,
             stages=self._times(),
             # None: it could not be made.
-            estimate=None if self.ids and verdict else self.estimate("pin"),
+            estimate=None if self.ids and verdict else self.estimate("pin", "assign"),
             output=self.lake.url,
             assignments=f"{self.context.run_path}/assignments",
             model=f"models/{self.model.model_id}",

@@ -10,7 +10,7 @@ from made import Made
 from jobs.commands.forgetting import _make_reports_again
 from pipeline.operations.forgetting import forget
 from pipeline.operations.forgotten_keys import KeySet
-from pipeline.report.making import make, page_path
+from pipeline.report.page import make, page_path
 from pipeline.storage import Store
 
 KEYS = [f"k{n:03}-" for n in range(120)]

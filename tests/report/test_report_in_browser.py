@@ -14,7 +14,7 @@ import pytest
 from made import Made
 from test_report_page import EVIL, SCRIPT
 
-from pipeline.report.making import make
+from pipeline.report.page import make
 from pipeline.storage import Store
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

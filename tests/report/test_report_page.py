@@ -13,8 +13,7 @@ from made import Made
 
 from pipeline.bill.comparison import compare
 from pipeline.errors import InputError
-from pipeline.report.making import make
-from pipeline.report.page import as_json
+from pipeline.report.page import as_json, make
 from pipeline.report.pictures import data_uri, drawable, pixels, png, sheet
 from pipeline.storage import Store
 
@@ -143,7 +142,7 @@ def test_it_stays_small(
 def test_a_night_shows_gate_and_flow(lake: Store) -> None:
     page = page_of(Made(lake, ids=(3, 7, 8, 12), names={1: "tall"}).write())
     texts = " ".join(Tags(page).texts)
-    assert "The gate refused tonight’s model" in texts
+    assert "The gate refused the new model" in texts
     assert "7 · tall" in texts  # as the registry calls it
     data = data_of(page)
     assert [3, 3, 80, "survival"] in data["flow"]["bands"]
@@ -160,7 +159,7 @@ def test_a_night_that_fits_nothing_has_no_curves(lake: Store) -> None:
     assert {"training", "gate", "profile"}.isdisjoint(report.sections)
     assert {"verdict", "map", "sizes", "confidence"} <= set(report.sections)
     texts = " ".join(Tags(page_of(quiet)).texts)
-    assert "The champion labelled tonight’s rows" in texts
+    assert "The champion labelled the rows" in texts
     assert "has no profile of its clusters" in texts
     estimated = {s["name"]: s["estimated"] for s in data_of(page_of(quiet))["times"]["stages"]}
     assert (estimated["pin"], estimated["assign"], estimated["refine"]) == (1.0, 1.0, None)

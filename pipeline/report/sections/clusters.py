@@ -162,11 +162,10 @@ class Clusters:
         table = self._run.table(self.description.clusters) if self.description else None
         rows = table.select(["cluster_id", "name"]).to_pylist() if table else []
         names = {row["cluster_id"]: row["name"] for row in rows if row["name"]}
-        if hasattr(self._run.summary, "cluster_ids"):  # names by people come first
-            try:
-                names |= registered_names(self._run.lake)
-            except Exception:
-                log.warning("names of clusters cannot be read", exc_info=True)
+        try:  # names by people come first
+            return names | registered_names(self._run.lake)
+        except Exception:
+            log.warning("names of clusters cannot be read", exc_info=True)
         return names
 
     def _made_cards(self, clusters: Sequence[Cluster]) -> list[Card]:

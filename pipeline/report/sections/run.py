@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.artifacts.models import (
     Candidate,
@@ -14,6 +13,7 @@ from pipeline.artifacts.models import (
 from pipeline.artifacts.nights import GateRule, Verdict
 from pipeline.progress import duration
 from pipeline.report.run_files import RunFiles
+from pipeline.schema import UNDATED
 
 NAMES = {"kmeans": "k-means", "autoencoder": "autoencoder + k-means", "dec": "DEC"}
 _LISTED_SHARDS = 20
@@ -26,14 +26,13 @@ _ACTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """A large number at the top.
 
     Attributes:
         value: The number as text.
         name: Meaning of the number.
-        note: Explanation in small print; may be empty.
+        note: Explanation in small print.
     """
 
     value: str
@@ -41,8 +40,7 @@ class Figure:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Headline:
+class Headline(NamedTuple):
     """Headline of the report.
 
     Attributes:
@@ -60,35 +58,40 @@ def headline(run: RunFiles) -> Headline:
     """Whether DEC beat k-means; where nothing was fitted, what labelled the rows."""
     summary, comparison = run.summary, run.comparison
     if summary.refused:
-        reason = _refusal(summary.verdict)
+        title = "The gate refused the new model; the champion labelled the rows"
         if summary.challenger == summary.champion:
-            title = "The gate refused tonight’s model, but nothing else could label the rows"
-        else:
-            title = "The gate refused tonight’s model; the champion labelled the rows"
-        more = _against_kmeans(comparison)[1] if comparison else ()
-        return Headline("bad", title, (reason, *more))
+            title = "The gate refused the new model, but no other could label the rows"
+        more = _against_kmeans(comparison).lines if comparison else ()
+        return Headline("bad", title, (_refusal(summary.verdict), *more))
     if comparison is not None:
-        (tone, title), lines = _against_kmeans(comparison)
-        return Headline(tone, title, (*lines, *_shipped(run, comparison)))
+        found, shipped = _against_kmeans(comparison), _name(summary.shipped)
+        line = f"{shipped} won, and is the published model."
+        if summary.shipped != comparison.winner:
+            line = f"{_name(comparison.winner)} won; refine.select ships {NAMES[summary.shipped]}."
+        return found._replace(lines=(*found.lines, line))
     fitted = f" It was fitted by run {run.champion.run_id}." if run.champion else ""
     return Headline(
         "plain",
-        "The champion labelled tonight’s rows",
+        "The champion labelled the rows",
         (
             f"Model {summary.champion}. Nothing was fitted: {summary.why}.",
-            f"The comparison with plain k-means is made when a model is fitted.{fitted}",
+            f"Models are compared with plain k-means when they are fitted.{fitted}",
         ),
     )
 
 
-def _against_kmeans(comparison: Comparison) -> tuple[tuple[str, str], tuple[str, ...]]:
+def _name(kind: str) -> str:
+    return NAMES[kind][0].upper() + NAMES[kind][1:]
+
+
+def _against_kmeans(comparison: Comparison) -> Headline:
     by_kind = {candidate.kind: candidate for candidate in comparison.candidates}
     dec, plain = by_kind.get("dec"), by_kind.get("kmeans")
     if dec is None or plain is None:
-        return ("plain", f"{NAMES[comparison.winner]} was best"), ()
-    ours, theirs = _order(dec), _order(plain)
+        return Headline("plain", f"{_name(comparison.winner)} was best", ())
     figures = f"DEC’s modularity is {dec.modularity:.3f}, that of k-means {plain.modularity:.3f}"
-    if dec.empty_clusters != plain.empty_clusters:
+    same_empty = dec.empty_clusters == plain.empty_clusters
+    if not same_empty:
         figures += (
             f"; it has {dec.empty_clusters:,} empty clusters against {plain.empty_clusters:,}"
         )
@@ -96,30 +99,19 @@ def _against_kmeans(comparison: Comparison) -> tuple[tuple[str, str], tuple[str,
         f"{figures}. Modularity is how much more often neighbours in the scaled features share a "
         f"cluster than by chance, here on {comparison.rows:,} rows of the reference sample."
     )
-    close = "slightly " if abs(dec.modularity - plain.modularity) < _CLOSE else ""
-    if dec.empty_clusters != plain.empty_clusters:
-        close = ""
+    close = same_empty and abs(dec.modularity - plain.modularity) < _CLOSE
+    ours, theirs = _order(dec), _order(plain)
     if ours < theirs:
         title = "DEC was slightly better than plain k-means" if close else "DEC beat plain k-means"
-        return ("good", title), (measured,)
+        return Headline("good", title, (measured,))
     if ours == theirs:
-        return ("even", "DEC was as good as plain k-means, which is simpler"), (measured,)
-    return ("bad", f"Plain k-means was {close}better than DEC"), (measured,)
+        return Headline("even", "DEC was as good as plain k-means, which is simpler", (measured,))
+    title = f"Plain k-means was {'slightly ' if close else ''}better than DEC"
+    return Headline("bad", title, (measured,))
 
 
 def _order(candidate: Candidate) -> tuple[int, float]:
     return candidate.empty_clusters, -round(candidate.modularity, 3)
-
-
-def _shipped(run: RunFiles, comparison: Comparison) -> tuple[str, ...]:
-    summary = run.summary
-    shipped = summary.shipped
-    if shipped == comparison.winner:
-        return (f"{NAMES[shipped][0].upper()}{NAMES[shipped][1:]} won, and is shipped.",)
-    return (
-        f"{NAMES[comparison.winner][0].upper()}{NAMES[comparison.winner][1:]} won; "
-        f"{NAMES[shipped]} is shipped all the same, by refine.select.",
-    )
 
 
 def _refusal(verdict: Verdict | None) -> str:
@@ -135,18 +127,18 @@ def figures(run: RunFiles) -> list[Figure]:
     """The numbers at the top."""
     summary = run.summary
     rows = summary.cluster_rows
-    used = sum(count > 0 for count in rows)
     lost = summary.rows_in - summary.rows_out
+    largest = max(rows, default=0) / max(1, summary.rows_out)
     found = [
         Figure(
             short(summary.rows_out),
             "rows published",
-            f"of {summary.rows_in:,} in" if lost else "every row of the input",
+            f"of {summary.rows_in:,} in the input" if lost else "every row of the input",
         ),
         Figure(
-            f"{used:,}",
+            f"{sum(count > 0 for count in rows):,}",
             "clusters",
-            f"the largest has {max(rows, default=0) / max(1, summary.rows_out):.0%} of the rows",
+            f"the largest has {largest:.0%} of the rows",
         ),
         Figure(f"{summary.mean_confidence:.2f}", "mean confidence", "1 is certain"),
     ]
@@ -162,52 +154,54 @@ def figures(run: RunFiles) -> list[Figure]:
     return found
 
 
-def what_ran(run: RunFiles) -> list[tuple[str, str]]:
+def details(run: RunFiles) -> list[tuple[str, str]]:
     """Details of run, input, rows, model and output, as names and values."""
     summary, manifest, config = run.summary, run.manifest, run.config
-    facts = [("Run", summary.run_id)]
-    if summary.ds != "undated":
-        facts.append(("Logical date", summary.ds))
-    facts.append(("Action", f"{_ACTIONS[summary.action]}, because {summary.why}"))
+    found = [("Run", summary.run_id)]
+    if summary.ds != UNDATED:
+        found.append(("Logical date", summary.ds))
+    found.append(("Action", f"{_ACTIONS[summary.action]}, because {summary.why}"))
     if run.finished_at:
-        facts.append(
-            ("Published", f"{run.finished_at.replace('T', ' ').removesuffix('+00:00')} UTC")
-        )
+        published = run.finished_at.replace("T", " ").removesuffix("+00:00")
+        found.append(("Published", f"{published} UTC"))
     if config:
         path = config.source.path
-        facts.append(("Input", path if isinstance(path, str) else ", ".join(path)))
+        found.append(("Input", path if isinstance(path, str) else ", ".join(path)))
     if manifest:
         size = f"{manifest.shard_count:,} shards, {manifest.rows:,} rows, {_bytes(manifest.bytes)}"
-        facts.append(("Size", size))
-        facts.append(("Features", _columns(manifest.features)))
-        facts.append(("Keys", ", ".join(manifest.keys) or "shard and row number"))
+        found.append(("Size", size))
+        found.append(("Features", _columns(manifest.features)))
+        found.append(("Keys", ", ".join(manifest.keys) or "shard and row number"))
     rows = f"{summary.rows_in:,} in, {summary.rows_out:,} out"
-    rows += f", {summary.rows_dropped:,} dropped for missing values" if summary.rows_dropped else ""
-    rows += f", {summary.rows_quarantined:,} in bad shards" if summary.rows_quarantined else ""
-    facts.append(("Rows", rows))
-    if summary.rows_carried:
-        carried = f"{summary.rows_labelled:,} labelled, {summary.rows_carried:,} carried over"
-        facts.append(("Work", carried))
-    if summary.outliers:
-        facts.append(("Outliers", f"{summary.outliers:,} rows are in no cluster"))
+    for count, what in (
+        (summary.rows_dropped, "dropped for missing values"),
+        (summary.rows_quarantined, "in bad shards"),
+        (summary.rows_carried, "with labels of an earlier run"),
+        (summary.outliers, "outliers in no cluster"),
+    ):
+        rows += f", {count:,} {what}" if count else ""
+    found.append(("Rows", rows))
     model = f"{summary.champion} ({NAMES[summary.shipped]}), entry {summary.entry} of the registry"
-    facts.append(("Model", model))
+    found.append(("Model", model))
     if summary.challenger and summary.challenger != summary.champion:
-        facts.append(("Challenger", summary.challenger))
-    if config and (labelling := run.labelling):
-        facts.append(("Network", _network(run, labelling.model.kind)))
+        found.append(("Challenger", summary.challenger))
+    if config:
+        network = "none: k-means on scaled features"
+        if summary.shipped != "kmeans":
+            widths = [*([manifest.width] if manifest else []), *config.model.hidden]
+            network = f"encoder {' – '.join(map(str, [*widths, config.model.embedding]))}"
+        found.append(("Network", network))
     if choice := summary.choice:
-        facts.append(("Number of clusters", f"{choice.clusters:,}, found: {choice.why}"))
-    facts.append(("Output", summary.output))
-    facts.append(("Snapshot", str(summary.snapshot)))
+        found.append(("Number of clusters", f"{choice.clusters:,}, found: {choice.why}"))
+    found += [("Output", summary.output), ("Snapshot", str(summary.snapshot))]
     if summary.table:
-        facts.append(("Table", summary.table))
+        found.append(("Table", summary.table))
     if run.version:
-        facts.append(("Version", f"dec-pipeline {run.version}"))
-    return facts
+        found.append(("Version", f"dec-pipeline {run.version}"))
+    return found
 
 
-def left_out(run: RunFiles) -> tuple[list[tuple[str, str, str]], int]:
+def skipped_shards(run: RunFiles) -> tuple[list[tuple[str, str, str]], int]:
     """Name, reason and stage of the first bad shards, and the number of all."""
     shards = run.summary.quarantined
     listed = [(shard.name, shard.reason, shard.stage) for shard in shards[:_LISTED_SHARDS]]
@@ -335,12 +329,3 @@ def _columns(features: tuple[Any, ...]) -> str:
     names = [f"{c.name} (vector of {c.width})" if c.vector else c.name for c in features[:12]]
     more = len(features) - len(names)
     return ", ".join(names) + (f" and {more:,} more columns" if more else "")
-
-
-def _network(run: RunFiles, kind: str) -> str:
-    config = run.config
-    assert config is not None
-    if kind == "kmeans":
-        return "none: k-means on scaled features"
-    widths = [*([run.manifest.width] if run.manifest else []), *config.model.hidden]
-    return f"encoder {' – '.join(map(str, [*widths, config.model.embedding]))}"
