@@ -80,7 +80,7 @@ class Attempt:
     def execute(self, only: str | None, *, in_log: bool = False) -> Artifact:
         """Run the stages that are not complete; returns the artifact of the last one."""
         from pipeline.distributed.metrics import RunMetrics
-        from pipeline.run import run
+        from pipeline.run import run, stages_of
 
         self._check_output()
         self._check_same_run()
@@ -97,6 +97,7 @@ class Attempt:
                 hold=self._hold,
                 stop=self._stop_asked,
                 by_schedule=self.by_schedule,
+                stages_of=stages_of,
             )
             listen(self._stop_asked, self.config.execution.grace_seconds)
             self._execution = Execution(self.config, self.context, only, on_first_work=self._begin)
