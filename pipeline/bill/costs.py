@@ -177,7 +177,7 @@ class CostInputs:
         return restarts * (iterations + 1) * seconds  # and once more for the objective
 
 
-def task_costs(run: CostInputs, core_s: float, reads: int = 1) -> StageCosts:
+def task_costs(run: CostInputs, core_s: float, reads: int = 1, puts: int = 1) -> StageCosts:
     """Costs of a stage that is one task, with one worker's threads, and reads the sample so often.
 
     It holds up to three copies of the sample, as features and as embeddings, in float32.
@@ -189,7 +189,7 @@ def task_costs(run: CostInputs, core_s: float, reads: int = 1) -> StageCosts:
         work_seconds=core_s / threads,
         cores=threads,
         gets=2 + TABLE_GETS * (3 + reads * run.sample_parts),
-        puts=1,
+        puts=puts,
         held_bytes=run.sample_rows * values * 12,
     )
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def _cost(_: CostInputs) -> StageCosts:
-    return StageCosts(gets=20)
+    return StageCosts(gets=20, puts=3)
 
 
 @stage(

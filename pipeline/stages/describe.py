@@ -42,7 +42,7 @@ def _cost(run: CostInputs) -> StageCosts:
     """The sample is labelled, and a tree fitted."""
     values = min(run.sample_rows, MOST_ROWS) * min(run.manifest.width, MOST_FEATURES)
     tree_s = values * (run.config.explain.tree_depth or 0) * _TREE_VALUE_S
-    return task_costs(run, run.encode_s(run.sample_rows) + tree_s)
+    return task_costs(run, run.encode_s(run.sample_rows) + tree_s, puts=6)
 
 
 @stage(

@@ -59,7 +59,7 @@ _EXEMPLARS = 5
 def _cost(run: CostInputs) -> StageCosts:
     """Two models label two samples."""
     row_s = run.encode_s(1) + run.config.most_clusters * run.core.nearest_ns * 1e-9
-    return task_costs(run, 4 * run.sample_rows * row_s, reads=6)
+    return task_costs(run, 4 * run.sample_rows * row_s, reads=6, puts=5)
 
 
 @stage(

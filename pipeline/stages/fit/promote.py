@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def _cost(_: CostInputs) -> StageCosts:
-    return StageCosts(gets=4, puts=2)
+    return StageCosts(gets=4, puts=4)
 
 
 @stage("promote", version=1, distributed=False, cost=_cost)
