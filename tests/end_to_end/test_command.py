@@ -102,12 +102,12 @@ def test_stages_one_by_one_and_in_the_wrong_order(
     early = dec("stage", "pretrain", "--run-id", "r", settings=settings, env=env)
     assert early.code == 3
     assert "stage pretrain needs stage pin" in early.err
-    for name in ("pin", "sample"):
+    for name in ("pin", "decide", "sample"):
         result = dec("stage", name, "--run-id", "r", settings=settings, env=env)
         assert result.code == 0, result.err
         assert result.out == f"stage {name} is complete in run r\n"
     run = Path(settings["output"]) / "runs/r/stages"
-    assert {path.parent.name for path in run.glob("*/done.json")} == {"pin", "sample"}
+    assert {path.parent.name for path in run.glob("*/done.json")} == {"pin", "decide", "sample"}
 
 
 def test_nightly_publishes_under_its_date(
