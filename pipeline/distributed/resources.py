@@ -372,23 +372,17 @@ class Outage:
     """
 
     def __init__(self, settings: Execution, claim: Claim, processes: int) -> None:
-        self._settings, self._claim, self._processes = settings, claim, processes
-        self._looked_at = self._since = -float("inf")
-        self._missing = False
+        self._wait_s, self._claim, self._processes = settings.node_wait_seconds, claim, processes
+        self._looked_at, self._since = -math.inf, math.inf
 
     def lasts(self) -> bool:
         """Whether room has been missing for ``node_wait_seconds``."""
-        waited_s = time.monotonic() - self._since
-        return self._short() and waited_s >= self._settings.node_wait_seconds
-
-    def _short(self) -> bool:
         now = time.monotonic()
         if now - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = now
             missing = fitting(cluster_nodes(), self._claim) < self._processes
-            if missing and not self._missing:
-                self._since = now
-            self._looked_at, self._missing = now, missing
-        return self._missing
+            self._since = min(self._since, now) if missing else math.inf
+        return now - self._since >= self._wait_s
 
 
 def cluster_nodes() -> list[Node]:

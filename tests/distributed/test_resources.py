@@ -14,6 +14,7 @@ from pipeline.distributed.growth import saved_by_growth
 from pipeline.distributed.resources import (
     Claim,
     Node,
+    Outage,
     assign_crew,
     fitting,
     share_out,
@@ -205,6 +206,28 @@ def test_actors_have_what_workers_have_unless_told_otherwise() -> None:
 def test_a_static_cluster_is_refused_at_once(ray_address: str) -> None:
     with pytest.raises(ConfigError, match="gpus_per_worker=1 needs nodes with GPUs"):
         share_out(Execution(gpus_per_worker=1), on_wait=pytest.fail)
+
+
+def test_an_outage_ends_work_only_after_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes, clock = [Node(4)], [0.0]
+    monkeypatch.setattr(resources, "cluster_nodes", lambda: nodes)
+    monkeypatch.setattr(resources.time, "monotonic", lambda: clock[0])
+    outage = Outage(Execution(node_wait_seconds=60), Claim(2), processes=1)
+
+    def lasts(after_s: float) -> bool:
+        clock[0] += after_s
+        return outage.lasts()
+
+    assert not lasts(0)
+    lost = nodes.pop()
+    assert not lasts(5)  # a replacement has a minute
+    assert not lasts(55)
+    nodes.append(lost)
+    assert not lasts(5)  # it came in time
+    nodes.pop()
+    assert not lasts(100)  # the second outage is not as old as the first
+    assert not lasts(55)
+    assert lasts(5)
 
 
 def test_a_worker_has_a_whole_gpu_or_none() -> None:
