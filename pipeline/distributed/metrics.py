@@ -8,6 +8,7 @@ scraped for 20 s after it.
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import datetime
 import logging
@@ -206,10 +207,9 @@ class RunMetrics:
             self._exporter.export("dec_collapse_events", self._collapses, stage=stage)
         if "refused" in values:
             self._exporter.export("dec_refused", values["refused"])
-        if stage == "pin" and "rows" in values:
-            self._exporter.export("dec_rows", values["rows"])
-        if stage == "assign" and "rows" in values:
-            self._exporter.export("dec_rows_assigned", values["rows"])
+        rows = {"pin": "dec_rows", "assign": "dec_rows_assigned"}.get(stage)
+        if rows and "rows" in values:
+            self._exporter.export(rows, values["rows"])
         self._progressed()
 
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
@@ -219,7 +219,8 @@ class RunMetrics:
         if stage == "publish":
             if not reused:
                 self._exporter.export("dec_published_timestamp_seconds", time.time())
-            if (midnight := _midnight(self._ds)) is not None:
+            with contextlib.suppress(ValueError):  # undated
+                midnight = calendar.timegm(datetime.date.fromisoformat(self._ds).timetuple())
                 self._exporter.export("dec_published_ds_timestamp_seconds", midnight)
         self._progressed()
 
@@ -233,11 +234,3 @@ class RunMetrics:
 
     def _progressed(self) -> None:
         self._exporter.export("dec_progress_timestamp_seconds", time.time())
-
-
-def _midnight(ds: str) -> float | None:
-    try:
-        day = datetime.date.fromisoformat(ds)
-    except ValueError:
-        return None
-    return datetime.datetime.combine(day, datetime.time(), datetime.UTC).timestamp()

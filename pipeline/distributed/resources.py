@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import ray
@@ -42,13 +43,10 @@ class Node(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """Resources that a process claims from Ray's scheduler, all on one node.
-
-    ``gpus`` is whole, or a share of a single GPU.
-    """
+    """Resources that a process claims from Ray's scheduler, all on one node."""
 
     cpus: float
-    gpus: float = 0.0
+    gpus: float = 0.0  # a whole number, or a share of a single GPU
 
     def places_on(self, node: Node) -> int:
         """Number of processes that fit on a node."""
@@ -105,17 +103,11 @@ class Crew:
 
 @dataclass(frozen=True)
 class Resources:
-    """Resources of a crew that fits the cluster.
-
-    Attributes:
-        workers: Number of processes.
-        claim: Claim of each.
-        threads: Threads of each: workers × threads = CPUs of the nodes that hold them.
-    """
+    """Resources of a crew that fits the cluster: workers × threads = CPUs of their nodes."""
 
     workers: int
-    claim: Claim
-    threads: int
+    claim: Claim  # of each
+    threads: int  # of each
 
 
 def training_crew(settings: Execution) -> Crew:
@@ -149,16 +141,10 @@ def task_crew(settings: Execution) -> Crew:
 
 
 def share_out(settings: Execution, on_wait: Callable[[str], None] = log.info) -> Resources:
-    """Check that the cluster can hold the whole run before any work starts.
+    """The resources that training begins with, if the cluster can hold the whole run.
 
-    Missing nodes are requested from the autoscaler, which has ``scale_up_seconds`` to add them.
-
-    Args:
-        settings: Section ``execution`` of the config.
-        on_wait: Called once with a line that says what is waited for.
-
-    Returns:
-        The resources that training begins with.
+    Missing nodes are requested from the autoscaler, which has ``scale_up_seconds`` to add them;
+    ``on_wait`` is called once with a line that says what is waited for.
 
     Raises:
         ConfigError: The cluster can never hold the run: it would wait for ever.
@@ -181,10 +167,8 @@ def shortage(nodes: Sequence[Node], crew: Crew) -> str | None:
     fit, claim = fitting(nodes, crew.claim), crew.claim
     if fit >= crew.begin:
         return None
-    kind, many = crew.kind, f"{crew.kind}s"
-    asked = f"execution.{many}={crew.most}"
-    if crew.begin < crew.most:
-        asked = f"execution.min_{many}={crew.begin}"
+    kind = crew.kind
+    setting = f"execution.{'min_' if crew.begin < crew.most else ''}{kind}s"
     has = f"the cluster has {_in_words(nodes)}"
     if claim.gpus and not any(node.gpus for node in nodes):
         return (
@@ -192,15 +176,13 @@ def shortage(nodes: Sequence[Node], crew: Crew) -> str | None:
             f"Set execution.gpus_per_{kind} to 0 or add nodes with GPUs"
         )
     needs = Claim(crew.begin * claim.cpus + _LEAST_CPUS_FOR_TASKS, crew.begin * claim.gpus)
-    advice = f"Set execution.{many} to {fit} or add nodes"
-    if crew.begin < crew.most:
-        advice = f"Set execution.min_{many} to {fit} or add nodes"
+    advice = f"Set {setting} to {fit} or add nodes"
     if fit < 1:
         advice = f"Lower execution.cpus_per_{kind} or add nodes"
         if not any(node.cpus for node in nodes):
             advice = "Add nodes"
     return (
-        f"{asked} needs {needs} ({claim} on one node for each, and "
+        f"{setting}={crew.begin} needs {needs} ({claim} on one node for each, and "
         f"{_LEAST_CPUS_FOR_TASKS:g} for Ray Data); {has}: room for {fit}. {advice}"
     )
 
@@ -270,13 +252,8 @@ def share_out_what_is_left(settings: Execution, crew: Crew, *, wait: bool = Fals
     if fit < crew.fewest:
         raise no_room(settings, crew)
     if fit < crew.most:
-        log.warning(
-            "%d of execution.%ss=%d fit on %d nodes",
-            fit,
-            crew.kind,
-            crew.most,
-            sum(crew.claim.places_on(node) > 0 for node in nodes),
-        )
+        used = sum(crew.claim.places_on(node) > 0 for node in nodes)
+        log.warning("%d of execution.%ss=%d fit on %d nodes", fit, crew.kind, crew.most, used)
     return _shared(crew, nodes, fit)
 
 
@@ -287,10 +264,7 @@ def _forget_silent_nodes() -> None:
     start, and Ray Train waits a minute for them.
     """
     deadline = time.monotonic() + _SILENCE_SECONDS
-
-    def ask(node: str) -> Any:
-        return _on_node(node, lambda: True, max_retries=0)
-
+    ask = partial(_on_node, work=lambda: True, max_retries=0)
     asked = {node["NodeID"]: ask(node["NodeID"]) for node in _alive()}
     while asked and time.monotonic() < deadline:
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=1)
@@ -307,10 +281,7 @@ def _forget_silent_nodes() -> None:
 
 
 def check_shared(locations: Sequence[str]) -> None:
-    """Check that every node of the cluster sees the local folders among these locations.
-
-    Args:
-        locations: Files, folders or globs; URLs such as s3:// are left out.
+    """Check that every node of the cluster sees the local files, folders and globs among these.
 
     Raises:
         ConfigError: A node does not see a folder.
@@ -321,8 +292,8 @@ def check_shared(locations: Sequence[str]) -> None:
     if not folders or not others:
         return
 
-    def missing() -> list[str]:
-        return [folder for folder in folders if not os.path.isdir(folder)]
+    def missing() -> str | None:
+        return next((folder for folder in folders if not os.path.isdir(folder)), None)
 
     asked = [_on_node(node, missing) for node in others]
     answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_SILENCE_SECONDS)
@@ -333,7 +304,7 @@ def check_shared(locations: Sequence[str]) -> None:
             continue
         if gone:
             raise ConfigError(
-                f"{gone[0]} does not exist on every node of the cluster; use s3://…, or a folder "
+                f"{gone} does not exist on every node of the cluster; use s3://…, or a folder "
                 "that all nodes share"
             )
 
@@ -363,12 +334,9 @@ def no_room(settings: Execution, crew: Crew) -> NodesLost:
 
 
 class Outage:
-    """Detects that the cluster no longer has room for what runs on it.
+    """Detects that the cluster no longer has room for so many processes of a claim.
 
-    Args:
-        settings: ``node_wait_seconds`` is how long a replacement may take.
-        claim: Claim of each process.
-        processes: Number of processes that must fit.
+    A replacement may take ``node_wait_seconds``.
     """
 
     def __init__(self, settings: Execution, claim: Claim, processes: int) -> None:
@@ -429,7 +397,7 @@ def _in_words(nodes: Sequence[Node]) -> str:
     sizes = Counter(node for node in nodes if node.cpus or node.gpus)
     if not sizes:
         return "no CPUs"
-    total = Node(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
+    total = Claim(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
     largest_first = sorted(sizes.items(), reverse=True)
     each = ", ".join(f"{count} with {Claim(*node)}" for node, count in largest_first)
-    return f"{Claim(*total)} ({each})"
+    return f"{total} ({each})"
