@@ -20,11 +20,7 @@ _ANSWER_SECONDS = 5.0  # a busy head is asked again; the caller has more to do t
 
 
 class Autoscaler:
-    """A request for nodes, while the block runs.
-
-    Args:
-        bundles: Resources that must fit at the same time, each on one node.
-    """
+    """A request for nodes while the block runs: all bundles at the same time, each on one node."""
 
     def __init__(self, bundles: list[dict[str, float]]) -> None:
         self._bundles = bundles

@@ -96,12 +96,7 @@ class Board:
 class RankZero:
     """Reporting, checkpoints and stop requests in the first worker.
 
-    Args:
-        board: Actor that it reports to.
-        checkpoint: The checkpoint that it writes.
-        checkpoint_seconds: Time between two writes.
-        trainable: Source of the state that is saved.
-        history: Records by number; the training loop adds to it.
+    ``history`` has the records by number; the training loop adds to it.
     """
 
     def __init__(
@@ -213,9 +208,10 @@ class Watch:
 
     def forward(self, records: dict[int, dict[str, float]]) -> None:
         """Report the figures of those records that are new."""
-        for number in sorted(number for number in records if number > self._last):
-            self._progress.measured(self._stage, number, records[number])
-            self._last = number
+        for number in sorted(records):
+            if number > self._last:
+                self._progress.measured(self._stage, number, records[number])
+                self._last = number
 
     def _poll(self) -> None:
         forwarded = False
@@ -228,10 +224,11 @@ class Watch:
 
     def _look(self) -> None:
         try:
-            answer = ray.get(self._board.get.remote(self._last), timeout=5)
+            rows, note, records, self._stop.heeded = ray.get(
+                self._board.get.remote(self._last), timeout=5
+            )
         except (ray.exceptions.RayError, TimeoutError):
             return
-        rows, note, records, self._stop.heeded = answer
         try:
             if self._stop.heeded and self.growth and self.growth.pays(rows):
                 self._board.ask.remote(Request.STOP_AT_RECORD)  # keep what the pass has learnt

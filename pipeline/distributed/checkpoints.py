@@ -32,17 +32,11 @@ class CheckpointMeta(Record):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The last checkpoint of one training.
-
-    Attributes:
-        lake: The output folder.
-        folder: Folder of the checkpoint in it.
-        job_id: Identifies the work; a checkpoint of other work is not resumed.
-    """
+    """The last checkpoint of one training."""
 
     lake: Store
-    folder: str
-    job_id: str
+    folder: str  # below the output
+    job_id: str  # of the work: a checkpoint of other work is not resumed
 
     @property
     def path(self) -> str:

@@ -24,11 +24,6 @@ class Growth:
     More workers need a restart, in which no row is learnt from. They must save more time than this
     attempt's own start took, by the speed so far and the planned rows. Near the end, or for one
     worker beside many, they do not.
-
-    Args:
-        crew: The training workers.
-        workers: Number of workers of this attempt.
-        planned_rows: Maximum number of rows to train on.
     """
 
     def __init__(self, crew: Crew, workers: int, planned_rows: int) -> None:

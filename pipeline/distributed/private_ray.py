@@ -44,17 +44,11 @@ def unclaimed_resources() -> list[dict[str, float]]:
 
 
 class AutoscalerState(NamedTuple):
-    """What the second autoscaler knows.
+    """What the second autoscaler knows."""
 
-    Attributes:
-        current: Version of the cluster's state now.
-        seen: Version that the autoscaler has looked at.
-        infeasible: Whether it said that a request can never be met.
-    """
-
-    current: int
-    seen: int
-    infeasible: bool
+    current: int  # version of the cluster's state now
+    seen: int  # version that the autoscaler has looked at
+    infeasible: bool  # whether it said that a request can never be met
 
 
 def autoscaler_version() -> int:
@@ -145,9 +139,7 @@ def call_at_each_step(
 ) -> None:
     """Call a function at each step of an execution of Ray Data; what it raises ends the execution.
 
-    Args:
-        context: Settings of the executions.
-        make: Makes the function, once for each execution.
+    ``make`` makes the function, once for each execution.
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 

@@ -54,10 +54,9 @@ def with_retries(
                 raise failure from error
             failures = 1 if progress() > before else failures + 1
             if failure.retryable and failures <= settings.retries:
-                pause_s = pause(failures)
+                pause_s, turn = pause(failures), f"retry {failures} of {settings.retries}"
                 count("retries", kind=type(failure).__name__)
-                left = f"retry {failures} of {settings.retries}"
-                log.warning("%s: %s in %.1f s: %s", what, left, pause_s, failure)
+                log.warning("%s: %s in %.1f s: %s", what, turn, pause_s, failure)
                 time.sleep(pause_s)
                 continue
             if isinstance(failure, OutOfMemory):

@@ -45,12 +45,7 @@ def run_task(
 ) -> R:
     """Call ``work`` in a task on the cluster, on a node without GPUs where there is one.
 
-    Args:
-        settings: ``retries`` and ``node_wait_seconds``.
-        memory: What to change when the task runs out of memory, as an imperative.
-        work: The function.
-        arguments: Its positional arguments.
-        named: Its keyword arguments.
+    ``memory`` says what to change when the task runs out of memory, as an imperative.
 
     Raises:
         PipelineError: The task failed for good.

@@ -48,36 +48,23 @@ from pipeline.progress import figures
 
 log = logging.getLogger(__name__)
 
-# No retries by Ray Train: it knows nothing of our checkpoints or of nodes that are lost for good.
-_NO_RETRIES: dict[str, Any] = {
-    "max_failures": 0,
-    "controller_failure_limit": 0,
-    "max_preemption_failures": 0,
-}
+# Ray Train knows nothing of our checkpoints, or of nodes that are lost for good.
+_NO_RETRIES: dict[str, Any] = dict.fromkeys(
+    ("max_failures", "controller_failure_limit", "max_preemption_failures"), 0
+)
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What every worker needs to know.
-
-    Attributes:
-        build: Makes the trainable from the run's files on a device, the same on every worker.
-        checkpoint: The checkpoint of this training.
-        reader: Reads the training rows.
-        pieces: All pieces; each worker takes its share.
-        config: The settings.
-        total_rows: Number of rows to train on.
-        held_out: Share of the rows that training does not see.
-        board: Actor that progress is reported to.
-    """
+    """What every worker needs to know; see ``train``."""
 
     build: Callable[[torch.device], Trainable]
     checkpoint: Checkpoint
     reader: Reader
-    pieces: pa.Table
+    pieces: pa.Table  # of all workers
     config: Config
-    total_rows: int
-    held_out: float
+    total_rows: int  # to train on
+    held_out: float  # share of the rows that training does not see
     board: Any
 
 
@@ -165,7 +152,7 @@ def train(
             progress=job.checkpoint.records,
         )
     state, meta = job.checkpoint.load()
-    if meta is None or not meta.complete:
+    if not meta or not meta.complete:
         raise TransientError(
             f"{job.checkpoint.folder}: the training ended without a result; run the same id again"
         )
@@ -247,16 +234,14 @@ def _work(loop_config: dict[str, Any]) -> None:
     trainable = job.build(_device(loop_config["gpus"]))
     state, meta = job.checkpoint.load()
     history: dict[int, dict[str, Any]] = {}
-    if meta is not None:
+    if meta:
         trainable.restore(state)
         history = {record["number"]: record for record in meta.history}
         if rank == 0:
             log.info("resumes after pass %d with %d workers", trainable.passes_done, size)
     # Only rank 0 reports and writes checkpoints, by its own clock.
-    first = None
-    if rank == 0:
-        seconds = config.execution.checkpoint_seconds
-        first = RankZero(job.board, job.checkpoint, seconds, trainable, history)
+    seconds = config.execution.checkpoint_seconds
+    first = None if rank else RankZero(job.board, job.checkpoint, seconds, trainable, history)
     watched = ReportingRows(rows, first, size, trainable.passes_done)
     for record in trainable.run(watched):
         # A resumed refinement first yields its last record again.
