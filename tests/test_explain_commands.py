@@ -265,8 +265,8 @@ def test_only_row_groups_that_may_hold_the_key_are_read(
     ("words", "code", "said"),
     [
         (("--key", "id=99"), 3, "has no row with key id=99"),
-        (("--key", "name=5"), 3, "is no value of its column: id is int64"),
-        (("--key", "five"), 3, "is no value of its column: id is int64"),
+        (("--key", "name=5"), 3, "is not a value of its column: id is int64"),
+        (("--key", "five"), 3, "is not a value of its column: id is int64"),
         (("--key", "1001", "--key", "1002"), 3, "given twice"),
     ],
 )

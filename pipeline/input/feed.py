@@ -124,7 +124,7 @@ class WorkerRows:
     def _blocks(self, tasks: list[pa.Table]) -> Iterator[NDArray[np.generic]]:
         """Raw rows in the order of the tasks, which are read in parallel, a few ahead."""
         reads = (lambda task=task: self._read(task) for task in tasks)
-        for blocks in _in_parallel(reads, self._parallel_reads):
+        for blocks in in_parallel(reads, self._parallel_reads):
             yield from blocks
 
     def _read(self, pieces: pa.Table) -> list[NDArray[np.generic]]:
@@ -148,7 +148,7 @@ def _reading_tasks(pieces: pa.Table, task_rows: int) -> list[pa.Table]:
     return [pieces.slice(a, b - a) for a, b in itertools.pairwise(edges)]
 
 
-def _in_parallel(work: Iterator[Callable[[], T]], threads: int) -> Iterator[T]:
+def in_parallel(work: Iterator[Callable[[], T]], threads: int) -> Iterator[T]:
     """Results in order; as many as there are threads are computed ahead."""
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[T]] = deque()

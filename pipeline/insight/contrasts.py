@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,21 @@ def contrast(profile: Sequence[dict[str, Any]], one: int, other: int) -> list[Co
         one: Id of the first cluster.
         other: Id of the second cluster.
     """
+    found = []
+    for row, mean, other_mean, spread in means_of_two(profile, one, other):
+        if spread is not None or mean != other_mean:
+            apart = (mean - other_mean) / spread if spread else None
+            found.append(Contrast(feature_label(row), row["value"], mean, other_mean, apart))
+    return sorted(found, key=lambda c: -(math.inf if c.difference is None else abs(c.difference)))
+
+
+def means_of_two(
+    profile: Sequence[dict[str, Any]], one: int, other: int
+) -> Iterator[tuple[dict[str, Any], float, float, float | None]]:
+    """Features with a mean in both clusters: a row of the profile, both means, and the spread.
+
+    The spread is the pooled standard deviation; None where the feature does not vary.
+    """
     pairs: dict[tuple[str, int | None, str | None], dict[int, dict[str, Any]]] = {}
     vectors: dict[tuple[int, str], Sequence[float | None]] = {}
     for row in profile:
@@ -55,8 +70,7 @@ def contrast(profile: Sequence[dict[str, Any]], one: int, other: int) -> list[Co
             pair[row["cluster_id"]] = row
         elif row["mean_vector"] is not None:
             vectors[row["cluster_id"], row["feature"]] = row["mean_vector"]
-    found = []
-    for (feature, component, value), pair in pairs.items():
+    for (feature, component, _), pair in pairs.items():
         mean, other_mean = (
             # The profile has rows of a cluster's strongest components alone.
             pair[cluster]["mean"]
@@ -64,20 +78,16 @@ def contrast(profile: Sequence[dict[str, Any]], one: int, other: int) -> list[Co
             else _component(vectors.get((cluster, feature)), component)
             for cluster in (one, other)
         )
-        spread = pooled(list(pair.values()))
-        if mean is None or other_mean is None or (spread is None and mean == other_mean):
-            continue
-        apart = (mean - other_mean) / spread if spread else None
-        label = feature_label(next(iter(pair.values())))
-        found.append(Contrast(label, value, mean, other_mean, apart))
-    return sorted(found, key=lambda c: -(math.inf if c.difference is None else abs(c.difference)))
+        if mean is not None and other_mean is not None:
+            rows = list(pair.values())
+            yield rows[0], mean, other_mean, _pooled(rows)
 
 
 def _component(vector: Sequence[float | None] | None, place: int | None) -> float | None:
     return None if vector is None or place is None else vector[place]
 
 
-def pooled(rows: Sequence[dict[str, Any]]) -> float | None:
+def _pooled(rows: Sequence[dict[str, Any]]) -> float | None:
     """Pooled standard deviation of a feature in some clusters; None where it does not vary."""
     known = [(row["rows"], row["std"]) for row in rows if row["std"] is not None]
     total = sum(n for n, _ in known)

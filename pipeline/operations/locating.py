@@ -1,13 +1,13 @@
-"""One row of a run: where it went, what speaks for it, and which exemplars are like it."""
+"""``dec locate``: the cluster of a row, the evidence for it, and similar exemplars."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from pipeline.artifacts.assignments import Assignments, PartFile
 from pipeline.artifacts.inputs import Manifest
 from pipeline.errors import InputError, PipelineError
+from pipeline.input.feed import in_parallel
 from pipeline.input.hive import hive_column, hive_values
 from pipeline.input.reading import Reader, pieces_of
-from pipeline.insight.contrasts import pooled
+from pipeline.insight.contrasts import means_of_two
 from pipeline.insight.explained_runs import (
     ExplainedRun,
+    feature_label,
     key_names,
     read_exemplars,
 )
@@ -44,9 +46,9 @@ from pipeline.runs import RunFolder
 from pipeline.schema import SHARD_KEY_COLUMNS, decoded
 from pipeline.storage import Store, open_input, version_of, why
 
-# Files that are looked at together: nearly all of that is waiting for a store.
+# Files to read at a time: nearly all of it is waiting for a store.
 _AT_A_TIME = 16
-MOST_ROWS = 20  # that one key stands for; more are counted, and not shown
+MOST_ROWS = 20  # maximum number of rows to show for one key
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Rows:
     """Rows of the published assignments that have a key.
 
     Attributes:
-        table: All of their columns; of at most ``MOST_ROWS`` of them.
+        table: At most ``MOST_ROWS`` rows, with all columns.
         more: Whether there are more.
     """
 
@@ -63,7 +65,7 @@ class Rows:
 
 
 def parts_of_run(lake: Store, run_id: str) -> tuple[PartFile, ...]:
-    """The part files that a run's ds consists of: what is published of it, or what it wrote.
+    """Part files of a run's ds: those that are published, or else those that it wrote.
 
     Raises:
         InputError: There is no such run, or it has not assigned yet.
@@ -77,7 +79,11 @@ def parts_of_run(lake: Store, run_id: str) -> tuple[PartFile, ...]:
     try:
         return read_file_list(lake, path).files
     except FileNotFoundError:
-        raise InputError(f"{lake.locate(path)} is gone, by dec gc or by hand") from None
+        raise _gone(lake.locate(path)) from None
+
+
+def _gone(what: str) -> InputError:
+    return InputError(f"{what} is gone: deleted by dec gc or by hand")
 
 
 def key_schema(lake: Store, files: Sequence[PartFile]) -> pa.Schema:
@@ -86,16 +92,15 @@ def key_schema(lake: Store, files: Sequence[PartFile]) -> pa.Schema:
         with open_input(lake.locate(files[0].path)) as source:
             schema = pq.read_schema(source)
     except (FileNotFoundError, IndexError):
-        where = lake.locate(files[0].path) if files else lake.url
-        raise InputError(f"{where} is gone, by dec gc or by hand") from None
+        raise _gone(lake.locate(files[0].path) if files else lake.url) from None
     return pa.schema([schema.field(name) for name in key_columns(schema)])
 
 
 def asked_key(words: Sequence[str], schema: pa.Schema) -> KeySet:
-    """The key that ``--key column=value`` asks for; of one key column its value alone will do.
+    """The key in ``--key column=value``; where there is one key column, its value is enough.
 
     Raises:
-        InputError: That is no key column, or no value of its type.
+        InputError: It names no key column, or a value of another type.
     """
     values: dict[str, str] = {}
     for word in words:
@@ -109,7 +114,7 @@ def asked_key(words: Sequence[str], schema: pa.Schema) -> KeySet:
             name, value = schema.names[0], word
         if name not in schema.names:
             raise InputError(
-                f"--key {word}: {name} is no key column; they are {', '.join(schema.names)}"
+                f"--key {word}: {name} is not a key column; they are {', '.join(schema.names)}"
             )
         if values.setdefault(name, value) != value:
             raise InputError(f"--key {name} is given twice, with different values")
@@ -118,29 +123,27 @@ def asked_key(words: Sequence[str], schema: pa.Schema) -> KeySet:
         return KeySet(key_table([json.dumps(values)], wanted), "--key")
     except InputError:
         kinds = ", ".join(f"{field.name} is {field.type}" for field in wanted)
-        raise InputError(f"--key {' '.join(words)} is no value of its column: {kinds}") from None
+        raise InputError(f"--key {' '.join(words)} is not a value of its column: {kinds}") from None
 
 
 def find_rows(lake: Store, files: Sequence[PartFile], key: KeySet) -> Rows:
     """Rows of the assignments with a key, in the order of the files.
 
-    Of each file the footer is read, and the key columns of those row groups that may hold it; all
-    other columns only where it is. A row group a thread is all that is in memory.
+    Reads the footer of each file, the key columns of row groups that may hold the key, and other
+    columns only of row groups that do. Memory holds one row group per thread.
 
     Raises:
         InputError: A file is gone.
     """
     found: list[pa.Table] = []
     rows = 0
-    with ThreadPoolExecutor(_AT_A_TIME) as readers:
-        for start in range(0, len(files), _AT_A_TIME):
-            some = files[start : start + _AT_A_TIME]
-            for table in readers.map(lambda file: _rows_in(lake, file, key), some):
-                if len(table):
-                    found.append(table.slice(0, MOST_ROWS + 1))
-                    rows += len(found[-1])
-            if rows > MOST_ROWS:
-                break
+    reads = (partial(_rows_in, lake, file, key) for file in files)
+    for table in in_parallel(reads, _AT_A_TIME):
+        if len(table):
+            found.append(table.slice(0, MOST_ROWS + 1))
+            rows += len(found[-1])
+        if rows > MOST_ROWS:
+            break
     if not found:
         return Rows(pa.table({}), more=False)
     return Rows(pa.concat_tables(found).slice(0, MOST_ROWS), more=rows > MOST_ROWS)
@@ -158,7 +161,7 @@ def _rows_in(lake: Store, file: PartFile, key: KeySet) -> pa.Table:
                 if held_B.any():
                     found.append(parquet.read_row_group(group).filter(pa.array(held_B)))
     except FileNotFoundError:
-        raise InputError(f"{lake.locate(file.path)} is gone, by dec gc or by hand") from None
+        raise _gone(lake.locate(file.path)) from None
     table = pa.concat_tables(found)
     # Each file has dictionaries of its own.
     return pa.table([decoded(column) for column in table.columns], table.column_names)
@@ -168,16 +171,16 @@ def _rows_in(lake: Store, file: PartFile, key: KeySet) -> pa.Table:
 
 
 def raw_rows(lake: Store, run_id: str, rows: pa.Table) -> list[NDArray[np.float64] | str]:
-    """Raw features of located rows, each of shape (features,); or why they cannot be told.
+    """Raw features of located rows, each of shape (features,); or the reason why they are unknown.
 
-    Only row groups that may hold the key are read, of the version that the run has pinned.
+    Reads only row groups that may hold the key, of the version that the run has pinned.
     """
     try:
         manifest = RunFolder(lake, run_id).artifact("pin", Manifest)
         reader = Reader(
             features=manifest.features,
             dtype=manifest.dtype,
-            nulls="mean",  # a missing value is one that is not told
+            nulls="mean",  # keeps missing values as NaN
             carried=pa.schema([]),
             shard_keys=False,
         )
@@ -202,9 +205,9 @@ def _raw_row(
     if not first and gone:
         return f"shard {gone[0]} is gone, or changed since the run read it"
     if not first:
-        return "the input has no row of that key any more"
+        return "the input no longer has a row with that key"
     if len(first) > 1:
-        return "the input has several rows of that key, and which is which cannot be told"
+        return "the input has several rows with that key, and nothing tells them apart"
     piece, position = first[0]
     one = pieces.slice(piece, 1)
     for name, value in (("row_start", position), ("rows", 1)):
@@ -217,9 +220,9 @@ def _raw_row(
 def _places(
     manifest: Manifest, pieces: pa.Table, key: pa.Table, gone: list[str]
 ) -> Iterator[tuple[int, int]]:
-    """Piece and place in its row group of every row of the input with this key.
+    """Piece, and position in its row group, of every row of the input with this key.
 
-    Shards that are not there as they were pinned are added to ``gone``, by name.
+    Names of shards that are gone or changed since they were pinned are added to ``gone``.
     """
     if not manifest.keys:
         shard, number = (key[name][0].as_py() for name in SHARD_KEY_COLUMNS)
@@ -231,21 +234,18 @@ def _places(
     keys = KeySet(key, "--key")
     edges = np.flatnonzero(np.diff(pieces["shard"].to_numpy(), prepend=-1, append=-1))
     shards = list(itertools.pairwise(edges.tolist()))
-    with ThreadPoolExecutor(_AT_A_TIME) as readers:
-        for start in range(0, len(shards), _AT_A_TIME):
-            some = shards[start : start + _AT_A_TIME]
-            results = readers.map(lambda ends: _in_shard(pieces, ends, keys), some)
-            for (first, _), found in zip(some, results, strict=True):
-                if found is None:
-                    gone.append(pieces["name"][first].as_py())
-                else:
-                    yield from found
+    reads = (partial(_in_shard, pieces, ends, keys) for ends in shards)
+    for (first, _), found in zip(shards, in_parallel(reads, _AT_A_TIME), strict=True):
+        if found is None:
+            gone.append(pieces["name"][first].as_py())
+        else:
+            yield from found
 
 
 def _in_shard(
     pieces: pa.Table, ends: tuple[int, int], keys: KeySet
 ) -> list[tuple[int, int]] | None:
-    """The same in one shard; None where that is not the one that was pinned."""
+    """The same in one shard; None where it is gone or changed since it was pinned."""
     url = pieces["url"][ends[0]].as_py()
     found = []
     try:
@@ -274,20 +274,20 @@ def _in_shard(
     return found
 
 
-# ------------------------------------------------------------------------------- what speaks for it
+# ------------------------------------------------------------------- evidence and nearest exemplars
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """How a feature of a row speaks for one cluster against another.
+    """Evidence of one feature for the cluster of a row, against its runner-up.
 
     Attributes:
-        feature: The user's column, with its place where it is a component, or its category.
-        value: Of the row, in the user's units; of a category, 1 where the row has it.
-        mean: Of the cluster.
-        other_mean: Of the runner-up.
-        away: Of the value from the mean of the cluster, in pooled standard deviations of the two.
-        other_away: From that of the runner-up.
+        feature: Name of the user's column, with the index of a component or a category's value.
+        value: Value of the row, in the user's units; for a category, 1 where the row has it.
+        mean: Mean of the cluster.
+        other_mean: Mean of the runner-up.
+        away: Distance of the value from ``mean``, in pooled standard deviations of the two.
+        other_away: Distance from ``other_mean``.
     """
 
     feature: str
@@ -305,66 +305,46 @@ class Evidence:
 
 def evidence(
     found: ExplainedRun,
-    profile: Sequence[Mapping[str, Any]],
+    profile: Sequence[dict[str, Any]],
     x_F: NDArray[np.float64],
     one: int,
     other: int,
 ) -> list[Evidence]:
-    """What each feature says, the heaviest first; features without spread say nothing.
+    """Evidence of each feature, the strongest first; features without spread have none.
 
     Args:
         found: The run.
-        profile: Its rows about both clusters.
+        profile: Rows of its profile about both clusters.
         x_F: The raw row, shape (features,).
-        one: Its cluster.
-        other: The runner-up.
+        one: Cluster of the row.
+        other: Its runner-up.
     """
     names = {name: place for place, name in enumerate(feature_names(found.description.features))}
     words = _words(found)
-    values = {name: float(x_F[place]) for name, place in names.items() if name not in words}
-    rows: dict[str, dict[int, dict[str, Any]]] = {}
-    vectors: dict[tuple[int, str], Sequence[float]] = {}
-    for row in profile:
-        if row["mean_vector"] is not None:
-            vectors[row["cluster_id"], row["feature"]] = row["mean_vector"]
-        label, at = row["feature"], row["component"]
-        if row["kind"] == "component":
-            label = f"{label}[{at}]"
-        elif row["kind"] == "category" and label in words and row["value"] is not None:
-            mine = words[label].get(float(x_F[names[label]]))
-            label = f"{label} = {row['value']}"
-            values[label] = float(mine == row["value"])
-        elif row["kind"] == "category" and row["value"] != "true":
-            continue  # of booleans, whose raw rows are 1 where they are true
-        rows.setdefault(label, {})[row["cluster_id"]] = dict(row)
     told = []
-    for label, by_cluster in rows.items():
-        some = next(iter(by_cluster.values()))
-        means = [by_cluster[c]["mean"] if c in by_cluster else None for c in (one, other)]
-        if some["component"] is not None:
-            for place, cluster in enumerate((one, other)):
-                vector = vectors.get((cluster, some["feature"]))
-                if means[place] is None and vector is not None:
-                    means[place] = vector[some["component"]]
-        spread = pooled([r for c, r in by_cluster.items() if c in (one, other)])
-        value = values.get(label, np.nan)
-        mean, other_mean = means
-        if spread is None or mean is None or other_mean is None or not np.isfinite(value):
-            continue
-        away, other_away = abs(value - mean) / spread, abs(value - other_mean) / spread
-        told.append(Evidence(label, value, mean, other_mean, away, other_away))
+    for row, mean, other_mean, spread in means_of_two(profile, one, other):
+        label, category = feature_label(row), row["value"]
+        value = float(x_F[names[label]]) if label in names else np.nan
+        if row["kind"] == "category" and label in words and category is not None:
+            value = float(words[label].get(value) == category)
+            label = f"{label} = {category}"
+        elif label in words or (row["kind"] == "category" and category != "true"):
+            continue  # of booleans, whose raw rows are 1 where they are true
+        if spread is not None and np.isfinite(value):
+            away, other_away = abs(value - mean) / spread, abs(value - other_mean) / spread
+            told.append(Evidence(label, value, mean, other_mean, away, other_away))
     return sorted(told, key=lambda e: -abs(e.weight))
 
 
 @dataclass(frozen=True)
 class Near:
-    """An exemplar, by its distance from a row.
+    """An exemplar near a row.
 
     Attributes:
-        cluster_id: Of the exemplar.
+        cluster_id: Cluster of the exemplar.
         kind: central, typical or ambiguous.
-        keys: By column.
-        distance: In the model's embedding.
+        keys: Key values by column.
+        distance: Distance to the row in the model's embedding.
     """
 
     cluster_id: int
@@ -376,7 +356,7 @@ class Near:
 def nearest_exemplars(
     found: ExplainedRun, x_F: NDArray[np.float64], clusters: Sequence[int], most: int
 ) -> list[Near]:
-    """The exemplars of some clusters that are nearest to a row; none where they have no features.
+    """The exemplars of some clusters that are nearest to a row; empty if none has features.
 
     Raises:
         InputError: The model is gone.
@@ -396,22 +376,20 @@ def nearest_exemplars(
     keys = [json.loads(text) for text in keys_as_json(table.select(key_names(table.schema)))]
     near: dict[str, Near] = {}  # a row may be an exemplar of two kinds
     for place in np.argsort(away_E, kind="stable").tolist():
-        row = {n: table[n][place].as_py() for n in ("cluster_id", "kind")}
-        near.setdefault(
-            json.dumps(keys[place]),
-            Near(row["cluster_id"], row["kind"], keys[place], float(away_E[place])),
-        )
+        cluster, kind = (table[name][place].as_py() for name in ("cluster_id", "kind"))
+        one = Near(cluster, kind, keys[place], float(away_E[place]))
+        near.setdefault(json.dumps(one.keys), one)
         if len(near) == most:
             break
     return list(near.values())
 
 
 def why_none_near(found: ExplainedRun, clusters: Sequence[int]) -> str:
-    """Why there are no nearest exemplars, in words."""
+    """The reason why there are no nearest exemplars."""
     if not found.explanation.exemplars_kept:
         return "the run kept none (explain.exemplars=0)"
     if not len(read_exemplars(found, clusters)):
-        return "none of these clusters has any: their rows are none, or were forgotten"
+        return "none of these clusters has any: they have no rows, or those were forgotten"
     return (
         "the run kept their keys but not their features: rows are too wide, or clusters too many, "
         "to keep both"
@@ -419,7 +397,7 @@ def why_none_near(found: ExplainedRun, clusters: Sequence[int]) -> str:
 
 
 def _words(found: ExplainedRun) -> dict[str, dict[float, str]]:
-    """Values of category columns by their code in raw rows; none where the model is gone."""
+    """Values of category columns by their code in raw rows; empty where the model is gone."""
     with suppress(FileNotFoundError):
         return load_vocabulary(found.lake, found.description.model.scaler)
     return {}
@@ -432,6 +410,4 @@ def _model(found: ExplainedRun) -> LoadedModel:
         settings = settings_of(found.lake, description.model)
         return load_model(found.lake, description.model, settings, width)
     except FileNotFoundError:
-        raise InputError(
-            f"model {description.model.model_id} is gone, by dec gc or by hand"
-        ) from None
+        raise _gone(f"model {description.model.model_id}") from None
