@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import functools
+from collections.abc import Callable
+from typing import Annotated, Literal, NoReturn
 
 import typer
+
+from jobs.ending import end_process
 
 app = typer.Typer(
     name="dec",
@@ -21,51 +25,63 @@ app.add_typer(example_app, name="example")
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
 Ds = Annotated[
     str | None,
-    typer.Option(
-        "--ds", metavar="DATE", help="Logical date of the run, YYYY-MM-DD; never 'today'."
-    ),
+    typer.Option("--ds", metavar="DATE", help="Logical date of the run, YYYY-MM-DD."),
 ]
 RunId = Annotated[
     str | None,
     typer.Option(
         "--run-id",
         metavar="ID",
-        help="Names the run; the same id again resumes it. Default: from settings and input.",
+        help="Id of the run; the same id resumes it. Default: from settings and input.",
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="A.B=VALUE", help="Override a setting; the value is YAML. Repeat."
+        "--set", metavar="A.B=VALUE", help="Override a setting; the value is YAML. Repeatable."
     ),
 ]
+RunOf = Annotated[str, typer.Argument(metavar="RUN", help="A run id; see runs/ of the output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+def guarded(command: Callable[..., int | None]) -> Callable[..., NoReturn]:
+    """Exit with the code that a command returns, or with that of its error and one message."""
+
+    @functools.wraps(command)  # typer reads the signature and the docstring
+    def run_command(**options: object) -> NoReturn:
+        from jobs.night import exit_code_of
+
+        as_json = bool(options.get("as_json"))
+        raise typer.Exit(exit_code_of(lambda: command(**options), as_json))
+
+    return run_command
+
+
 @app.command()
+@guarded
 def run(
     config: ConfigPath,
     ds: Ds = None,
     run_id: RunId = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
-) -> None:
-    """Do everything: fit DEC on the table, assign every row, publish the assignments.
+) -> int:
+    """Fit DEC on the table, assign every row to a cluster, and publish the assignments.
 
-    Works on the Ray cluster that RAY_ADDRESS names, or starts one on this machine. An interrupted
-    run continues where it stopped; a complete one is shown again at once.
+    Uses the Ray cluster at RAY_ADDRESS, or starts one on this machine. An interrupted run resumes
+    where it stopped; the result of a complete one is printed again.
 
     Exit codes: 0 done · 1 unexpected · 2 config · 3 input · 4 numerical · 6 try again ·
-    7 and 8 publish · 9 another start works on this ds · 10 storage refuses · 130 interrupted.
+    7, 8 publish · 9 another process works on this date · 10 storage refuses · 130 interrupted.
     """
     from jobs.night import run_night
 
-    raise typer.Exit(
-        run_night(config, ds=ds, run_id=run_id, overrides=overrides or [], as_json=as_json)
-    )
+    return run_night(config, ds=ds, run_id=run_id, overrides=overrides or [], as_json=as_json)
 
 
 @app.command()
+@guarded
 def nightly(
     config: ConfigPath,
     ds: Annotated[
@@ -75,66 +91,66 @@ def nightly(
     run_id: RunId = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
-) -> None:
-    """One night of many: label what is new, now and then fit a challenger; ids last.
+) -> int:
+    """Run one night: label new rows, and refit on schedule; cluster ids are permanent.
 
-    By `schedule` the night refits, refreshes the champion, or labels with it as it is. A challenger
-    that the gate refuses is kept for inspection, and the champion labels the rows.
+    `schedule` decides whether the night refits, refreshes the champion, or only labels with it. If
+    the gate refuses the new model, the champion labels the rows; the new model is kept.
 
-    Exit codes: those of `dec run`, and 5: published, but the gate refused the challenger.
+    Exit codes: those of `dec run`, and 5: published, but the gate refused the new model.
     """
     from jobs.night import run_night
 
-    raise typer.Exit(
-        run_night(
-            config,
-            ds=ds,
-            run_id=run_id,
-            overrides=overrides or [],
-            by_schedule=True,
-            as_json=as_json,
-        )
+    return run_night(
+        config,
+        ds=ds,
+        run_id=run_id,
+        overrides=overrides or [],
+        by_schedule=True,
+        as_json=as_json,
     )
 
 
 @app.command()
+@guarded
 def backfill(
     config: ConfigPath,
-    first: Annotated[str, typer.Option("--from", metavar="DATE", help="The first night.")],
-    last: Annotated[str, typer.Option("--to", metavar="DATE", help="The last night.")],
+    first: Annotated[str, typer.Option("--from", metavar="DATE", help="First date, YYYY-MM-DD.")],
+    last: Annotated[str, typer.Option("--to", metavar="DATE", help="Last date, YYYY-MM-DD.")],
     overrides: Overrides = None,
     as_json: AsJson = False,
-) -> None:
-    """Do the nights of a range of dates, one by one, as `dec nightly` does each.
+) -> int:
+    """Run `dec nightly` for each date of a range, oldest first.
 
-    The champion labels nights before its own; `{ds}` in source.path stands for the date. Ends at
-    the first night that fails, with its exit code; run again, it goes on from there.
+    The champion also labels dates before its own; `{ds}` in source.path stands for the date. Stops
+    at the first night that fails, with its exit code; the same command resumes there.
     """
     from jobs.night import run_backfill
 
-    raise typer.Exit(run_backfill(config, first, last, overrides or [], as_json=as_json))
+    return run_backfill(config, first, last, overrides or [], as_json=as_json)
 
 
 @app.command()
+@guarded
 def stage(
     name: Annotated[str, typer.Argument(metavar="NAME", help="pin, sample, pretrain, …")],
     config: ConfigPath,
     ds: Ds = None,
     run_id: RunId = None,
     nightly: Annotated[
-        bool, typer.Option("--nightly", help="Of a night, as dec nightly does it; with --ds.")
+        bool, typer.Option("--nightly", help="Stage of a dec nightly run; needs --ds.")
     ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
-) -> None:
-    """Run one stage of a run; those before it must be complete.
+) -> int:
+    """Run one stage of a run; the stages before it must be complete.
 
     In order: pin, decide, sample, pretrain, init_centroids, refine, evaluate, select, identify,
-    gate, promote, assign, publish, explain, describe, summary, report. With --nightly, decide says
-    which of them the night has: a refresh has warm_start in place of pretrain and init_centroids,
-    and a night that fits no model goes from decide to assign.
+    gate, promote, assign, publish, explain, describe, summary, report. With --nightly, decide
+    chooses among them: a refresh has warm_start instead of pretrain and init_centroids, and a night
+    that fits no model continues with assign after decide.
     """
-    from jobs.night import guarded, run_night
+    from jobs.night import run_night
     from jobs.session import keep_to_this_machine
 
     keep_to_this_machine()  # before anything imports Ray
@@ -142,39 +158,31 @@ def stage(
     from pipeline.run import STAGES
 
     names = [known.name for known in STAGES]
-
-    def check() -> None:
-        if name not in names:
-            raise ConfigError(f"stage {name!r} is not one of {', '.join(names)}")
-        if nightly and ds is None:
-            raise ConfigError("--nightly needs --ds, the date of the night")
-
-    if code := guarded(check, as_json):
-        raise typer.Exit(code)
-    raise typer.Exit(
-        run_night(
-            config,
-            ds=ds,
-            run_id=run_id,
-            overrides=overrides or [],
-            only=name,
-            by_schedule=nightly,
-            as_json=as_json,
-        )
+    if name not in names:
+        raise ConfigError(f"stage {name!r} is not one of {', '.join(names)}")
+    if nightly and ds is None:
+        raise ConfigError("--nightly needs --ds, the date of the night")
+    return run_night(
+        config,
+        ds=ds,
+        run_id=run_id,
+        overrides=overrides or [],
+        only=name,
+        by_schedule=nightly,
+        as_json=as_json,
     )
 
 
 @app.command()
+@guarded
 def tune(
     config: ConfigPath,
     clusters: Annotated[
         str | None,
-        typer.Option(
-            metavar="MIN:MAX", help="Number of clusters. Default: 5:50, or as rows allow."
-        ),
+        typer.Option(metavar="MIN:MAX", help="Range of K. Default: 5:50, or what the rows allow."),
     ] = None,
     trials: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Total number, earlier trials included.")
+        int, typer.Option(min=1, metavar="N", help="Total number of trials, earlier ones included.")
     ] = 24,
     rows: Annotated[
         int, typer.Option(min=40, metavar="ROWS", help="Maximum number of rows in the sample.")
@@ -193,31 +201,27 @@ def tune(
 ) -> None:
     """Choose K, embedding, width, scaling, augmentation and refinement on a sample, without labels.
 
-    Trials run in parallel, and each is kept when it ends: the same command resumes an interrupted
+    Trials run in parallel, and finished ones are kept: the same command resumes an interrupted
     tuning. Writes all trials and a recommended config to tuning/ID/ of the output.
 
-    Exit codes: 0 done · 1 unexpected · 2 config · 3 input · 4 no trial may be recommended ·
+    Exit codes: 0 done · 1 unexpected · 2 config · 3 input · 4 no trial can be recommended ·
     6 try again · 130 interrupted.
     """
-    from jobs.night import guarded
+    from jobs.commands.tune import TuneRequest, tune_config
 
-    def act() -> None:
-        from jobs.commands.tune import TuneRequest, tune_config
-
-        request = TuneRequest(clusters, trials, rows, run_id, ds)
-        tune_config(config, overrides or [], request, as_json=as_json)
-
-    raise typer.Exit(guarded(act, as_json))
+    request = TuneRequest(clusters, trials, rows, run_id, ds)
+    tune_config(config, overrides or [], request, as_json=as_json)
 
 
 @app.command()
+@guarded
 def submit(
     config: ConfigPath,
     address: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="The cluster's dashboard: http://HEAD:8265.",
+            help="URL of the cluster's dashboard: http://HEAD:8265.",
             envvar=["RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"],
         ),
     ] = None,
@@ -226,50 +230,47 @@ def submit(
     overrides: Overrides = None,
     name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of the pipeline. Default: the config file's name."),
+        typer.Option(metavar="NAME", help="Name of the pipeline. Default: the config file's."),
     ] = None,
     environment: Annotated[
         Literal["cluster", "lock"],
-        typer.Option(help="The package and what it needs: as the nodes have it, or as here."),
+        typer.Option(help="Use the nodes' installation, or this machine's versions (lock)."),
     ] = "cluster",
     working_dir: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Your own code, for augment.function; it is sent along."),
+        typer.Option(
+            metavar="DIR", help="Folder of your own code, such as augment.function; it is uploaded."
+        ),
     ] = None,
     nightly: Annotated[
-        bool, typer.Option("--nightly", help="As dec nightly, by schedule; else as dec run.")
+        bool, typer.Option("--nightly", help="Run dec nightly instead of dec run; needs --ds.")
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Until the job ends; exit with its exit code.")
+        bool, typer.Option("--wait", help="Wait for the job, and exit with its exit code.")
     ] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="--wait, and show the log.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Like --wait, and print the job's log.")
+    ] = False,
     as_json: AsJson = False,
-) -> None:
-    """Submit a run to a Ray cluster elsewhere, as a job of its own.
+) -> int:
+    """Submit a run to a remote Ray cluster, as a Ray job.
 
-    The same config and date is refused while it runs there; when it has ended, submitting it again
-    continues it. Ctrl-C leaves the job alone.
+    The same pipeline and date is refused while its job runs; after that, submitting it again
+    resumes the run. Ctrl-C does not stop the job.
 
-    Exit codes: 0 submitted; with --wait the job's own, 128 + n where signal n ended it, 130 where
-    somebody stopped it · 2 config, address or token · 6 unreachable or lost · 9 at work already.
+    Exit codes: 0 submitted; with --wait the job's own, 128 + n if signal n ended it, 130 if it was
+    stopped · 2 config, address or token · 6 unreachable or lost · 9 already running.
     """
-    from jobs.night import guarded
+    from jobs.commands.submit import Submission, submit_night
 
-    code = 0
-
-    def act() -> None:
-        nonlocal code
-        from jobs.commands.submit import Submission, submit_night
-
-        submission = Submission(
-            config, ds, run_id, overrides or [], name, environment, working_dir, nightly
-        )
-        code = submit_night(submission, address=address, wait=wait, follow=follow, as_json=as_json)
-
-    raise typer.Exit(guarded(act, as_json) or code)
+    submission = Submission(
+        config, ds, run_id, overrides or [], name, environment, working_dir, nightly
+    )
+    return submit_night(submission, address=address, wait=wait, follow=follow, as_json=as_json)
 
 
 @app.command()
+@guarded
 def plan(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -278,8 +279,7 @@ def plan(
         typer.Option(
             min=1,
             metavar="N",
-            help="Number of nodes of the cluster. Default: what the settings ask for, or this "
-            "machine.",
+            help="Number of nodes. Default: as the settings require, or this machine.",
         ),
     ] = None,
     cpus_per_node: Annotated[
@@ -288,11 +288,11 @@ def plan(
     ] = None,
     gpus_per_node: Annotated[
         float | None,
-        typer.Option(min=0, metavar="G", help="GPUs of each node; all of them are paid for."),
+        typer.Option(min=0, metavar="G", help="GPUs of each node; all are paid for."),
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Measure this machine's rates on a sample: half a minute."),
+        typer.Option("--measure", help="Measure rates on this machine; takes half a minute."),
     ] = False,
     run_id: Annotated[
         str | None,
@@ -302,55 +302,47 @@ def plan(
     ] = None,
     ds: Annotated[
         str | None,
-        typer.Option(
-            metavar="YYYY-MM-DD", help="Date of the night. Default: the day after the last."
-        ),
+        typer.Option(metavar="DATE", help="Date of the night. Default: the day after the last."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would do, and its estimated cost, without starting Ray.
 
-    Prints the settings, the shards and slices; rows, bytes, requests, passes, memory, core-hours
-    and time of each stage; the price, where the config has prices. The measured times of the last
-    run calibrate the estimate. Where the output has nights, or the config a schedule, it shows what
-    the next night would do.
+    Prints settings, shards and slices; rows, bytes, requests, passes, memory, core-hours and time
+    of each stage; the price, if the config has prices. The last run's measured times calibrate the
+    estimate. If the output has nights, or the config a schedule, it plans the next night.
     """
     from jobs.commands.inspection import show_comparison, show_plan
-    from jobs.night import guarded
 
-    def show() -> None:
-        if run_id is not None:
-            show_comparison(config, overrides or [], run_id, as_json)
-            return
-        cluster = {"nodes": nodes, "cpus_per_node": cpus_per_node, "gpus_per_node": gpus_per_node}
-        show_plan(config, overrides or [], as_json, cluster, measure=measure, ds=ds)
-
-    raise typer.Exit(guarded(show, as_json))
+    if run_id is not None:
+        show_comparison(config, overrides or [], run_id, as_json)
+        return
+    cluster = {"nodes": nodes, "cpus_per_node": cpus_per_node, "gpus_per_node": gpus_per_node}
+    show_plan(config, overrides or [], as_json, cluster, measure=measure, ds=ds)
 
 
 @app.command()
+@guarded
 def check(
     config: ConfigPath,
     overrides: Overrides = None,
     footers_only: Annotated[
-        bool, typer.Option("--footers-only", help="Check schemas, not every value.")
+        bool, typer.Option("--footers-only", help="Check schemas only, not values.")
     ] = False,
     ds: Annotated[
         str | None,
-        typer.Option(metavar="YYYY-MM-DD", help="Date in place of {ds} in source.path."),
+        typer.Option(metavar="DATE", help="Date that replaces {ds} in source.path."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Validate config and input: schemas, widths, and every value of the features."""
     from jobs.commands.inspection import check_input
-    from jobs.night import guarded
 
-    raise typer.Exit(
-        guarded(lambda: check_input(config, overrides or [], footers_only, as_json, ds), as_json)
-    )
+    check_input(config, overrides or [], footers_only, as_json, ds)
 
 
 @app.command()
+@guarded
 def gc(
     config: ConfigPath,
     dry_run: Annotated[
@@ -358,83 +350,66 @@ def gc(
     ] = False,
     keep: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Newest snapshots to keep. Default: retention.snapshots."),
+        typer.Option(
+            metavar="N", help="Number of newest snapshots to keep. Default: retention.snapshots."
+        ),
     ] = None,
     keep_days: Annotated[
         int | None,
-        typer.Option(metavar="DAYS", help="Age of snapshots to keep. Default: retention.days."),
+        typer.Option(metavar="DAYS", help="Keep younger snapshots. Default: retention.days."),
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove old snapshots, abandoned runs and tunings, and the files that only they use.
 
-    Keeps what a kept snapshot names, everything younger than a day, and every run at work. Try it
-    with --dry-run first.
+    Keeps what a kept snapshot refers to, everything younger than a day, and runs in progress. Try
+    it with --dry-run first.
     """
     from jobs.commands.cleanup import collect_garbage
-    from jobs.night import guarded
 
     given = {"snapshots": keep, "days": keep_days}
     settings = [f"retention.{name}={n}" for name, n in given.items() if n is not None]
-    raise typer.Exit(
-        guarded(
-            lambda: collect_garbage(
-                config, [*(overrides or []), *settings], dry_run=dry_run, as_json=as_json
-            ),
-            as_json,
-        )
-    )
-
-
-RunOf = Annotated[str, typer.Argument(metavar="RUN", help="A run id; see runs/ of the output.")]
+    collect_garbage(config, [*(overrides or []), *settings], dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
+@guarded
 def gate(
     config: ConfigPath, run: RunOf, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Show the gate's verdict on a new model: each rule, its value and its limit."""
     from jobs.commands.gate import explain
-    from jobs.night import guarded
 
-    raise typer.Exit(
-        guarded(lambda: explain(config, overrides or [], run, as_json=as_json), as_json)
-    )
+    explain(config, overrides or [], run, as_json=as_json)
 
 
-@app.command("explain")
-def explain_run(
+@app.command()
+@guarded
+def explain(
     config: ConfigPath,
     run: RunOf,
     cluster: Annotated[
         int | None, typer.Option(metavar="ID", help="One cluster: profile, rules, exemplars.")
     ] = None,
     versus: Annotated[
-        int | None, typer.Option(metavar="ID", help="What tells --cluster from this one.")
+        int | None, typer.Option(metavar="ID", help="Compare --cluster with this cluster.")
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain a run's clusters: names, strongest features, rules and how true they are, exemplars.
+    """Explain a run's clusters: names, top features, rules and their fidelity, exemplars.
 
-    Rules come from a small decision tree that imitates the model; how often it agrees with the
-    model, on rows that it was not fitted on, is shown beside them.
+    Rules come from a small decision tree that imitates the model. Their fidelity is how often the
+    tree agrees with the model on held-out rows.
     """
     from jobs.commands.explain import show_explanation
-    from jobs.night import guarded
 
-    raise typer.Exit(
-        guarded(
-            lambda: show_explanation(
-                config, overrides or [], run, cluster=cluster, versus=versus, as_json=as_json
-            ),
-            as_json,
-        )
-    )
+    show_explanation(config, overrides or [], run, cluster=cluster, versus=versus, as_json=as_json)
 
 
 @app.command()
+@guarded
 def locate(
     config: ConfigPath,
     run: RunOf,
@@ -449,41 +424,34 @@ def locate(
 ) -> None:
     """Find a row by its key: cluster, confidence, runner-up, evidence, similar exemplars.
 
-    The evidence compares the row's values with the means of both clusters. For that the row is
-    read from the input, if it has not changed since the run.
+    The evidence compares the row's values with the means of both clusters. It needs the row from
+    the input, which must not have changed since the run.
     """
     from jobs.commands.locate import locate as locate_row
-    from jobs.night import guarded
 
-    raise typer.Exit(
-        guarded(lambda: locate_row(config, overrides or [], run, keys, as_json=as_json), as_json)
-    )
+    locate_row(config, overrides or [], run, keys, as_json=as_json)
 
 
 @app.command()
+@guarded
 def report(
     config: ConfigPath,
     run: RunOf,
-    open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a run's report again: one HTML file, of what the run has left; no Ray, no network.
+    """Recreate a run's report, one HTML file, from the run's files; needs neither Ray nor network.
 
-    Exit codes: 0 it is there · 3 no such run, or it is not complete.
+    Exit codes: 0 written · 3 no such run, or it is not complete.
     """
     from jobs.commands.report import make_report
-    from jobs.night import guarded
 
-    raise typer.Exit(
-        guarded(
-            lambda: make_report(config, overrides or [], run, open_it=open_it, as_json=as_json),
-            as_json,
-        )
-    )
+    make_report(config, overrides or [], run, open_it=open_it, as_json=as_json)
 
 
 @app.command()
+@guarded
 def promote(
     config: ConfigPath,
     run: RunOf,
@@ -491,21 +459,19 @@ def promote(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a run's new model the champion, even if the gate refused it, from the next night on.
+    """Make a run's new model the champion from the next night on, even if the gate refused it.
 
     If the champion has changed since that run, the clusters are matched again, on Ray.
 
     Exit codes: 0 promoted · 3 no such model, or files missing · 6 try again · 7, 8 commit failed.
     """
     from jobs.commands.gate import promote as promote_run
-    from jobs.night import guarded
 
-    raise typer.Exit(
-        guarded(lambda: promote_run(config, overrides or [], run, why, as_json=as_json), as_json)
-    )
+    promote_run(config, overrides or [], run, why, as_json=as_json)
 
 
 @app.command()
+@guarded
 def rollback(
     config: ConfigPath,
     why: Annotated[
@@ -522,16 +488,12 @@ def rollback(
     Cluster ids born since then end; ids that ended since then are valid again.
     """
     from jobs.commands.gate import rollback as roll_back
-    from jobs.night import guarded
 
-    raise typer.Exit(
-        guarded(
-            lambda: roll_back(config, overrides or [], why, again=again, as_json=as_json), as_json
-        )
-    )
+    roll_back(config, overrides or [], why, again=again, as_json=as_json)
 
 
 @app.command()
+@guarded
 def diff(
     config: ConfigPath,
     before: Annotated[str, typer.Argument(metavar="DS1", help="Date of the first night.")],
@@ -541,14 +503,12 @@ def diff(
 ) -> None:
     """Compare two published nights: churn, transitions, and the clusters that changed most."""
     from jobs.commands.difference import show_difference
-    from jobs.night import guarded
 
-    raise typer.Exit(
-        guarded(lambda: show_difference(config, overrides or [], before, after, as_json), as_json)
-    )
+    show_difference(config, overrides or [], before, after, as_json)
 
 
 @app.command()
+@guarded
 def forget(
     config: ConfigPath,
     keys: Annotated[
@@ -565,22 +525,17 @@ def forget(
 ) -> None:
     """Remove rows by key from published partitions, samples, exemplars and staged files.
 
-    Rewrites only the files that hold them, publishes one snapshot, and leaves a receipt with counts
-    and salted hashes, never the keys. Lists the old snapshots that hold them until dec gc.
-    Remove the rows from the source too, or the next night labels them again.
+    Rewrites only the files with these rows, publishes one snapshot, and writes a receipt with
+    counts and salted hashes, without keys. Lists older snapshots with these rows; dec gc removes
+    them. Remove the rows from the source too, or the next night labels them again.
     """
     from jobs.commands.forgetting import forget_rows
-    from jobs.night import guarded
 
-    raise typer.Exit(
-        guarded(
-            lambda: forget_rows(config, overrides or [], keys, dry_run=dry_run, as_json=as_json),
-            as_json,
-        )
-    )
+    forget_rows(config, overrides or [], keys, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
+@guarded
 def clusters(
     config: ConfigPath,
     everything: Annotated[bool, typer.Option("--all", help="Include clusters that ended.")] = False,
@@ -592,17 +547,12 @@ def clusters(
     Sizes are rows of the sample that the champion was fitted on.
     """
     from jobs.commands.registry import show_clusters
-    from jobs.night import guarded
 
-    raise typer.Exit(
-        guarded(
-            lambda: show_clusters(config, overrides or [], everything=everything, as_json=as_json),
-            as_json,
-        )
-    )
+    show_clusters(config, overrides or [], everything=everything, as_json=as_json)
 
 
 @app.command()
+@guarded
 def rename(
     config: ConfigPath,
     cluster_id: Annotated[int, typer.Argument(metavar="ID", help="Id of a living cluster.")],
@@ -612,29 +562,25 @@ def rename(
 ) -> None:
     """Name a cluster. The name stays with its id through refits, until the cluster ends."""
     from jobs.commands.registry import rename_cluster
-    from jobs.night import guarded
 
-    raise typer.Exit(
-        guarded(
-            lambda: rename_cluster(config, overrides or [], cluster_id, name, as_json=as_json),
-            as_json,
-        )
-    )
+    rename_cluster(config, overrides or [], cluster_id, name, as_json=as_json)
 
 
 @example_app.command()
+@guarded
 def digits(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the shards go.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder for the shards.")],
 ) -> None:
     """Write scikit-learn's 1,797 handwritten digits as Parquet shards."""
-    from jobs.night import guarded
     from pipeline.input.example import write_digits
 
-    def write() -> None:
-        typer.echo(f"wrote {write_digits(folder):,} digits to {folder}")
+    typer.echo(f"wrote {write_digits(folder):,} digits to {folder}")
 
-    raise typer.Exit(guarded(write))
+
+def main() -> NoReturn:
+    """Entry point of ``dec``: ends the process with the command's exit code, in bounded time."""
+    end_process(app)
 
 
 if __name__ == "__main__":
-    app()
+    main()

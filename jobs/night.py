@@ -115,18 +115,12 @@ def run_backfill(
         The exit code of the night that failed; that of the gate, where it refused a challenger on
         one of them; else 0.
     """
-    days: list[str] = []
-
-    def check() -> None:
-        start, end = (datetime.date.fromisoformat(checked_ds(ds)) for ds in (first, last))
-        if end < start:
-            raise ConfigError(f"--from {first} is after --to {last}; give the older date first")
-        days.extend(
-            (start + datetime.timedelta(days=n)).isoformat() for n in range((end - start).days + 1)
-        )
-
-    worst = guarded(check, as_json)
-    for ds in days:
+    start, end = (datetime.date.fromisoformat(checked_ds(ds)) for ds in (first, last))
+    if end < start:
+        raise ConfigError(f"--from {first} is after --to {last}; give the older date first")
+    worst = 0
+    for n in range((end - start).days + 1):
+        ds = (start + datetime.timedelta(days=n)).isoformat()
         code = run_night(config_path, ds=ds, overrides=overrides, by_schedule=True, as_json=as_json)
         if code not in (0, GateRefused.exit_code):
             return code
@@ -164,19 +158,16 @@ def _report(screen: Screen, error: PipelineError, as_json: bool) -> None:
         print(json.dumps({"error": kind}), file=screen.out)
 
 
-def guarded(action: Callable[[], None], as_json: bool = False) -> int:
-    """Run a command that needs no Ray; a PipelineError becomes its line and its exit code."""
+def exit_code_of(command: Callable[[], int | None], as_json: bool = False) -> int:
+    """Run a command; an error becomes one message and its exit code."""
     try:
-        action()
+        return command() or 0
     except PipelineError as error:
         _report(Screen(how=wanted_format()), error, as_json)
         return error.exit_code
     except KeyboardInterrupt:
         return Interrupted.exit_code
-    except (
-        PermissionError,
-        NotADirectoryError,
-    ) as error:  # of a folder; a store's are ours already
+    except (PermissionError, NotADirectoryError) as error:  # of a folder, not of an object store
         where = error.filename2 or error.filename
         refused = ConfigError(
             f"{where or 'the output'}: {why(error)}; give a folder that you may read and write"
@@ -186,4 +177,3 @@ def guarded(action: Callable[[], None], as_json: bool = False) -> int:
     except Exception as error:
         _report(Screen(how=wanted_format()), _unexpected(error), as_json)
         return PipelineError.exit_code
-    return 0

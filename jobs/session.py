@@ -14,11 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
+from jobs.ending import ends_within
 from pipeline import logs
 from pipeline.config import Config, load_config
 from pipeline.distributed.private_ray import listen_locally
 from pipeline.engine import Stop
 from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_STOP_SECONDS = 60.0
 
 
 @dataclass
@@ -198,9 +203,14 @@ def _require_listener(address: str) -> None:
 
 
 def stop_ray() -> None:
-    """End the session, and the cluster if this process started it."""
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+    """End the session, and the cluster if this process started it; gives up after a minute.
+
+    Ray joins threads that wait for answers of its own processes, and has no limit for that. What it
+    started ends with this process at the latest.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and not ends_within(_STOP_SECONDS, ray.shutdown):
+        log.warning("Ray did not stop within %g s; the run is not affected", _STOP_SECONDS)
 
 
 def listen(stop: Stop | None = None, grace_seconds: int = 0) -> None:
