@@ -1,4 +1,4 @@
-"""What a person sees: a line of progress a stage, and the closing tables."""
+"""Terminal output of a run: the progress of its stages, and its result."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.commands.bill import planned_of
+from jobs.tables import table
 from pipeline.artifacts.inputs import QuarantinedShard
 from pipeline.artifacts.models import Comparison
 from pipeline.artifacts.nights import Verdict
@@ -31,15 +32,14 @@ from pipeline.artifacts.summaries import Summary
 
 log = logging.getLogger(__name__)
 
-# Sizes of at most this many clusters are listed one by one.
 _LISTED_CLUSTERS = 20
 _LISTED_SHARDS = 5
-# Often enough to see that a long stage gets on, and not a log of nothing else.
+# Often enough to see that a long stage progresses, without flooding the log.
 _LINE_SECONDS = 30.0
 
 
 class _Rate(ProgressColumn):
-    """Units a second, over the whole stage."""
+    """Units per second, over the whole stage."""
 
     def render(self, task: Task) -> Text:
         done, total = task.fields.get("done", 0), task.fields.get("planned")
@@ -54,7 +54,7 @@ def _rate(done: int, total: int | None, unit: str, seconds: float) -> str:
 
 
 class StageBoard:
-    """Progress of the stages on a terminal; silent when the output is not one."""
+    """Progress bars of the stages; silent when the output is not a terminal."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._console = Console(file=stream)
@@ -78,16 +78,16 @@ class StageBoard:
         self._live.stop()
 
     def stage_started(self, stage: str) -> None:
-        """A new line."""
+        """Add a bar."""
         self._task = self._live.add_task(stage, total=None, note="", unit="", done=0)
 
     def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
-        """Move the bar."""
+        """Update the bar."""
         fields = {"note": note, "unit": unit, "done": done, "planned": total}
         self._live.update(self._task, completed=done, total=total, **fields)  # type: ignore[arg-type]
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """The note of a training shows them."""
+        """Ignored: the note of a training has the figures."""
 
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
         """Fill the bar."""
@@ -96,26 +96,26 @@ class StageBoard:
 
 
 class ProgressLog:
-    """The same in the log, a line now and then: nobody sees the board of a job."""
+    """Periodic log lines; the engine logs starts and ends of stages itself."""
 
     def __init__(self) -> None:
-        self._stage, self._told_at = "", 0.0
+        self._stage, self._logged_at = "", 0.0
 
     def stage_started(self, stage: str) -> None:
-        """The engine says it."""
-        self._stage, self._told_at = stage, time.monotonic()
+        """Remember the stage."""
+        self._stage, self._logged_at = stage, time.monotonic()
 
     def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
-        """How far the stage is, not more often than somebody would read it."""
-        if time.monotonic() - self._told_at < _LINE_SECONDS:
+        """Log the progress, if the last line is some time ago."""
+        if time.monotonic() - self._logged_at < _LINE_SECONDS:
             return
-        self._told_at = time.monotonic()
+        self._logged_at = time.monotonic()
         planned = f" of {total:,}" if total else ""
         figures = {"done": done, "total": total, "unit": unit}
         log.info("%s: %s%s %s", self._stage, f"{done:,}", planned, unit, extra={"figures": figures})
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Every figure once."""
+        """Log the figures."""
         text = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
         if text:
             figures = {"step": step, "figures": dict(values)}
@@ -123,16 +123,16 @@ class ProgressLog:
             log.info("%s: %s", name, text, extra={"figures": figures})
 
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
-        """The engine says it."""
+        """Ignored: the engine logs it."""
 
 
 class StageLines:
-    """Progress of the stages in a log, for instance a Ray job's: a line at times."""
+    """Progress of the stages as lines of text, for jobs without a terminal."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._print = say
+    def __init__(self, print_line: Callable[[str], None]) -> None:
+        self._print = print_line
         self._stage = ""
-        self._started = self._said = 0.0
+        self._started = self._printed_at = 0.0
 
     def __enter__(self) -> StageLines:
         return self
@@ -141,34 +141,34 @@ class StageLines:
         pass
 
     def stage_started(self, stage: str) -> None:
-        """A line."""
+        """Print a line."""
         self._stage = stage
         self._started = time.monotonic()
-        self._say("started")
+        self._print_line("started")
 
     def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
-        """A line, if the last one is some time ago."""
+        """Print a line, if the last one is some time ago."""
         now = time.monotonic()
-        if now - self._said >= _LINE_SECONDS:
+        if now - self._printed_at >= _LINE_SECONDS:
             rate = _rate(done, total, unit, now - self._started)
-            self._say(" · ".join(part for part in (rate, note) if part))
+            self._print_line(" · ".join(part for part in (rate, note) if part))
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """The log has the figures."""
+        """Ignored: the log has the figures."""
 
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
-        """A line."""
+        """Print a line."""
         self._stage = stage
-        self._say("already complete" if reused else f"done in {seconds:.1f} s")
+        self._print_line("already complete" if reused else f"done in {seconds:.1f} s")
 
-    def _say(self, what: str) -> None:
-        self._said = time.monotonic()
+    def _print_line(self, what: str) -> None:
+        self._printed_at = time.monotonic()
         clock = time.strftime("%H:%M:%S")
         self._print(f"{clock} {self._stage:<15} {what}")
 
 
 def print_summary(summary: Summary, stream: IO[str]) -> None:
-    """The closing tables of a run."""
+    """Print the result of a run."""
     console = Console(file=stream)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
@@ -189,38 +189,36 @@ def print_summary(summary: Summary, stream: IO[str]) -> None:
         ("model", f"{summary.model}/"),
         ("snapshot", f"snapshots/{summary.snapshot}.json"),
     ):
-        # Whole, however narrow the terminal: people copy these.
+        # Never wrapped: people copy these.
         print(f"{name:<12} {summary.output}/{path}", file=stream)
     if summary.table:
         print(f"{'table':<12} {summary.table}", file=stream)
 
 
 def gate_table(verdict: Verdict) -> Table:
-    """Rules of the gate, their values and verdicts."""
-    table = Table(box=box.SIMPLE)
-    for name in ("rule", "value", "limit", "verdict", ""):
-        table.add_column(name, justify="right" if name in ("value", "limit") else "left")
+    """Rules of the gate with value, limit and verdict."""
+    shown = table("rule", "value", "limit", "verdict", "detail", numbers=("value", "limit"))
     for rule in verdict.rules:
-        value = "" if rule.value is None else f"{rule.value:.4g}"
-        limit = "off" if rule.limit is None else f"{rule.limit:.4g}"
-        said = "passed" if rule.passed else "[red]refused[/red]"
-        table.add_row(rule.name, value, limit, said, escape(rule.detail))
-    return table
-
-
-def _number(summary: Summary) -> str:
-    why = f" ({summary.choice.why})" if summary.choice else ""
-    return f"{summary.clusters:,}{why}"
+        value, limit = ("-" if n is None else f"{n:.4g}" for n in (rule.value, rule.limit))
+        word = "passed" if rule.passed else "[red]refused[/red]"
+        if rule.passed and (rule.limit is None or rule.value is None):
+            word = "off" if rule.limit is None else "-"
+        shown.add_row(rule.name, value, limit, word, escape(rule.detail))
+    return shown
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
+    choice = f" ({summary.choice.why})" if summary.choice else ""
     facts = [
         ("run", summary.run_id),
         ("action", f"{summary.action}, because {summary.why}"),
         ("champion", f"{summary.champion}, entry {summary.entry} of the registry"),
         ("rows", _rows(summary)),
         ("input", f"{summary.shards:,} shards, {summary.features:,} features"),
-        ("clusters", f"{_number(summary)}, mean confidence {summary.mean_confidence:.3f}"),
+        (
+            "clusters",
+            f"{summary.clusters:,}{choice}, mean confidence {summary.mean_confidence:.3f}",
+        ),
     ]
     if summary.challenger:
         names = ("survived", "split", "merged", "born", "died")
@@ -267,7 +265,7 @@ def _rows(summary: Summary) -> str:
 
 
 def left_out(shards: Sequence[QuarantinedShard]) -> list[str]:
-    """Bad shards that a run goes on without, one line each, and one for what is too many."""
+    """Bad shards that a run left out, one line each; the first ones of many."""
     lines = [f"{shard.name}: {shard.reason} ({shard.stage})" for shard in shards[:_LISTED_SHARDS]]
     more = len(shards) - len(lines)
     return [*lines, f"{more:,} more, in quarantined of metrics.json"] if more else lines
@@ -278,24 +276,16 @@ _NAMES = {"kmeans": "k-means", "autoencoder": "autoencoder + k-means", "dec": "D
 
 def _candidates(comparison: Comparison) -> Table:
     title = f"DEC against its baselines, on {comparison.rows:,} sampled rows"
-    table = Table(
-        box=box.SIMPLE,
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        collapse_padding=True,  # or the last columns do not fit 80 characters
-    )
-    labelled = any(candidate.scores for candidate in comparison.candidates)
-    table.add_column("clustering", no_wrap=True)
-    for name in ("modularity", "silhouette", "balance", "stable"):
-        table.add_column(name, justify="right")
-    for name in ("ACC", "NMI", "ARI") if labelled else ():
-        table.add_column(name, justify="right")
+    numbers = ["modularity", "silhouette", "balance", "stable"]
+    if any(candidate.scores for candidate in comparison.candidates):
+        numbers += ["ACC", "NMI", "ARI"]
+    shown = table("clustering", *numbers, numbers=numbers, title=title)
+    shown.collapse_padding = True  # or the last columns do not fit 80 characters
     for candidate in comparison.candidates:
         in_features = next(s for s in candidate.spaces if s.space == "features")
         stability = "" if candidate.stability is None else f"{candidate.stability:.3f}"
         scores = candidate.scores
-        table.add_row(
+        shown.add_row(
             _NAMES[candidate.kind].replace("autoencoder", "AE"),  # for 80 columns
             f"{candidate.modularity:.3f}",
             f"{in_features.silhouette:.3f}",
@@ -303,11 +293,11 @@ def _candidates(comparison: Comparison) -> Table:
             stability,
             *([f"{v:.3f}" for v in (scores.acc, scores.nmi, scores.ari)] if scores else []),
         )
-    return table
+    return shown
 
 
 def verdict(comparison: Comparison, shipped: str) -> list[str]:
-    """Which clustering won, by how much, and which one is shipped: one sentence each."""
+    """Sentences on the winner, its lead, and the clustering that is shipped."""
     first, second = comparison.candidates[:2]
     name = _NAMES[second.kind]
     if first.empty_clusters != second.empty_clusters:
@@ -335,24 +325,23 @@ def verdict(comparison: Comparison, shipped: str) -> list[str]:
 def _sizes(summary: Summary) -> Table:
     rows_of = zip(summary.cluster_ids, summary.cluster_rows, strict=True)
     all_rows = summary.rows_out
-    table = Table(box=box.SIMPLE)
-    for name in ("cluster_id", "rows", "share"):
-        table.add_column(name, justify="right")
+    columns = ("cluster_id", "rows", "share")
+    shown = table(*columns, numbers=columns)
     order = sorted(rows_of, key=lambda item: -item[1])
     for cluster, rows in order[:_LISTED_CLUSTERS]:
-        table.add_row(str(cluster), f"{rows:,}", f"{rows / max(1, all_rows):.1%}")
+        shown.add_row(str(cluster), f"{rows:,}", f"{rows / max(1, all_rows):.1%}")
     if rest := order[_LISTED_CLUSTERS:]:
         rows = sum(n for _, n in rest)
-        table.add_row(f"{len(rest):,} more", f"{rows:,}", f"{rows / max(1, all_rows):.1%}")
-    return table
+        shown.add_row(f"{len(rest):,} more", f"{rows:,}", f"{rows / max(1, all_rows):.1%}")
+    return shown
 
 
 def _times(summary: Summary) -> Table:
-    table = Table(box=box.SIMPLE, show_footer=True)
-    table.add_column("stage", footer="all")
+    shown = Table(box=box.SIMPLE, show_footer=True)
+    shown.add_column("stage", footer="all")
     total = sum(stage.seconds for stage in summary.stages)
-    table.add_column("seconds", justify="right", footer=f"{total:.1f}")
-    table.add_column("planned", justify="right", style="dim")
+    shown.add_column("seconds", justify="right", footer=f"{total:.1f}")
+    shown.add_column("planned", justify="right", style="dim")
     for stage in summary.stages:
-        table.add_row(stage.stage, f"{stage.seconds:.1f}", planned_of(summary.estimate, stage))
-    return table
+        shown.add_row(stage.stage, f"{stage.seconds:.1f}", planned_of(summary.estimate, stage))
+    return shown

@@ -1,16 +1,14 @@
-"""``dec gate``, ``dec promote`` and ``dec rollback``: explain a verdict, overrule it, go back."""
+"""``dec gate``, ``dec promote`` and ``dec rollback``: a verdict, overruling it, going back."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from jobs.arguments import checked_run_id
+from jobs.console import gate_table
 from jobs.session import (
     configured,
     keep_to_this_machine,
@@ -21,7 +19,7 @@ from jobs.session import (
     wanted_format,
 )
 from pipeline.artifacts.inputs import Manifest
-from pipeline.artifacts.nights import Champion, GateRule, Identity, NightDecision
+from pipeline.artifacts.nights import Champion, Identity, NightDecision
 from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.errors import ConfigError
@@ -31,7 +29,7 @@ from pipeline.storage import Store
 
 
 def explain(config_path: str, overrides: Sequence[str], run_id: str, *, as_json: bool) -> None:
-    """Show each rule of the gate, what was measured, and what follows."""
+    """Show each rule of the gate, its value, and the verdict."""
     lake = Store(configured(config_path, overrides).output)
     checked_run_id(run_id)
     found = judged(lake, run_id)
@@ -41,16 +39,7 @@ def explain(config_path: str, overrides: Sequence[str], run_id: str, *, as_json:
         return
     console = Console(soft_wrap=True, highlight=False)
     if found.verdict.rules:
-        table = Table(box=box.SIMPLE)
-        table.add_column("rule", no_wrap=True)
-        for name in ("value", "limit"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("verdict", no_wrap=True)
-        table.add_column("detail")
-        for rule in found.verdict.rules:
-            figures = (_number(rule.value), _number(rule.limit))
-            table.add_row(rule.name, *figures, _word(rule), Text(rule.detail))
-        console.print(table)
+        console.print(gate_table(found.verdict))
     console.print(_sentence(found), markup=False)
 
 
@@ -59,7 +48,7 @@ def promote(
 ) -> None:
     """Make a run's challenger the champion."""
     if not why.strip():
-        raise ConfigError("--why is empty; say in a few words why this model is to serve")
+        raise ConfigError("--why is empty; say in a few words why this model should serve")
     config = configured(config_path, overrides)
     checked_run_id(run_id)
 
@@ -76,13 +65,13 @@ def rollback(
 ) -> None:
     """Restore the previous champion."""
     lake = Store(configured(config_path, overrides).output)
-    _show(roll_back(lake, who=login(), why=why or "no reason was given", again=again), as_json)
+    _show(roll_back(lake, who=login(), why=why or "no reason given", again=again), as_json)
 
 
 def _matched_anew(
     config: Config, decision: NightDecision, manifest: Manifest, challenger: Champion
 ) -> Identity:
-    """The stage identify once more, on Ray, with the champion of today; no marker changes."""
+    """Run the stage identify again with today's champion, on Ray; no marker changes."""
     keep_to_this_machine()  # before anything imports Ray
     from pipeline.registry.models import settings_of
     from pipeline.stages.fit.identify import identify
@@ -94,7 +83,7 @@ def _matched_anew(
     settings = settings_of(lake, challenger.model).model_copy(update=today)
     sample = challenger.reference.sample
     with own_screen(wanted_format()) as screen:
-        screen.say("note: the champion has changed since that run; its clusters are matched anew")
+        screen.say("note: the champion has changed since that run; its clusters are matched again")
         try:
             start_ray(config, on_wait=lambda line: screen.say(f"note: {line}"))
             return identify.run(settings, context, decision, manifest, sample, challenger.model)
@@ -119,25 +108,13 @@ def _sentence(found: Judged) -> str:
     if verdict.passed:
         return f"{run} passed the gate: every rule holds{serves}"
     if verdict.reason:
-        return f"{run} was refused, for no model could be fitted: {verdict.reason}"
-    broken = "; ".join(_reason(rule) for rule in verdict.rules if not rule.passed)
+        return f"{run} was refused, because no model could be fitted: {verdict.reason}"
+    broken = "; ".join(
+        f"{rule.name} is {'not a number' if rule.value is None else f'{rule.value:.4g}'}, over "
+        f"{rule.limit:.4g} ({rule.detail})"
+        for rule in verdict.rules
+        if not rule.passed
+    )
     if found.serves:
-        return f"{run} was refused: {broken}; it serves all the same"
+        return f"{run} was refused: {broken}; it serves nevertheless"
     return f"{run} was refused: {broken}; dec promote overrules that"
-
-
-def _reason(rule: GateRule) -> str:
-    measured = "not a number" if rule.value is None else f"{_number(rule.value)}"
-    return f"{rule.name} is {measured}, over {_number(rule.limit)} ({rule.detail})"
-
-
-def _word(rule: GateRule) -> str:
-    if not rule.passed:
-        return "refused"
-    if rule.limit is None:
-        return "off"
-    return "passed" if rule.value is not None else "-"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"

@@ -1,30 +1,28 @@
-"""``dec clusters`` and ``dec rename``: what the permanent ids stand for."""
+"""``dec clusters`` and ``dec rename``: the clusters by permanent id, and their names."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from jobs.session import configured, login
+from jobs.tables import table
 from pipeline.errors import InputError
 from pipeline.registry.clusters import living, rename
 from pipeline.registry.entries import FOLDER, latest_entry
 from pipeline.storage import Store
 
-# Exemplars that a row of the table shows; JSON has them all.
+# In a row of the table; JSON has all.
 _SHOWN_EXEMPLARS = 3
 
 
 def show_clusters(
     config_path: str, overrides: Sequence[str], *, everything: bool, as_json: bool
 ) -> None:
-    """Print the clusters that live, or all that ever did."""
+    """Print the living clusters, or all."""
     lake = Store(configured(config_path, overrides).output)
     entry = latest_entry(lake)
     if entry is None:
@@ -38,15 +36,18 @@ def show_clusters(
         print(json.dumps(content | {"clusters": shown}, indent=2))
         return
     console = Console(soft_wrap=True, highlight=False)
-    table = Table(box=box.SIMPLE)
-    table.add_column("id", justify="right", no_wrap=True)
-    for name in ("name", "born", *(["died"] if everything else []), "parents"):
-        table.add_column(name, no_wrap=name in ("born", "died"))
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("nearest rows")
+    dates = ("born", "died") if everything else ("born",)
+    listed = table("id", "name", *dates, "parents", "size", "nearest rows", numbers=("id", "size"))
     for cluster in shown:
-        table.add_row(*(Text(cell) for cell in _cells(cluster, everything)))
-    console.print(table)
+        listed.add_row(
+            str(cluster["cluster_id"]),
+            Text(cluster["name"] or ""),
+            *(cluster[date] or "" for date in dates),
+            ", ".join(map(str, cluster["parents"])),
+            f"{cluster['size']:,}",
+            Text(" ".join(map(_key, cluster["exemplars"][:_SHOWN_EXEMPLARS]))),
+        )
+    console.print(listed)
     died = len(clusters) - len(living(clusters))
     console.print(
         f"{len(clusters) - died:,} clusters live, {died:,} died; model "
@@ -55,20 +56,8 @@ def show_clusters(
     )
 
 
-def _cells(cluster: dict[str, Any], everything: bool) -> list[str]:
-    return [
-        str(cluster["cluster_id"]),
-        cluster["name"] or "",
-        cluster["born"],
-        *([cluster["died"] or ""] if everything else []),
-        ", ".join(map(str, cluster["parents"])),
-        f"{cluster['size']:,}",
-        " ".join(map(_key, cluster["exemplars"][:_SHOWN_EXEMPLARS])),
-    ]
-
-
 def _key(exemplar: str) -> str:
-    """A key of one column as its value alone."""
+    """The values of a key, without column names."""
     values = [str(value) for value in json.loads(exemplar).values()]
     return values[0] if len(values) == 1 else f"({', '.join(values)})"
 

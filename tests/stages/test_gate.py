@@ -309,7 +309,7 @@ def test_a_challenger_is_matched_to_the_champion_of_today(
     done = dec("promote", str(config), "b", "--why", "looked at it", "--json", env=env)
     assert done.code == 0, done.err
     assert done.err == (
-        "note: the champion has changed since that run; its clusters are matched anew\n"
+        "note: the champion has changed since that run; its clusters are matched again\n"
     )
     now = Champion.model_validate(done.json["champion"])
     ids = lake.context.lake.read_table(now.ids.path).sort_by("position")["cluster_id"]
