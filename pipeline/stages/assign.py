@@ -104,12 +104,7 @@ def _cost(run: CostInputs) -> StageCosts:
     cost=_cost,
 )
 @without_bad_shards
-def assign(
-    config: Config,
-    context: Context,
-    manifest: Manifest,
-    champion: Champion,
-) -> Assignments:
+def assign(config: Config, context: Context, manifest: Manifest, champion: Champion) -> Assignments:
     """Map the slices through a pool of actors, and account for every row.
 
     Parts that an earlier run wrote of the same slices, by the same model, are not written again.
@@ -217,11 +212,7 @@ class _Attempts:
     """
 
     def __init__(
-        self,
-        config: Config,
-        context: Context,
-        manifest: Manifest,
-        champion: Champion,
+        self, config: Config, context: Context, manifest: Manifest, champion: Champion
     ) -> None:
         self.most_parts = 0
         self._config, self._context, self._manifest = config, context, manifest

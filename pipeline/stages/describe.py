@@ -104,11 +104,7 @@ _NO_RULES: dict[str, Any] = {"rules": None, "fidelity": None, "baseline": None}
 _NO_RULES |= dict.fromkeys(("fitted_rows", "held_out_rows", "considered_features"), 0)
 
 
-def _rules(
-    config: Config,
-    context: Context,
-    champion: Champion,
-) -> tuple[_Rules | None, str]:
+def _rules(config: Config, context: Context, champion: Champion) -> tuple[_Rules | None, str]:
     """The rules; or None, and why there are none."""
     depth = config.explain.tree_depth
     if depth is None:
@@ -142,13 +138,7 @@ def _rules(
     return found, ""
 
 
-def _fitted(
-    lake: Store,
-    path: str,
-    champion: Champion,
-    depth: int,
-    seed: int,
-) -> _Rules | None:
+def _fitted(lake: Store, path: str, champion: Champion, depth: int, seed: int) -> _Rules | None:
     model, features = champion.model, champion.reference.features
     x_NF, label_N = labelled_sample(lake, model, features, champion.reference.sample, champion.ids)
     x_NT, about = tree_features(lake, model, features, x_NF)
@@ -193,10 +183,7 @@ class _Names:
 
 
 def _names(
-    config: Config,
-    context: Context,
-    explanation: Explanation,
-    model: ClusteringModel,
+    config: Config, context: Context, explanation: Explanation, model: ClusteringModel
 ) -> _Names:
     try:
         return _registered(config, context, explanation, model)

@@ -32,10 +32,7 @@ def _cost(run: CostInputs) -> StageCosts:
 
 @stage("publish", version=2, settings=content_of("lake"), distributed=False, cost=_cost)
 def publish(
-    config: Config,
-    context: Context,
-    serving: Serving,
-    assignments: Assignments,
+    config: Config, context: Context, serving: Serving, assignments: Assignments
 ) -> Snapshot:
     """Add a snapshot to the commit log, once all files that it shall name are there.
 

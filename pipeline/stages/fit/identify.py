@@ -251,11 +251,7 @@ def _quantiles(sample: _Nearest, clusters: int, quantile: float) -> NDArray[np.f
 
 
 def _exemplars(
-    lake: Store,
-    manifest: Manifest,
-    sample: Sample,
-    tonight: _Nearest,
-    size_K: NDArray[np.int64],
+    lake: Store, manifest: Manifest, sample: Sample, tonight: _Nearest, size_K: NDArray[np.int64]
 ) -> pa.ListArray:
     """Keys of the rows next to each centroid, nearest first."""
     order = np.lexsort((tonight.distance_N, tonight.labels_N))

@@ -24,10 +24,7 @@ from pipeline.storage import Store
 
 
 def _build(
-    config: Config,
-    lake: Store,
-    scaler_file: StoredFile,
-    device: torch.device | None = None,
+    config: Config, lake: Store, scaler_file: StoredFile, device: torch.device | None = None
 ) -> Pretraining:
     model, scaler = config.model, load_scaler(lake, scaler_file)
     autoencoder = Autoencoder(

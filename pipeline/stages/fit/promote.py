@@ -22,11 +22,7 @@ def _cost(_: CostInputs) -> StageCosts:
 
 @stage("promote", version=1, distributed=False, cost=_cost)
 def promote(
-    config: Config,
-    context: Context,
-    decision: NightDecision,
-    identity: Identity,
-    verdict: Verdict,
+    config: Config, context: Context, decision: NightDecision, identity: Identity, verdict: Verdict
 ) -> Serving:
     """Before any row is labelled: an id that a reader may see is in the registry already.
 
