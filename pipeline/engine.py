@@ -19,14 +19,14 @@ from pydantic import ValidationError
 
 from pipeline import logs
 from pipeline.artifacts.nights import Action
-from pipeline.artifacts.records import Artifact, StoredFile, fingerprint_of
+from pipeline.artifacts.records import Artifact, StoredFile, fingerprint_of, store_file
 from pipeline.artifacts.summaries import StageTime
 from pipeline.bill.records import StageCosts
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.progress import Progress, Watchers, figures
 from pipeline.runs import Marker, RunFolder
-from pipeline.storage import Store, sha256
+from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ class Context:
 
     def store(self, path: str, content: bytes) -> StoredFile:
         """Write a file of an artifact."""
-        self.lake.write_bytes(path, content)
-        return StoredFile(path=path, sha256=sha256(content), bytes=len(content))
+        return store_file(self.lake, path, content)
 
 
 @dataclass(frozen=True)
@@ -200,23 +199,19 @@ class Execution:
         self.reached.stage = stage.name
         artifacts = typing.cast(tuple[Artifact | None, ...], inputs)
         fingerprint = stage.fingerprint(self.config, artifacts)
-        marker = self._marker(stage, fingerprint)
+        done = self._done(stage, fingerprint)
         logs.enter_stage(stage.name)
         self.context.progress.stage_started(stage.name)
-        if marker is None:
-            if self.only not in (None, stage.name):
-                again = " --nightly" * self.context.by_schedule
-                raise InputError(
-                    f"stage {self.only} needs stage {stage.name}, which is not complete in run "
-                    f"{self.context.run_id} with these settings; run "
-                    f"`dec stage {stage.name}{again}` first"
-                )
-            marker, artifact = self._work(stage, fingerprint, *inputs, **named)
-            reused = False
-        else:
-            artifact, reused = stage.artifact_type.model_validate(marker.artifact), True
+        if done is None and self.only not in (None, stage.name):
+            again = " --nightly" * self.context.by_schedule
+            raise InputError(
+                f"stage {self.only} needs stage {stage.name}, which is not complete in run "
+                f"{self.context.run_id} with these settings; run "
+                f"`dec stage {stage.name}{again}` first"
+            )
+        marker, artifact = done or self._work(stage, fingerprint, *inputs, **named)
         self.context.progress.measured(stage.name, 0, figures(vars(artifact)))
-        self.context.progress.stage_finished(stage.name, marker.seconds, reused=reused)
+        self.context.progress.stage_finished(stage.name, marker.seconds, reused=done is not None)
         self.context.times.append(StageTime(stage=stage.name, seconds=marker.seconds))
         self.reached.artifact = artifact
         if self.only == stage.name:
@@ -242,22 +237,19 @@ class Execution:
             finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             artifact=artifact.model_dump(mode="json"),
         )
-        self.context.lake.write_json(self._marker_path(stage), marker.model_dump(mode="json"))
+        path = self.context.stage_path(stage.name, "done.json")
+        self.context.lake.write_json(path, marker.model_dump(mode="json"))
         log.info(
             "run %s stage %s: complete in %.1f s", self.context.run_id, stage.name, marker.seconds
         )
         return marker, artifact
 
-    def _marker(self, stage: Stage[P, A], fingerprint: str) -> Marker | None:
+    def _done(self, stage: Stage[P, A], fingerprint: str) -> tuple[Marker, A] | None:
         marker = self.context.folder.marker(stage.name)
         if marker is None or marker.fingerprint != fingerprint:
             return None
         try:
-            stage.artifact_type.model_validate(marker.artifact)
+            return marker, stage.artifact_type.model_validate(marker.artifact)
         except ValidationError:  # of another version: do the work again
             log.warning("run %s stage %s: marker cannot be read", self.context.run_id, stage.name)
             return None
-        return marker
-
-    def _marker_path(self, stage: Stage[P, A]) -> str:
-        return self.context.stage_path(stage.name, "done.json")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 from pipeline.schema import NAME_PATTERN
+from pipeline.storage import Store, sha256
 
 
 def _inside(path: str) -> str:
@@ -34,6 +35,12 @@ class StoredFile(Record):
     path: LakePath
     sha256: str
     bytes: int
+
+
+def store_file(lake: Store, path: str, content: bytes) -> StoredFile:
+    """Write a file of an artifact."""
+    lake.write_bytes(path, content)
+    return StoredFile(path=path, sha256=sha256(content), bytes=len(content))
 
 
 class Artifact(Record):

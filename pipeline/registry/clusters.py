@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.artifacts.records import StoredFile, fingerprint_of
+from pipeline.artifacts.records import StoredFile, fingerprint_of, store_file
 from pipeline.clustering.matching import KINDS, NONE, Matched, Transitions
 from pipeline.errors import ConfigError, InputError
 from pipeline.naming import MOST_NAME
@@ -28,25 +28,20 @@ from pipeline.storage import Store, parquet_bytes, sha256
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a model's clusters look like on the sample that it was fitted on, by position.
+class ClusterObservation:
+    """A model's clusters on the sample that it was fitted on, by position.
 
     Attributes:
-        model_id: Of the model.
+        model_id: Model id.
         size_K: Rows of the sample in each cluster, shape (n_clusters,), int64.
-        centroids_KD: In the model's embedding, float32.
-        exemplars: List array of strings, one list a cluster: keys as JSON, nearest first.
+        centroids_KD: Centroids in the model's embedding, float32.
+        exemplars: One list of keys as JSON per cluster, nearest row first.
     """
 
     model_id: str
     size_K: NDArray[np.int64]
     centroids_KD: NDArray[np.float32]
     exemplars: pa.ListArray
-
-
-def no_clusters() -> pa.Table:
-    """The table before the first night."""
-    return CLUSTER_SCHEMA.empty_table()
 
 
 def next_id(clusters: pa.Table) -> int:
@@ -59,7 +54,9 @@ def living(clusters: pa.Table) -> pa.Table:
     return clusters.filter(clusters["died"].is_null())
 
 
-def clusters_table(before: pa.Table, seen: Seen, matched: Matched, ds: str) -> pa.Table:
+def clusters_table(
+    before: pa.Table, seen: ClusterObservation, matched: Matched, ds: str
+) -> pa.Table:
     """All clusters that ever were, as they are once a new model is promoted.
 
     Args:
@@ -265,10 +262,7 @@ def store_table(lake: Store, kind: str, table: pa.Table) -> StoredFile:
 
 def store_content(lake: Store, kind: str, content: bytes) -> StoredFile:
     """The same for a Parquet file that is made already."""
-    digest = sha256(content)
-    path = f"{FOLDER}/{kind}-{digest[:16]}.parquet"
-    lake.write_bytes(path, content)
-    return StoredFile(path=path, sha256=digest, bytes=len(content))
+    return store_file(lake, f"{FOLDER}/{kind}-{sha256(content)[:16]}.parquet", content)
 
 
 def keys_as_json(keys: pa.Table) -> list[str]:

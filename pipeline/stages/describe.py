@@ -14,7 +14,7 @@ from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.explanations import Description, Explanation
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Champion
-from pipeline.artifacts.records import StoredFile, fingerprint_of
+from pipeline.artifacts.records import fingerprint_of, store_file
 from pipeline.bill.costs import CostInputs, task_costs
 from pipeline.bill.records import StageCosts
 from pipeline.clustering.surrogate import MOST_FEATURES, MOST_ROWS, imitate
@@ -29,7 +29,7 @@ from pipeline.naming import names_by_features
 from pipeline.naming.endpoint import Endpoint
 from pipeline.registry.clusters import name_clusters
 from pipeline.schema import DESCRIBED_SCHEMA
-from pipeline.storage import Store, parquet_bytes, sha256, why
+from pipeline.storage import Store, parquet_bytes, why
 
 log = logging.getLogger(__name__)
 
@@ -145,12 +145,10 @@ def _fitted(lake: Store, path: str, champion: Champion, depth: int, seed: int) -
     tree = imitate(x_NT, label_N, depth=depth, seed=seed)
     if tree is None:
         return None
-    content = parquet_bytes(rules_table(tree, about))
-    lake.write_bytes(path, content)
     names = (*("fidelity", "baseline", "fitted_rows"), "held_out_rows", "considered_features")
     return _Rules(
         figures={name: getattr(tree, name) for name in names}
-        | {"rules": StoredFile(path=path, sha256=sha256(content), bytes=len(content))},
+        | {"rules": store_file(lake, path, parquet_bytes(rules_table(tree, about)))},
         clusters={
             c.cluster_id: {
                 "held_out": c.rows,

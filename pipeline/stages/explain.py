@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
 
 from pipeline.artifacts.assignments import Assignments
-from pipeline.artifacts.explanations import Explanation, ProfiledColumn
+from pipeline.artifacts.explanations import Explanation
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.nights import Champion
-from pipeline.artifacts.records import StoredFile
+from pipeline.artifacts.records import store_file
 from pipeline.bill.costs import LISTED_KEYS, CostInputs
 from pipeline.bill.records import StageCosts
 from pipeline.config import Config
@@ -36,7 +35,7 @@ from pipeline.insight.profiles.tables import Origin, exemplars_table, profile_ta
 from pipeline.lake.receipts import read_receipts, replacements
 from pipeline.lake.snapshots import latest_snapshot, read_file_list
 from pipeline.schema import exemplar_schema
-from pipeline.storage import Store, parquet_bytes, sha256
+from pipeline.storage import Store, parquet_bytes
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +111,7 @@ def explain(
         lake.prune(context.stage_path("explain", "merged"))
     for what in found.left_out:
         log.warning("explain: there is no room for %s", what)
-    return Explanation(**vars(found))
+    return found
 
 
 def _round(config: Config, lake: Store, paths: Sequence[str], folder: str) -> list[str]:
@@ -150,40 +149,24 @@ def _read(lake: Store, path: str) -> Profile:
         ) from None
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the task reports: files and figures, never rows; see ``Explanation``."""
-
-    profile: StoredFile
-    exemplars: StoredFile
-    clusters: int
-    rows: int
-    columns: tuple[ProfiledColumn, ...]
-    exemplars_kept: int
-    quantile_points: int
-    left_out: tuple[str, ...]
-
-
 def _explain(
     lake: Store, folder: str, paths: Sequence[str], *, origin: Origin, schema: pa.Schema
-) -> _Found:
+) -> Explanation:
     profile = _merged(lake, paths)
     content = {
         "profile": parquet_bytes(profile_table(profile, origin)),
         "exemplars": parquet_bytes(exemplars_table(profile, origin, schema)),
     }
-    stored = {}
-    for name, table in content.items():
-        path = f"{folder}/{name}.parquet"
-        lake.write_bytes(path, table)
-        stored[name] = StoredFile(path=path, sha256=sha256(table), bytes=len(table))
+    stored = {
+        name: store_file(lake, f"{folder}/{name}.parquet", table) for name, table in content.items()
+    }
     latest = latest_snapshot(lake)
     served = latest.partitions.get(origin.ds) if latest else None
     if served is not None and served.run_id == origin.run_id:  # else another run's are there
         for name, table in content.items():
             lake.write_bytes(copy_path(f"cluster_{name}", origin.ds), table)
     layout, moments = profile.layout, profile.moments
-    return _Found(
+    return Explanation(
         **stored,
         clusters=len(moments.ids_K),
         rows=int(moments.rows_K.sum()),

@@ -27,18 +27,23 @@ from pipeline.errors import (
 from pipeline.operations.forgotten_keys import key_table
 from pipeline.registry import entries as registry
 from pipeline.registry.clusters import (
-    Seen,
+    ClusterObservation,
     clusters_table,
     keys_as_json,
     lists_of,
     living,
     next_id,
-    no_clusters,
     rename,
     store_table,
     transitions_table,
 )
-from pipeline.registry.entries import append, entry_numbers, latest_entry, read_entry
+from pipeline.registry.entries import (
+    CLUSTER_SCHEMA,
+    append,
+    entry_numbers,
+    latest_entry,
+    read_entry,
+)
 from pipeline.storage import Store
 
 FILE = StoredFile(path="registry/some.parquet", sha256="0", bytes=1)
@@ -87,7 +92,7 @@ def test_the_newest_entry_decides(lake: Store) -> None:
     assert entry_numbers(lake) == [1, 2]
     assert latest_entry(lake) == second
     assert read_entry(lake, 1) == first
-    store_table(lake, "clusters", no_clusters())  # files beside it are no entries
+    store_table(lake, "clusters", CLUSTER_SCHEMA.empty_table())  # files beside it are no entries
     assert entry_numbers(lake) == [1, 2]
 
 
@@ -166,9 +171,9 @@ def test_an_entry_under_the_number_of_another(lake: Store) -> None:
 # ------------------------------------------------------------------------------------- its tables
 
 
-def seen(model_id: str, *sizes: int) -> Seen:
+def seen(model_id: str, *sizes: int) -> ClusterObservation:
     keys = [json.dumps({"id": n}) for n in range(sum(sizes))]
-    return Seen(
+    return ClusterObservation(
         model_id,
         np.array(sizes),
         np.arange(len(sizes) * 2, dtype=np.float32).reshape(-1, 2),
@@ -192,7 +197,10 @@ def ids_of(
 def three_nights() -> list[pa.Table]:
     """Three are born; one splits and one dies; the next night another dies."""
     first = clusters_table(
-        no_clusters(), seen("m-1", 3, 1, 2), ids_of([0, 1, 2], [True] * 3), "2026-01-01"
+        CLUSTER_SCHEMA.empty_table(),
+        seen("m-1", 3, 1, 2),
+        ids_of([0, 1, 2], [True] * 3),
+        "2026-01-01",
     )
     second = clusters_table(
         first,
@@ -232,7 +240,12 @@ def test_clusters_are_born_live_on_and_die() -> None:
 
 def test_an_id_is_never_given_again() -> None:
     first, second, third = three_nights()
-    assert [next_id(t) for t in (no_clusters(), first, second, third)] == [0, 3, 4, 4]
+    assert [next_id(t) for t in (CLUSTER_SCHEMA.empty_table(), first, second, third)] == [
+        0,
+        3,
+        4,
+        4,
+    ]
     everybody_dead = clusters_table(third, seen("m-4", 1), ids_of([4], [True]), "2026-01-22")
     newest_dead = clusters_table(
         everybody_dead, seen("m-5", 1), ids_of([5], [True]), "2026-01-29"

@@ -12,7 +12,7 @@ from conftest import blobs, config_of
 
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import ClusteringModel
-from pipeline.artifacts.nights import Champion, NightDecision, Reference
+from pipeline.artifacts.nights import Champion, Identity, NightDecision, Reference
 from pipeline.clustering.drift import bin_counts
 from pipeline.config import Config
 from pipeline.engine import Context
@@ -94,7 +94,7 @@ def night(
     sample: Sample,
     model: ClusteringModel,
     ds: str = "2026-01-31",
-) -> stage._Found:
+) -> Identity:
     return stage._identify(
         *(config, context.lake, decision, manifest, sample, model), ds=ds, run_id="test"
     )
@@ -102,7 +102,7 @@ def night(
 
 def champion_of(
     lake: Store,
-    found: stage._Found,
+    found: Identity,
     model: ClusteringModel,
     sample: Sample,
     manifest: Manifest,
@@ -114,8 +114,10 @@ def champion_of(
         run_id="test",
         ds="2026-01-31",
         refit_ds="2026-01-31",
-        ids=found.ids,
-        reference=Reference(sample=sample, features=manifest.features, bins=found.bins),
+        ids=found.challenger.ids,
+        reference=Reference(
+            sample=sample, features=manifest.features, bins=found.challenger.reference.bins
+        ),
         settings="0",
     )
     entry = latest_entry(lake)
@@ -136,8 +138,8 @@ def champion_of(
     return decision.model_copy(update=changes)
 
 
-def ids_of(lake: Store, found: stage._Found) -> list[int]:
-    table = lake.read_table(found.ids.path)
+def ids_of(lake: Store, found: Identity) -> list[int]:
+    table = lake.read_table(found.challenger.ids.path)
     assert table["position"].to_pylist() == list(range(len(table)))
     return list(table["cluster_id"].to_pylist())
 
@@ -167,8 +169,8 @@ def test_first_night(config: Config, context: Context, manifest: Manifest) -> No
     transitions = lake.read_table(found.transitions.path)
     assert transitions.schema == TRANSITION_SCHEMA
     assert set(transitions["kind"].to_pylist()) == {"birth"}
-    assert lake.read_table(found.ids.path)["most_distance"].to_pylist() == [np.inf] * 3
-    edges_FB, rows_FB = load_bins(lake, found.bins)
+    assert lake.read_table(found.challenger.ids.path)["most_distance"].to_pylist() == [np.inf] * 3
+    edges_FB, rows_FB = load_bins(lake, found.challenger.reference.bins)
     assert edges_FB.shape == (WIDTH, 9)
     np.testing.assert_array_equal(rows_FB, bin_counts(x, edges_FB))
 
@@ -231,7 +233,8 @@ def test_the_same_model_is_the_same_bytes(
     found = night(config, context, FIRST, manifest, sample, model)
     decision = champion_of(context.lake, found, model, sample, manifest)
     again = night(config, context, decision, manifest, sample, model, "2026-02-01")
-    assert again.ids == found.ids  # so that the rows of the next night are the same bytes
+    # So that the rows of the next night are the same bytes.
+    assert again.challenger.ids == found.challenger.ids
     assert again.clusters == found.clusters
     assert (again.survived, again.churn) == (4, 0.0)
 
@@ -240,7 +243,7 @@ def without_cluster(table: pa.Table, label: int) -> pa.Table:
     return table.filter(pa.array(table["label"].to_numpy() != label))
 
 
-def transitions_of(lake: Store, found: stage._Found) -> list[tuple[Any, ...]]:
+def transitions_of(lake: Store, found: Identity) -> list[tuple[Any, ...]]:
     rows = lake.read_table(found.transitions.path).to_pylist()
     return [(row["kind"], row["from_id"], row["to_id"]) for row in rows]
 
@@ -338,7 +341,7 @@ def test_outliers_are_farther_than_most_of_the_sample(
     sample = sampled(context, manifest, table, "first")
     model = kmeans_model(config, context, manifest, [-4, 0, 4, 100])
     found = night(config, context, FIRST, manifest, sample, model)
-    most_K = context.lake.read_table(found.ids.path)["most_distance"].to_numpy()
+    most_K = context.lake.read_table(found.challenger.ids.path)["most_distance"].to_numpy()
     label = table["label"].to_numpy()
     x = table["x"].combine_chunks().flatten().to_numpy().reshape(-1, WIDTH)
     distance_N = np.linalg.norm(x - CENTERS[label][:, None], axis=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from pipeline.artifacts.models import (
     Scores,
     SpaceQuality,
 )
+from pipeline.artifacts.records import store_file
 from pipeline.bill.costs import CostInputs, task_costs
 from pipeline.bill.records import StageCosts
 from pipeline.clustering.agreement import agreement
@@ -96,20 +96,12 @@ def evaluate(
     model: RefinedModel,
 ) -> Comparison:
     """One task holds the sample in all three spaces and measures; rows stay off the driver."""
-    inputs = (manifest, sample, autoencoder, centroids, model)
-    found = run_task(config.execution, SAMPLE_IN_MEMORY, _measure, config, context.lake, *inputs)
-    # The sort keeps the order of equals, and the simplest method comes first.
-    candidates = sorted(found.candidates, key=lambda c: (c.empty_clusters, -_rounded(c)))
-    path = context.stage_path("evaluate", "kmeans_centroids.parquet")
-    return Comparison(
-        candidates=tuple(candidates),
-        winner=candidates[0].kind,
-        margin=margin_of(candidates),
-        rows=sample.rows,
-        held_out_rows=found.held_out_rows,
-        generalisation=found.generalisation,
-        centroids=context.store(path, centroids_bytes(found.centroids_KF)),
-        restarts=found.restarts,
+    return run_task(
+        config.execution,
+        SAMPLE_IN_MEMORY,
+        _compared,
+        *(config, context.lake, manifest, sample, autoencoder, centroids, model),
+        context.stage_path("evaluate", "kmeans_centroids.parquet"),
     )
 
 
@@ -123,18 +115,7 @@ def margin_of(candidates: Sequence[Candidate]) -> float:
     return max(0.0, round(first - second, _DECIMALS))
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the task reports: figures and centroids, never rows."""
-
-    candidates: tuple[Candidate, ...]
-    centroids_KF: NDArray[np.float32]
-    restarts: int
-    held_out_rows: int
-    generalisation: float | None
-
-
-def _measure(
+def _compared(
     config: Config,
     lake: Store,
     manifest: Manifest,
@@ -142,7 +123,8 @@ def _measure(
     autoencoder: PretrainedAutoencoder,
     centroids: InitialCentroids,
     model: RefinedModel,
-) -> _Found:
+    path: str,
+) -> Comparison:
     spaces = _spaces(config, lake, manifest, sample, autoencoder, model)
     features = spaces["features"]
     first_KD = load_centroids(lake, centroids.centroids).numpy()
@@ -164,16 +146,20 @@ def _measure(
     near = nearest_neighbours(features[fit_rows], _ASKED_ROWS, _NEIGHBOURS)
     held_out = sampled_held_out(lake, sample.parts)
     classes = sampled_classes(lake, sample.parts, manifest.label) if manifest.label else None
-    return _Found(
-        candidates=tuple(
-            _candidate(
-                *(config, kind, clusters, nearest_centroid(spaces[own], its)),
-                *(spaces, own, classes, near),
-            )
-            for kind, (own, its) in partitions.items()
-        ),
-        centroids_KF=baseline.centroids_KD,
-        restarts=len(baseline.objectives),
+    candidates = [
+        _candidate(
+            *(config, kind, clusters, nearest_centroid(spaces[own], its)),
+            *(spaces, own, classes, near),
+        )
+        for kind, (own, its) in partitions.items()
+    ]
+    # The sort keeps the order of equals, and the simplest method comes first.
+    candidates.sort(key=lambda c: (c.empty_clusters, -_rounded(c)))
+    return Comparison(
+        candidates=tuple(candidates),
+        winner=candidates[0].kind,
+        margin=margin_of(candidates),
+        rows=sample.rows,
         held_out_rows=int(held_out.sum()),
         generalisation=generalisation(
             torch.from_numpy(spaces["refined"]),
@@ -181,6 +167,8 @@ def _measure(
             torch.from_numpy(held_out),
             config.refine.alpha,
         ),
+        centroids=store_file(lake, path, centroids_bytes(baseline.centroids_KD)),
+        restarts=len(baseline.objectives),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,8 +176,8 @@ def _measure(
         )
         old, new = old_now, tonight
     drift, feature = _drift(lake, champion, sample)
-    return _Found(
-        *(found.largest_share, found.largest, found.clusters, found.empty),
+    return replace(
+        found,
         spaces=_silhouettes(old, new, seed),
         spaces_now=_silhouettes(old_now, tonight, seed),
         psi=drift,

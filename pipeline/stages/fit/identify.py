@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Champion, Identity, NightDecision, Reference
-from pipeline.artifacts.records import StoredFile, fingerprint_of
+from pipeline.artifacts.records import fingerprint_of
 from pipeline.bill.costs import CostInputs, task_costs
 from pipeline.bill.records import StageCosts
 from pipeline.clustering.drift import bin_counts, bin_edges
@@ -32,18 +32,17 @@ from pipeline.engine import Context, stage
 from pipeline.input.samples import feature_parts, sampled_features
 from pipeline.registry.cluster_ids import ClusterIds
 from pipeline.registry.clusters import (
-    Seen,
+    ClusterObservation,
     clusters_table,
     keys_as_json,
     lists_of,
     living,
     next_id,
-    no_clusters,
     store_content,
     store_table,
     transitions_table,
 )
-from pipeline.registry.entries import read_entry
+from pipeline.registry.entries import CLUSTER_SCHEMA, read_entry
 from pipeline.registry.labels import sample_assignments
 from pipeline.registry.models import LoadedModel, load_model, settings_of
 from pipeline.registry.reference import bins_bytes
@@ -90,44 +89,12 @@ def identify(
         ds=context.ds,
         run_id=context.run_id,
     )
-    before = decision.champion if decision.action == "refresh" else None
-    challenger = Champion(
-        model=ClusteringModel(**{n: getattr(model, n) for n in ClusteringModel.model_fields}),
-        run_id=context.run_id,
-        ds=context.ds,
-        refit_ds=before.refit_ds if before else context.ds,
-        ids=found.ids,
-        reference=Reference(sample=sample, features=manifest.features, bins=found.bins),
-        # A refresh has settings of its own; what counts is what the refit before it had.
-        settings=before.settings if before else fingerprint_of(config.fit_settings()),
-    )
     log.info(
         "clusters: %d survive, %d split, %d are merged, %d are born, %d die; churn %s",
         *(found.survived, found.split, found.merged, found.born, found.died),
         "unknown" if found.churn is None else f"{found.churn:.4f}",
     )
-    return Identity(challenger=challenger, **{n: getattr(found, n) for n in _Found.REPORTED})
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What the task reports: files and figures, never rows; see ``Identity``."""
-
-    ids: StoredFile
-    bins: StoredFile
-    clusters: StoredFile
-    transitions: StoredFile
-    survived: int
-    split: int
-    merged: int
-    born: int
-    died: int
-    churn: float | None
-
-    REPORTED = (
-        *("clusters", "transitions"),
-        *("survived", "split", "merged", "born", "died", "churn"),
-    )
+    return found
 
 
 @dataclass(frozen=True)
@@ -148,29 +115,45 @@ def _identify(
     *,
     ds: str,
     run_id: str,
-) -> _Found:
+) -> Identity:
     before = read_entry(lake, decision.entry).clusters if decision.entry else None
-    clusters = lake.read_table(before.path) if before else no_clusters()
+    clusters = lake.read_table(before.path) if before else CLUSTER_SCHEMA.empty_table()
     first_free = next_id(clusters)
     new = load_model(lake, model, config, manifest.width)
     tonight = _nearest(lake, new, sample)
     centroids_KD = new.clusters.centroids_KD.detach().numpy()
     size_K = np.bincount(tonight.labels_N, minlength=len(centroids_KD))
+    alive = living(clusters)
+    alive_J = alive["cluster_id"].to_numpy()
     champion = decision.champion if decision.usable else None
     if champion is None:
-        alive = living(clusters)
-        old = alive["cluster_id"].to_numpy(), alive["size"].to_numpy()
-        matched = unmatched(*old, size_K, first_free)
+        matched = unmatched(alive_J, alive["size"].to_numpy(), size_K, first_free)
     else:
         matched = _matched(config, lake, champion, model, new, sample, tonight, first_free)
-    seen = Seen(
+    seen = ClusterObservation(
         model.model_id, size_K, centroids_KD, _exemplars(lake, manifest, sample, tonight, size_K)
     )
     survived, split, merged = (matched.transitions.of(k) for k in (SURVIVAL, SPLIT, MERGE))
-    alive_before = living(clusters)["cluster_id"].to_numpy()
-    return _Found(
-        ids=store_table(lake, "ids", _ids_table(config, matched, tonight)),
-        bins=store_content(lake, "bins", _bins(lake, manifest, sample)),
+    most_K = np.full(len(matched.ids_K), np.inf, np.float32)
+    if config.assign.outliers is not None:
+        most_K = _quantiles(tonight, len(most_K), config.assign.outliers.quantile)
+    refreshed = decision.champion if decision.action == "refresh" else None
+    challenger = Champion(
+        model=model,
+        run_id=run_id,
+        ds=ds,
+        refit_ds=refreshed.refit_ds if refreshed else ds,
+        ids=store_table(lake, "ids", ClusterIds(matched.ids_K, most_K).table()),
+        reference=Reference(
+            sample=sample,
+            features=manifest.features,
+            bins=store_content(lake, "bins", _bins(lake, manifest, sample)),
+        ),
+        # A refresh has settings of its own; what counts is what the refit before it had.
+        settings=refreshed.settings if refreshed else fingerprint_of(config.fit_settings()),
+    )
+    return Identity(
+        challenger=challenger,
         clusters=store_table(lake, "clusters", clusters_table(clusters, seen, matched, ds)),
         transitions=store_table(
             lake, "transitions", transitions_table(matched.transitions, ds, run_id)
@@ -179,7 +162,7 @@ def _identify(
         split=len(np.unique(matched.transitions.from_id[split])),
         merged=int(merged.sum()),
         born=int(matched.born_K.sum()),
-        died=int((~np.isin(alive_before, matched.ids_K)).sum()),
+        died=int((~np.isin(alive_J, matched.ids_K)).sum()),
         churn=matched.churn if champion else None,
     )
 
@@ -223,15 +206,6 @@ def _nearest(lake: Store, model: LoadedModel, sample: Sample) -> _Nearest:
         labels.append(found["cluster_id"].astype(np.int64))
         distances.append(found["distance"])
     return _Nearest(np.concatenate(labels), np.concatenate(distances))
-
-
-def _ids_table(config: Config, matched: Matched, tonight: _Nearest) -> pa.Table:
-    """See ``Champion.ids``."""
-    ids_K = matched.ids_K
-    most_K = np.full(len(ids_K), np.inf, np.float32)
-    if config.assign.outliers is not None:
-        most_K = _quantiles(tonight, len(ids_K), config.assign.outliers.quantile)
-    return ClusterIds(ids_K, most_K).table()
 
 
 def _quantiles(sample: _Nearest, clusters: int, quantile: float) -> NDArray[np.float32]:

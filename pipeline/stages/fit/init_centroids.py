@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import (
@@ -68,9 +67,11 @@ def init_centroids(
     it then clusters: all later stages take it from the centroids.
     """
     arguments = (config, context.lake, manifest, sample, autoencoder)
-    clustered = run_task(config.execution, SAMPLE_IN_MEMORY, _embed_and_cluster, *arguments)
-    result, choice = clustered.result, _choice(clustered.found)
-    if choice is not None:
+    result, found = run_task(config.execution, SAMPLE_IN_MEMORY, _embed_and_cluster, *arguments)
+    choice = None
+    if found is not None:
+        steps = tuple(MergeStep(**vars(step)) for step in found.path)
+        choice = ClusterChoice(**{**vars(found), "path": steps})
         log.info("clusters: auto is %d, %s", choice.clusters, choice.why)
     path = context.stage_path("init_centroids", "centroids.parquet")
     return InitialCentroids(
@@ -83,28 +84,13 @@ def init_centroids(
     )
 
 
-@dataclass(frozen=True)
-class _Clustered:
-    """What the task reports: centroids and figures, never rows."""
-
-    result: KMeansResult
-    found: Found | None
-
-
-def _choice(found: Found | None) -> ClusterChoice | None:
-    if found is None:
-        return None
-    path = tuple(MergeStep(**vars(step)) for step in found.path)
-    return ClusterChoice(**{**vars(found), "path": path})
-
-
 def _embed_and_cluster(
     config: Config,
     lake: Store,
     manifest: Manifest,
     sample: Sample,
     autoencoder: PretrainedAutoencoder,
-) -> _Clustered:
+) -> tuple[KMeansResult, Found | None]:
     encoder = load_autoencoder(lake, autoencoder.weights, config, manifest.width).encoder
     scaler = load_scaler(lake, sample.scaler)
     points_ND = sampled_embeddings(lake, sample, scaler, {"pretrained": encoder})["pretrained"]
@@ -119,4 +105,4 @@ def _embed_and_cluster(
         iterations=config.centroids.iterations,
         seed=config.seed,
     )
-    return _Clustered(result, found)
+    return result, found
