@@ -30,11 +30,7 @@ class Agreement:
 
 
 def agreement(contingency: NDArray[np.int64]) -> Agreement:
-    """Score a contingency table.
-
-    Args:
-        contingency: Rows counted by cluster and class, shape (n_clusters, n_classes).
-    """
+    """Score a contingency table: rows counted by cluster and class, (n_clusters, n_classes)."""
     from scipy.optimize import linear_sum_assignment
 
     rows = int(contingency.sum())
@@ -43,25 +39,21 @@ def agreement(contingency: NDArray[np.int64]) -> Agreement:
     matched = linear_sum_assignment(contingency, maximize=True)
     acc = contingency[matched].sum() / rows
     by_cluster, by_class = contingency.sum(axis=1), contingency.sum(axis=0)
-    mean_entropy = (_entropy(by_cluster) + _entropy(by_class)) / 2
-    information = _entropy(by_cluster) + _entropy(by_class) - _entropy(contingency)
+    mean_entropy = (entropy(by_cluster) + entropy(by_class)) / 2
+    information = entropy(by_cluster) + entropy(by_class) - entropy(contingency)
     nmi = information / mean_entropy if mean_entropy else 1.0
     return Agreement(float(acc), float(nmi), adjusted_rand(contingency), rows)
 
 
 def adjusted_rand(contingency: NDArray[np.number]) -> float:
-    """Adjusted Rand index (Hubert & Arabie 1985); 1 for equal partitions, about 0 by chance.
-
-    Args:
-        contingency: Rows counted by both partitions, shape (n_first, n_second).
-    """
+    """Adjusted Rand index (Hubert & Arabie 1985); 1 for equal partitions, about 0 by chance."""
     both, every = _pairs(contingency), _pairs(contingency.sum(keepdims=True))
     first, second = _pairs(contingency.sum(axis=1)), _pairs(contingency.sum(axis=0))
     expected, greatest = first * second / max(every, 1.0), (first + second) / 2
     return 1.0 if greatest == expected else (both - expected) / (greatest - expected)
 
 
-def _entropy(counts: NDArray[np.int64]) -> float:
+def entropy(counts: NDArray[np.int64]) -> float:
     """Shannon entropy of the distribution that these counts describe, in nats."""
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())

@@ -35,12 +35,7 @@ class KMeansResult:
 def nearest_centroid(
     points: NDArray[np.float32], centroids_KD: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """The cluster of every point: shape (n_points,), int64.
-
-    Args:
-        points: Shape (n_points, dimensions), float32.
-        centroids_KD: Shape (n_clusters, dimensions), float32.
-    """
+    """The cluster of every point, shape (n_points,), of points (n_points, dimensions)."""
     index = faiss.IndexFlatL2(centroids_KD.shape[1])
     index.add(np.ascontiguousarray(centroids_KD))
     _, nearest = index.search(np.ascontiguousarray(points), 1)
@@ -96,7 +91,6 @@ def kmeans(
     restarts, iterations = affordable(
         points.size * clusters, restarts=restarts, iterations=iterations, work=work
     )
-    best: KMeansResult | None = None
     objectives: list[float] = []
     for restart in range(restarts):
         search = faiss.Kmeans(
@@ -113,12 +107,11 @@ def kmeans(
         squared, nearest = search.index.search(points, 1)
         # Objective of the final centroids; FAISS's own is that of the iteration before.
         objective = float(squared.sum(dtype=np.float64))
+        if not objectives or objective < min(objectives):
+            centroids_KD = np.array(search.centroids)
+            cluster_rows = tuple(np.bincount(nearest[:, 0], minlength=clusters).tolist())
         objectives.append(objective)
-        if best is None or objective < best.objective:
-            counts = np.bincount(nearest[:, 0], minlength=clusters)
-            best = KMeansResult(np.array(search.centroids), tuple(counts.tolist()), objective, ())
-    assert best is not None  # restarts >= 1 by the config
-    return KMeansResult(best.centroids_KD, best.cluster_rows, best.objective, tuple(objectives))
+    return KMeansResult(centroids_KD, cluster_rows, min(objectives), tuple(objectives))
 
 
 def use_threads(threads: int) -> None:

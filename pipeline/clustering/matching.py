@@ -34,12 +34,7 @@ _MOST_IDS = 2**31
 
 @dataclass(frozen=True)
 class Labels:
-    """The same rows, labelled by both models.
-
-    Attributes:
-        old: Position of the old model's cluster, shape (rows,), int64.
-        new: Position of the new model's cluster, shape (rows,), int64.
-    """
+    """The same rows, labelled by both models: positions of their clusters, shape (rows,)."""
 
     old: NDArray[np.int64]
     new: NDArray[np.int64]
@@ -53,21 +48,14 @@ class Transitions:
     survival, split or birth. A death or birth may have both ids: then the other one is the cluster
     that took or gave most of its rows, below the thresholds.
 
-    Attributes:
-        kind: Index into ``KINDS``, shape (transitions,).
-        from_id: Old id, int32; ``NONE`` for a birth out of nothing.
-        to_id: New id, int32; ``NONE`` for a death into nothing.
-        rows: Rows of the reference sample in both clusters, int64.
-        from_rows: Rows of the reference sample in the old cluster, int64.
-        to_rows: Rows of the reference sample in the new cluster, int64.
-        from_rows_now: Rows of tonight's sample in the old cluster, int64.
-        to_rows_now: Rows of tonight's sample in the new cluster, int64.
+    ``from`` is the old cluster, ``to`` the new one. Rows are of the reference sample, ``now`` of
+    tonight's.
     """
 
-    kind: NDArray[np.int8]
-    from_id: NDArray[np.int32]
-    to_id: NDArray[np.int32]
-    rows: NDArray[np.int64]
+    kind: NDArray[np.int8]  # index into KINDS
+    from_id: NDArray[np.int32]  # NONE for a birth out of nothing
+    to_id: NDArray[np.int32]  # NONE for a death into nothing
+    rows: NDArray[np.int64]  # in both clusters
     from_rows: NDArray[np.int64]
     to_rows: NDArray[np.int64]
     from_rows_now: NDArray[np.int64]
@@ -101,17 +89,9 @@ class Matched:
 
 @dataclass(frozen=True)
 class _Contingency:
-    """Rows counted by the clusters of both models.
+    """Rows of the reference sample counted by the clusters of both models; ``now``: of tonight's.
 
-    Attributes:
-        old_C: Position of each cell's old cluster, ascending with new_C; only cells with rows.
-        new_C: Position of each cell's new cluster.
-        rows_C: Rows of the reference sample in each cell.
-        now_C: Rows of tonight's sample in each cell.
-        old_J: Rows of the reference sample in each old cluster.
-        old_now_J: Rows of tonight's sample in each old cluster.
-        new_K: Rows of the reference sample in each new cluster.
-        new_now_K: Rows of tonight's sample in each new cluster.
+    Only cells with rows, whose clusters ``old_C`` and ``new_C`` ascend.
     """
 
     old_C: NDArray[np.int64]
@@ -240,17 +220,12 @@ def unmatched(
         old_rows_J: Rows of the reference sample in each.
         new_now_K: Rows of tonight's sample in each new cluster, shape (n_new,).
         next_id: The first unused id.
-
-    Raises:
-        PipelineError: More ids than an int32 has.
     """
     ids_K = new_ids(next_id, len(new_now_K))
-    kinds = [
-        np.full(len(ids), KINDS.index(kind)) for kind, ids in ((BIRTH, ids_K), (DEATH, old_ids_J))
-    ]
+    kinds = [KINDS.index(BIRTH), KINDS.index(DEATH)]
     no_new_J, no_old_K = np.zeros_like(old_rows_J), np.zeros_like(new_now_K)
     columns = {
-        "kind": np.concatenate(kinds).astype(np.int8),
+        "kind": np.repeat(kinds, [len(ids_K), len(old_ids_J)]).astype(np.int8),
         "from_id": np.concatenate([np.full_like(ids_K, NONE), old_ids_J]),
         "to_id": np.concatenate([ids_K, np.full_like(old_ids_J, NONE)]),
         "from_rows": np.concatenate([no_old_K, old_rows_J]),
@@ -418,14 +393,15 @@ def _transitions(
     dead_J, born_K = ~kept_J & ~merged_J, ~kept_K & ~parted_K
 
     of_cell = (counts.old_C, counts.new_C)
-    parts = [
-        _records(SURVIVAL, *(side[keeps_C] for side in of_cell)),
-        _records(SPLIT, *(side[split_K[parted_K]] for side in of_cell)),
-        _records(MERGE, *(side[merge_J[merged_J]] for side in of_cell)),
-        _records(BIRTH, np.append(counts.old_C, NONE)[gave_K[born_K]], np.flatnonzero(born_K)),
-        _records(DEATH, np.flatnonzero(dead_J), np.append(counts.new_C, NONE)[took_J[dead_J]]),
+    parts = [  # in the order of KINDS
+        [side[keeps_C] for side in of_cell],
+        [side[split_K[parted_K]] for side in of_cell],
+        [side[merge_J[merged_J]] for side in of_cell],
+        [np.append(counts.old_C, NONE)[gave_K[born_K]], np.flatnonzero(born_K)],
+        [np.flatnonzero(dead_J), np.append(counts.new_C, NONE)[took_J[dead_J]]],
     ]
-    kind_T, old_T, new_T = (np.concatenate(column) for column in zip(*parts, strict=True))
+    kind_T = np.repeat(np.arange(len(KINDS), dtype=np.int8), [len(old) for old, _ in parts])
+    old_T, new_T = (np.concatenate(column) for column in zip(*parts, strict=True))
 
     # NONE is −1, the place of what is appended.
     old_rows_T, old_now_T = (np.append(n, 0)[old_T] for n in (counts.old_J, counts.old_now_J))
@@ -443,12 +419,6 @@ def _transitions(
         "to_rows_now": new_now_T,
     }
     return Transitions(**{name: values[order] for name, values in columns.items()})
-
-
-def _records(
-    kind: str, old: NDArray[np.int64], new: NDArray[np.int64]
-) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int64]]:
-    return np.full(len(old), KINDS.index(kind), np.int8), old, new
 
 
 def _rows_of(

@@ -14,7 +14,7 @@ Shape letters: N points, D dimensions, M neighbours of a point, C cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import geometric_mean
@@ -72,17 +72,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Merge:
-    """The two cells that became one.
-
-    Attributes:
-        kept: Cell that now contains both.
-        gone: The other cell.
-        connectivity: Connectivity of the two, relative to that of the halves of each.
-    """
+    """Two cells that became one, ``kept``."""
 
     kept: int
     gone: int
-    connectivity: float
+    connectivity: float  # of the two, relative to that of the halves of each
 
 
 def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found:
@@ -174,13 +168,7 @@ def _cells(
 def neighbour_pairs(
     near_NM: NDArray[np.int64], labels_N: NDArray[np.int64], cells: int
 ) -> NDArray[np.float64]:
-    """Pairs of a point and its neighbour, counted by the cells of both, shape (C, C), symmetric.
-
-    Args:
-        near_NM: Neighbours of every point, shape (n_points, neighbours).
-        labels_N: Cell of each point, shape (n_points,).
-        cells: C.
-    """
+    """Pairs of a point and its neighbour, counted by the cells of both, shape (C, C), symmetric."""
     starts_E = np.repeat(labels_N, near_NM.shape[1])
     pairs_CC = _counted(starts_E, labels_N[near_NM.ravel()], cells)
     return (pairs_CC + pairs_CC.T) / 2
@@ -223,12 +211,6 @@ def merge_tree(
     cells: int,
 ) -> list[Merge]:
     """Merge the two clusters with the highest relative connectivity until one is left.
-
-    Args:
-        points_ND: Shape (n_points, dimensions).
-        near_NM: Their neighbours, shape (n_points, neighbours).
-        labels_N: Cell of each point, shape (n_points,).
-        cells: C.
 
     Returns:
         C − 1 merges, in their order.
@@ -290,21 +272,13 @@ def _agreement(
     pairs = list(combinations(range(len(trees)), 2))
     for first, second in pairs:
         counts_CC = _counted(starts[first], starts[second], len(trees[first]) + 1)
-        for clusters, index in _indices(counts_CC, trees[first], trees[second]):
+        clusters = len(counts_CC)
+        for row, column in zip(trees[first][:-1], trees[second][:-1], strict=True):
+            clusters -= 1
+            counts_CC[row.kept] += counts_CC[row.gone]
+            counts_CC[row.gone] = 0
+            counts_CC[:, column.kept] += counts_CC[:, column.gone]
+            counts_CC[:, column.gone] = 0
             if clusters <= most:
-                sums[clusters] = sums.get(clusters, 0.0) + index
+                sums[clusters] = sums.get(clusters, 0.0) + adjusted_rand(counts_CC)
     return {clusters: total / len(pairs) for clusters, total in sums.items()}
-
-
-def _indices(
-    counts_CC: NDArray[np.float64], rows: Sequence[Merge], columns: Sequence[Merge]
-) -> Iterator[tuple[int, float]]:
-    """Number of clusters and adjusted Rand index at each step of both trees, down to 2."""
-    clusters = len(rows) + 1
-    for row, column in zip(rows[:-1], columns[:-1], strict=True):
-        clusters -= 1
-        counts_CC[row.kept] += counts_CC[row.gone]
-        counts_CC[row.gone] = 0
-        counts_CC[:, column.kept] += counts_CC[:, column.gone]
-        counts_CC[:, column.gone] = 0
-        yield clusters, adjusted_rand(counts_CC)

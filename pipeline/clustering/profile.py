@@ -111,19 +111,13 @@ class GroupMoments:
     def _of_clusters(self, ids_K: NDArray[np.int64]) -> GroupMoments:
         """The same, with added clusters without rows."""
         place_K = np.searchsorted(ids_K, self.ids_K)
-
-        def spread(values: NDArray[Any], nothing: float) -> NDArray[Any]:
-            found = np.full((len(ids_K), *values.shape[1:]), nothing, values.dtype)
-            found[place_K] = values
-            return found
-
         nothing = {"min_KF": np.inf, "max_KF": -np.inf}
-        spreads: dict[str, NDArray[Any]] = {
-            name: spread(values, nothing.get(name, 0))
-            for name, values in vars(self).items()
-            if name != "ids_K"
-        }
-        return GroupMoments(ids_K=ids_K, **spreads)
+        spread: dict[str, NDArray[Any]] = {}
+        for name, values in vars(self).items():
+            shape = (len(ids_K), *values.shape[1:])
+            spread[name] = np.full(shape, nothing.get(name, 0), values.dtype)
+            spread[name][place_K] = values
+        return GroupMoments(**spread | {"ids_K": ids_K})
 
     def total(self) -> GroupMoments:
         """All clusters merged into one with id 0."""
@@ -313,9 +307,8 @@ def _of_one(x_BF: NDArray[np.generic], rows_B: NDArray[np.int64]) -> tuple[NDArr
         chosen_B = rows_B[start : start + some]
         number = len(chosen_B)
         value_BF, away_BF = values[:number], away[:number]
-        np.take(
-            x_BF, chosen_B, axis=0, out=value_BF, mode="clip"
-        )  # "raise" would make another copy
+        # mode="raise" would make another copy.
+        np.take(x_BF, chosen_B, axis=0, out=value_BF, mode="clip")
         np.subtract(value_BF, pivot_F, out=away_BF)
         more_F = away_BF.sum(axis=0)  # not by BLAS, whose order of additions varies
         low_F, high_F, number_F = value_BF.min(axis=0), value_BF.max(axis=0), number
@@ -324,10 +317,8 @@ def _of_one(x_BF: NDArray[np.generic], rows_B: NDArray[np.int64]) -> tuple[NDArr
             number_F = finite_BF.sum(axis=0)
             away_BF[~finite_BF] = 0.0
             more_F = away_BF.sum(axis=0)
-            low_F, high_F = (
-                reduce(np.where(finite_BF, value_BF, end), axis=0)
-                for reduce, end in ((np.min, np.inf), (np.max, -np.inf))
-            )
+            low_F = np.where(finite_BF, value_BF, np.inf).min(axis=0)
+            high_F = np.where(finite_BF, value_BF, -np.inf).max(axis=0)
         count_F += number_F
         sum_F += more_F
         square_F += np.square(away_BF, out=away_BF).sum(axis=0)
@@ -412,12 +403,9 @@ def _by_cluster(
     """Reorder values from column, then cluster to cluster, then column."""
     if not columns:
         return np.zeros(0)
-    clusters, width = number_KS.shape
-    cell = [
-        np.repeat(np.arange(clusters) * width + column, number_KS[:, column])
-        for column in range(width)
-    ]
-    return np.concatenate(columns)[np.argsort(np.concatenate(cell), kind="stable")]
+    cell_KS = np.arange(number_KS.size).reshape(number_KS.shape)
+    cell = np.repeat(cell_KS.ravel(order="F"), number_KS.ravel(order="F"))
+    return np.concatenate(columns)[np.argsort(cell, kind="stable")]
 
 
 def first_of_each(
@@ -440,8 +428,4 @@ def first_of_each(
 def ranks(difference_KF: NDArray[np.float64]) -> NDArray[np.int32]:
     """Rank of each feature in its cluster by absolute difference, from 1; ties keep their order."""
     order_KF = np.argsort(-np.abs(difference_KF), axis=1, kind="stable")
-    found = np.empty(order_KF.shape, np.int32)
-    np.put_along_axis(
-        found, order_KF, np.arange(1, order_KF.shape[1] + 1, dtype=np.int32)[None], axis=1
-    )
-    return found
+    return (np.argsort(order_KF, axis=1) + 1).astype(np.int32)

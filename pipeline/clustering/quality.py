@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.clustering.agreement import adjusted_rand
+from pipeline.clustering.agreement import adjusted_rand, entropy
 
 # A silhouette compares all pairs of points: 25 million distances for 5,000 points.
 SILHOUETTE_ROWS = 5_000
@@ -137,9 +137,7 @@ def balance(cluster_rows_K: NDArray[np.int64]) -> float:
     Returns:
         In [0, 1]: 1 for equal sizes, 0 where one cluster has all points.
     """
-    share_K = cluster_rows_K[cluster_rows_K > 0] / max(1, cluster_rows_K.sum())
-    entropy = float(-(share_K * np.log(share_K)).sum())
-    return abs(entropy) / float(np.log(len(cluster_rows_K)))
+    return abs(entropy(cluster_rows_K)) / float(np.log(len(cluster_rows_K)))
 
 
 def stability(first_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> float:

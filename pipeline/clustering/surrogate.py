@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -236,13 +237,13 @@ def imitate(
         for place, conditions, rows in _leaves(tree, x_BC, place_B)
     ]
     x_HC = _finite_or_nan(x_NF[np.ix_(held_out, columns)])
-    measured = _measure(rules, x_HC, label_N[held_out], np.unique(label_N))
-    rules = [_of_row(rule, columns) for rule in measured[0]]
+    measured, clusters = _measure(rules, x_HC, label_N[held_out], np.unique(label_N))
+    rules = [_of_row(rule, columns) for rule in measured]
     rules.sort(key=lambda rule: (rule.cluster_id is None, rule.cluster_id or 0, -rule.rows))
     largest = ids[counts.argmax()]
     return Surrogate(
         rules=tuple(rules),
-        clusters=measured[1],
+        clusters=clusters,
         fidelity=sum(rule.correct for rule in rules) / len(held_out),
         baseline=float(np.mean(label_N[held_out] == largest)),
         fitted_rows=len(fitted),
@@ -399,19 +400,19 @@ def _measure(
     ids: NDArray[np.integer],
 ) -> tuple[list[Rule], tuple[ClusterFidelity, ...]]:
     """Measure rules and clusters on held-out rows."""
-    predicted, correct = dict.fromkeys(ids.tolist(), 0), dict.fromkeys(ids.tolist(), 0)
+    predicted: Counter[int] = Counter()
+    correct: Counter[int] = Counter()
     measured = []
     for rule in rules:
-        met_H = rule.holds(x_HC)
+        labels = label_H[rule.holds(x_HC)]
         hits = 0
         if rule.cluster_id is not None:
-            hits = int((label_H[met_H] == rule.cluster_id).sum())
-            predicted[rule.cluster_id] += int(met_H.sum())
+            hits = int((labels == rule.cluster_id).sum())
+            predicted[rule.cluster_id] += len(labels)
             correct[rule.cluster_id] += hits
-        measured.append(replace(rule, held_out=int(met_H.sum()), correct=hits))
-    found, counts = np.unique(label_H, return_counts=True)
-    rows = dict(zip(found.tolist(), counts.tolist(), strict=True))
-    clusters = (ClusterFidelity(i, rows.get(i, 0), predicted[i], correct[i]) for i in ids.tolist())
+        measured.append(replace(rule, held_out=len(labels), correct=hits))
+    rows = Counter(label_H.tolist())
+    clusters = (ClusterFidelity(i, rows[i], predicted[i], correct[i]) for i in ids.tolist())
     return measured, tuple(clusters)
 
 

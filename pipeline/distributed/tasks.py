@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
-import faiss
 import pyarrow as pa
 import ray
 import torch
 
 from pipeline import logs
+from pipeline.clustering.kmeans import use_threads
 from pipeline.config import Execution
 from pipeline.distributed import private_ray
 from pipeline.distributed.failures import pipeline_error
@@ -58,7 +58,7 @@ def run_task(
         def task() -> tuple[str, R]:
             enter(place)
             torch.set_num_threads(resources.threads)
-            faiss.omp_set_num_threads(resources.threads)
+            use_threads(resources.threads)
             return ray.get_runtime_context().get_node_id(), work(*arguments, **named)
 
         # Ray places tasks that claim no GPU on nodes without one, as long as there are any.
