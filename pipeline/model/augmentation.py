@@ -67,7 +67,15 @@ def augmentation_of(settings: Augment, image_shape: Sequence[int] | None) -> Aug
         ConfigError: ``augment.function`` cannot be imported.
     """
     if settings.function:
-        return _imported(settings.function)
+        module, _, name = settings.function.partition(":")
+        try:
+            function: Augmentation = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"augment.function={settings.function!r} cannot be imported: {error}; expected "
+                "module:function that every worker has installed"
+            ) from None
+        return function
     if image_shape is None:
         return None
     return ImageAugmentation(
@@ -76,18 +84,6 @@ def augmentation_of(settings: Augment, image_shape: Sequence[int] | None) -> Aug
         rotation_degrees=settings.rotation_degrees,
         zoom=settings.zoom,
     )
-
-
-def _imported(location: str) -> Augmentation:
-    module, _, name = location.partition(":")
-    try:
-        function: Augmentation = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"augment.function={location!r} cannot be imported: {error}; expected module:function "
-            "that every worker has installed"
-        ) from None
-    return function
 
 
 def hide(x_BF: Tensor, share: float, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -283,18 +284,11 @@ class TypedScaler(Scaler):
 
 @dataclass(frozen=True)
 class _Observed:
-    """Moments of some features in the sample.
-
-    Attributes:
-        mean_F: Shape (features,).
-        variance_F: Variance of the values that are not missing.
-        missing: Share of the rows without a value.
-        rows: Rows of the sample.
-    """
+    """Moments of some features in the sample."""
 
     mean_F: NDArray[np.float64]
-    variance_F: NDArray[np.float64]
-    missing: float
+    variance_F: NDArray[np.float64]  # of the values that are not missing
+    missing: float  # share of the rows without a value
     rows: int
 
     @classmethod
@@ -416,11 +410,6 @@ def _together(columns: Sequence[ColumnSpec], groups: Sequence[list[Channel]]) ->
 
 def _categories(channels: Sequence[Channel]) -> list[tuple[int, list[Channel]]]:
     """The channels of each category, with the position of the first."""
-    found: list[tuple[int, list[Channel]]] = []
-    for place, channel in enumerate(channels):
-        if channel.kind != "category":
-            continue
-        if not found or found[-1][1][0].feature != channel.feature:
-            found.append((place, []))
-        found[-1][1].append(channel)
-    return found
+    ones = [(place, c) for place, c in enumerate(channels) if c.kind == "category"]
+    groups = [list(group) for _, group in groupby(ones, key=lambda one: one[1].feature)]
+    return [(group[0][0], [channel for _, channel in group]) for group in groups]

@@ -125,15 +125,6 @@ def _similarity_(distances_BK: Tensor, nearest_B1: Tensor, alpha: float) -> None
     distances_BK.sub_(torch.log1p(nearest_B1 / alpha)).mul_(power).exp_()
 
 
-def _share(frequency_K: Tensor, q_BK: Tensor) -> Tensor:
-    """Shares of f, > 0: p does not depend on the scale of f, and shares keep float32 in range."""
-    return (frequency_K / frequency_K.sum()).to(q_BK.dtype).clamp_min(_tiny(q_BK))
-
-
-def _tiny(like: Tensor) -> float:
-    return torch.finfo(like.dtype).tiny
-
-
 def clustering_loss(
     z_BD: Tensor,
     centroids_KD: Tensor,
@@ -187,13 +178,15 @@ class _ClusteringLoss(torch.autograd.Function):
         spread_BK = squared_distances(z_BD, centroids_KD).div_(alpha)
         log_q_BK = torch.log_softmax(torch.log1p(spread_BK).mul_(-(alpha + 1) / 2), dim=1)
         q_BK = log_q_BK.exp()
+        tiny = torch.finfo(q_BK.dtype).tiny
         if target_q_BK is None:
             sharpened_BK, log_target_BK = q_BK, log_q_BK
         else:
             sharpened_BK = target_q_BK.detach()
-            log_target_BK = sharpened_BK.clamp_min(_tiny(q_BK)).log_()
-        log_share_K = _share(frequency_K, q_BK).log_()
-        log_p_BK = torch.log_softmax((2 * log_target_BK).sub_(log_share_K), dim=1)
+            log_target_BK = sharpened_BK.clamp_min(tiny).log_()
+        # p does not depend on the scale of f, and shares keep float32 in range.
+        share_K = (frequency_K / frequency_K.sum()).to(q_BK.dtype).clamp_min(tiny)
+        log_p_BK = torch.log_softmax((2 * log_target_BK).sub_(share_K.log_()), dim=1)
         p_BK = log_p_BK.exp()
         kl = log_p_BK.sub_(log_q_BK).mul_(p_BK).sum()
         pull_BK = p_BK.sub_(q_BK).mul_((alpha + 1) / alpha).div_(spread_BK.add_(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.errors import NumericalError
 from pipeline.model.augmentation import Augmentation, hide, randomness
 from pipeline.model.autoencoder import Autoencoder, products_of
 from pipeline.model.devices import device_of, learnt_at_a_time, to_device
@@ -18,7 +20,6 @@ from pipeline.model.training import (
     in_step,
     learning_rate_at,
     optimizer_of,
-    require_finite,
     restore,
     set_learning_rate,
     state_of,
@@ -96,7 +97,11 @@ class Pretraining:
         while self.passes_done < self.settings.passes:
             loss, seen = self._learn(rows)
             self.passes_done += 1
-            require_finite(loss, "pretrain", "pretrain.learning_rate")
+            if not math.isfinite(loss):
+                raise NumericalError(
+                    f"pretrain: the loss became {loss}; expected a finite number. "
+                    "Lower pretrain.learning_rate or look for extreme values in the features"
+                )
             rate = self.optimizer.param_groups[0]["lr"]
             yield PretrainPass(self.passes_done, loss, seen, rate, products_of(self.autoencoder))
 

@@ -124,19 +124,12 @@ class RefineUpdate:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Result of one pass without learning, over all workers.
+    """Result of one pass without learning, over all workers."""
 
-    Attributes:
-        frequency_K: f_j = Σ_i q_ij, shape (n_clusters,), float64, in rows.
-        cluster_rows_K: Rows whose nearest centroid is j, shape (n_clusters,), float64.
-        changed: Rows whose cluster differs from the frozen model's.
-        labels_N: Cluster of each of this worker's rows, in reading order, in as few bytes as K
-            allows; None where they are too many to keep.
-    """
-
-    frequency_K: Tensor
-    cluster_rows_K: Tensor
-    changed: int
+    frequency_K: Tensor  # f_j = Σ_i q_ij, float64, in rows
+    cluster_rows_K: Tensor  # rows whose nearest centroid is j, float64
+    changed: int  # rows whose cluster differs from the frozen model's
+    # Cluster of each of this worker's rows, in reading order; None where too many to keep.
     labels_N: Tensor | None
 
     @property
@@ -247,9 +240,8 @@ class Refinement:
         elif self.passes_done >= self.settings.passes:
             finished = "passes"
         if finished:
-            event = (
-                "; ".join(filter(None, (event, _tiny_clusters(measured.cluster_rows_K)))) or None
-            )
+            tiny = _tiny_clusters(measured.cluster_rows_K)
+            event = "; ".join(filter(None, (event, tiny))) or None
         return RefineUpdate(
             number=self.updates_done,
             label_change=change,
@@ -472,9 +464,9 @@ class Refinement:
         both = nn.ModuleDict({"live": self.live, "kept": self.kept})
         restore(state, both, self.optimizer)
         *counts, self.first_share, self.kl, self.loss = state["progress"].tolist()
-        counts = [int(count) for count in counts]
-        self.updates_done, self.passes_done, self.steps_done, self.rows_done = counts[:4]
-        self.recoveries = counts[4]
+        (
+            self.updates_done, self.passes_done, self.steps_done, self.rows_done, self.recoveries,
+        ) = map(int, counts)  # fmt: skip
         self._batches = None
         self._kept_labels_N = None
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import NumericalError
 from pipeline.model.workers import rank_and_size, share_of
 
 if TYPE_CHECKING:  # torch and numpy are all that this package needs to run
@@ -110,15 +109,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Set the learning rate from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-def require_finite(loss: float, stage: str, setting: str) -> None:
-    """Stop at a loss that is NaN or infinite."""
-    if not math.isfinite(loss):
-        raise NumericalError(
-            f"{stage}: the loss became {loss}; expected a finite number. "
-            f"Lower {setting} or look for extreme values in the features"
-        )
 
 
 def state_of(modules: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
