@@ -22,12 +22,7 @@ from pipeline.model.scaling import Moments, Scaler
 
 
 class RowsInMemory:
-    """Rows in the memory of one process, in a seeded order per pass (a ``TrainingRows``).
-
-    Args:
-        x_NF: Raw rows, shape (rows, features).
-        seed: Seed of the order, with the number of the pass.
-    """
+    """Raw rows, shape (rows, features), in a seeded order per pass (a ``TrainingRows``)."""
 
     def __init__(self, x_NF: Tensor, seed: int) -> None:
         self._x_NF, self._seed = x_NF, seed
@@ -52,13 +47,11 @@ class Fit:
         encoder: Encoder of scaled rows.
         scaler: Scaler of raw rows.
         centroids_KD: Centroids, shape (n_clusters, embedding).
-        updates: Number of updates of the target during refinement.
     """
 
     encoder: torch.nn.Module
     scaler: Scaler
     centroids_KD: Tensor
-    updates: int
 
     @torch.no_grad()
     def embedded(self, x_NF: Tensor) -> Tensor:
@@ -126,10 +119,10 @@ def fit(
         reference=lambda: x,
         seed=config.seed,
     )
-    updates = [update.number for update in refinement.run(rows)]
+    for _ in refinement.run(rows):
+        pass
     return Fit(
         encoder=refinement.model.encoder.requires_grad_(False),
         scaler=refinement.scaler,
         centroids_KD=refinement.model.centroids_KD.detach().float().cpu(),
-        updates=updates[-1],
     )

@@ -29,7 +29,7 @@ from pipeline.config import Config
 from pipeline.model.channels import TypedScaler
 from pipeline.model.generalisation import generalisation
 from pipeline.model.scaling import Moments, Scaler
-from pipeline.tuning.fitting import Fit, fit
+from pipeline.tuning.fitting import fit
 
 # As in the stage that compares DEC with its baselines.
 _NEIGHBOURS = 10
@@ -135,25 +135,11 @@ def measure(config: Config, rows: TuningRows, device: torch.device | None = None
     Raises:
         NumericalError: A fit diverged, or ended without a partition.
     """
-    seeds = (config.seed, (config.seed + 1) % 2**32)
-    fits = [
-        fit(
-            config.model_copy(update={"seed": seed}),
-            rows.x_NF[half],
-            rows.widths,
-            device,
-            rows.typed,
-        )
-        for seed, half in zip(seeds, rows.halves, strict=True)
-    ]
-    return judge(config, rows, fits)
-
-
-def judge(config: Config, rows: TuningRows, fits: Sequence[Fit]) -> Measures:
-    """Measures of two fits, on the first and on the second half of the rows."""
     x = torch.from_numpy(rows.x_NF)
     partitions, generalisations = [], []
-    for found, half in zip(fits, rows.halves, strict=True):
+    for number, half in enumerate(rows.halves):
+        own = config.model_copy(update={"seed": (config.seed + number) % 2**32})
+        found = fit(own, rows.x_NF[half], rows.widths, device, rows.typed)
         z_ND = found.embedded(x)
         partitions.append(nearest_centroid(z_ND.numpy(), found.centroids_KD.numpy()))
         unseen_N = torch.ones(len(x), dtype=torch.bool)

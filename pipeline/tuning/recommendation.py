@@ -58,18 +58,13 @@ def search_score(trial: Trial) -> float:
 
 def on_front(trials: Sequence[Trial]) -> list[Trial]:
     """The Pareto front of stability, modularity and silhouette."""
-    points = [_figures(trial) for trial in trials]
+    found = [(trial, trial.measures) for trial in trials if trial.measures is not None]
+    points_T3 = np.array([(m.stability, m.modularity, m.silhouette) for _, m in found])
     return [
         trial
-        for trial, own in zip(trials, points, strict=True)
-        if not any(np.all(other >= own) and np.any(other > own) for other in points)
+        for (trial, _), own in zip(found, points_T3, strict=True)
+        if not ((points_T3 >= own).all(axis=1) & (points_T3 > own).any(axis=1)).any()
     ]
-
-
-def _figures(trial: Trial) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    found = trial.measures
-    assert found is not None  # a trial that failed broke a limit
-    return np.array([found.stability, found.modularity, found.silhouette])
 
 
 @dataclass(frozen=True)

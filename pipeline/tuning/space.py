@@ -77,11 +77,11 @@ def hidden_of(config: Config, width: float) -> list[int]:
 
 
 def cluster_range(text: str | None, rows: int) -> tuple[int, int]:
-    """Minimum and maximum number of clusters to try.
+    """Minimum and maximum number of clusters to try on a sample of this many rows.
 
     Args:
         text: "5:50" or one number; None for the default, as far as the sample allows it.
-        rows: Number of rows in the sample.
+        rows: Number of rows.
 
     Raises:
         ConfigError: The text is not a range, or the sample is too small for it.
@@ -126,17 +126,14 @@ def choices(config: Config, *, typed: bool = False) -> dict[str, list[Any]]:
         config: Config that the tuning starts from.
         typed: Whether columns have types, each of which has a scaling of its own.
     """
-    model, passes = config.model, config.refine.passes
-    by_hidden = {
-        tuple(hidden_of(config, width)): width for width in _WIDTHS
-    }  # the widest of equals
+    embedding, passes = config.model.embedding, config.refine.passes
+    # The widest of equals.
+    by_hidden = {tuple(hidden_of(config, width)): width for width in _WIDTHS}
     found: dict[str, list[Any]] = {
-        "embedding": sorted({max(2, round(model.embedding * share)) for share in _EMBEDDINGS}),
+        "embedding": sorted({max(2, round(embedding * share)) for share in _EMBEDDINGS}),
         "width": sorted(by_hidden.values()),
         "scaling": list(dict.fromkeys([config.source.scaling, *(() if typed else _SCALINGS)])),
-        "refine_passes": sorted({max(1, round(passes * share)) for share in _LENGTHS})
-        if passes
-        else [0],
+        "refine_passes": sorted({max(min(1, passes), round(passes * n)) for n in _LENGTHS}),
     }
     if config.source.image_shape and not config.augment.function:
         found["augmentation"] = list(_STRENGTHS)

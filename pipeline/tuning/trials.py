@@ -75,12 +75,7 @@ class Study(Record):
 
 @dataclass(frozen=True)
 class TrialFolder:
-    """The folder of a tuning.
-
-    Attributes:
-        lake: Output folder.
-        id: Id of the tuning.
-    """
+    """The folder of a tuning, below the output folder."""
 
     lake: Store
     id: str
@@ -213,8 +208,7 @@ def run_trial(tuning: Tuning, settings: TrialSettings) -> Trial:
     Returns:
         The trial; with the reason in ``failure`` where these settings lead to no partition.
     """
-    known = tuning.folder.find(settings)
-    if known is not None:
+    if (known := tuning.folder.find(settings)) is not None:
         return known
     torch.set_num_threads(tuning.threads)
     use_threads(tuning.threads)
@@ -233,24 +227,18 @@ def run_trial(tuning: Tuning, settings: TrialSettings) -> Trial:
 
 def _rows(tuning: Tuning) -> TuningRows:
     """The sample and its neighbours, kept for all trials of this process."""
-    key = (tuning.folder.lake.url, tuning.sample.fingerprint)
+    lake, sample, label = tuning.folder.lake, tuning.sample, tuning.manifest.label
+    key = (lake.url, sample.fingerprint)
     if key not in _kept:
         _kept.clear()
-        _kept[key] = rows_of(tuning)
+        classes_N = sampled_classes(lake, sample.parts, label) if label else None
+        if classes_N is not None and classes_N.max(initial=0) >= _MOST_CLASSES:
+            classes_N = None
+        _kept[key] = TuningRows.of(
+            np.ascontiguousarray(sampled_features(lake, sample.parts)),
+            [column.width for column in tuning.manifest.features],
+            load_scaler(lake, sample.scaler),
+            seed=tuning.config.seed,
+            classes_N=classes_N,
+        )
     return _kept[key]
-
-
-def rows_of(tuning: Tuning) -> TuningRows:
-    """Read the sample, and prepare it for judging trials."""
-    lake, sample = tuning.folder.lake, tuning.sample
-    label = tuning.manifest.label
-    classes_N = sampled_classes(lake, sample.parts, label) if label else None
-    if classes_N is not None and classes_N.max(initial=0) >= _MOST_CLASSES:
-        classes_N = None
-    return TuningRows.of(
-        np.ascontiguousarray(sampled_features(lake, sample.parts)),
-        [column.width for column in tuning.manifest.features],
-        load_scaler(lake, sample.scaler),
-        seed=tuning.config.seed,
-        classes_N=classes_N,
-    )
