@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,28 +34,6 @@ X, Y = "dec_x", "dec_y"
 _ABOUT = b"dec_map"
 
 
-@dataclass(frozen=True)
-class About:
-    """Metadata in the map's file.
-
-    Attributes:
-        method: Method of the projection.
-        rows: Number of rows on the map.
-        sampled_rows: Number of rows in the reference sample.
-        dimensions: Dimensions of the embedding.
-        kept_neighbours: Share of nearest neighbours kept; see
-            ``pipeline.clustering.projection.Projection``.
-        distance_correlation: Rank correlation of distances; see there.
-    """
-
-    method: str
-    rows: int
-    sampled_rows: int
-    dimensions: int
-    kept_neighbours: float
-    distance_correlation: float
-
-
 def map_bytes(
     lake: Store,
     champion: Champion,
@@ -75,7 +53,7 @@ def map_bytes(
     Returns:
         A Parquet file: the keys, ``dec_x`` and ``dec_y``, float32; the columns of the assignments
         from ``cluster_id`` to ``distance``; and ``dec_features``, the raw row, unless too
-        wide. None where the sample has too few rows.
+        wide; with the metadata that ``about`` reads. None where the sample has too few rows.
     """
     columns = list(keys) or list(SHARD_KEY_COLUMNS)
     rows = _drawn(lake, sample, [*columns, FEATURES], seed)
@@ -90,14 +68,14 @@ def map_bytes(
     with torch.inference_mode():
         z_ND = embeddings(loaded.clusters.encoder, loaded.scaler, raw).cpu().numpy()
     places = project(z_ND, seed)
-    about = About(
-        method="t-SNE",
-        rows=len(rows),
-        sampled_rows=sample.rows,
-        dimensions=z_ND.shape[1],
-        kept_neighbours=places.kept_neighbours,
-        distance_correlation=places.distance_correlation,
-    )
+    facts = {
+        "method": "t-SNE",
+        "rows": len(rows),
+        "sampled_rows": sample.rows,
+        "dimensions": z_ND.shape[1],
+        "kept_neighbours": places.kept_neighbours,
+        "distance_correlation": places.distance_correlation,
+    }
     table = rows.select(columns)
     table = table.append_column(X, pa.array(places.xy_N2[:, 0]))
     table = table.append_column(Y, pa.array(places.xy_N2[:, 1]))
@@ -105,16 +83,19 @@ def map_bytes(
         table = table.append_column(name, pa.array(found[name]))
     if x_NF.size <= _KEPT_VALUES:
         table = table.append_column(FEATURES, vectors)
-    metadata = {_ABOUT: json.dumps(asdict(about)).encode()}
-    return bytes(parquet_bytes(table.replace_schema_metadata(metadata)))
+    table = table.replace_schema_metadata({_ABOUT: json.dumps(facts).encode()})
+    return bytes(parquet_bytes(table))
 
 
-def about(table: pa.Table) -> About | None:
-    """Metadata of a map; None where this version cannot read it."""
+def about(table: pa.Table) -> dict[str, Any]:
+    """Metadata of a map: its method, numbers of rows, and fidelity; empty where there is none.
+
+    The measures of fidelity are those of ``pipeline.clustering.projection.Projection``.
+    """
     try:
-        return About(**json.loads((table.schema.metadata or {})[_ABOUT]))
+        return dict(json.loads((table.schema.metadata or {})[_ABOUT]))
     except (KeyError, ValueError, TypeError):
-        return None
+        return {}
 
 
 def _drawn(lake: Store, sample: Sample, columns: list[str], seed: int) -> pa.Table | None:

@@ -143,7 +143,7 @@ class Assigner:
         of = {
             "schema": str(self._schema),
             "settings": f"{job.config.source.nulls} {job.manifest.label} {alpha}",
-            "profile": fingerprint_of(self._layout.to_json()),
+            "profile": fingerprint_of(self._layout.model_dump(mode="json")),
             "ids": job.ids.sha256,
             "bins": job.bins.sha256,
         }

@@ -126,7 +126,7 @@ def is_profile(lake: Store, path: str, identity: str) -> bool:
 
 def profile_bytes(profile: Profile, identity: str) -> bytes:
     """A profile as a Parquet file with a row group per section."""
-    content = {"identity": identity, "layout": profile.layout.to_json()}
+    content = {"identity": identity, "layout": profile.layout.model_dump(mode="json")}
     sections = [_clusters(profile), profile.categories, profile.exemplars]
     names = ("cluster", "category", "exemplar")
     fields = {field.name: field for field in _CLUSTER_FIELDS}
@@ -185,7 +185,7 @@ def read_profile(lake: Store, path: str) -> Profile:
         clusters, categories, exemplars = (parquet.read_row_group(n) for n in range(3))
     except OSError as error:  # of content in memory: no fault of the storage
         raise pa.ArrowInvalid(str(error)) from None
-    layout = Layout.from_json(metadata["layout"])
+    layout = Layout.model_validate(metadata["layout"])
     ids_K = clusters["dec_cluster_id"].to_numpy().astype(np.int64)
     arrays = {f"{n}_KF": _matrix(clusters[f"dec_{n}"], layout.starts[-1]) for n in _MOMENTS}
     rows_K = clusters["dec_rows"].to_numpy().astype(np.int64)

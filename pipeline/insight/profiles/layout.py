@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts.explanations import ProfiledColumn
 from pipeline.artifacts.inputs import FeatureColumn
+from pipeline.artifacts.records import Record
 from pipeline.schema import EXEMPLAR_KINDS, exemplar_key
 
 VERSION = 1  # of the files' content: with another one, every slice is labelled again
@@ -57,8 +57,7 @@ def profiled_exemplar_schema(keys: pa.Schema) -> pa.Schema:
     return pa.schema([*EXEMPLAR_FIELDS, *fields])
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(Record):
     """Content and order of a profile.
 
     Attributes:
@@ -133,7 +132,12 @@ class Layout:
             but = f" except the first {with_features} of each kind" if with_features else ""
             left_out.append(f"features of exemplars{but}")
         return cls(
-            *(tuple(columns), tuple(sorted(kept)), points, values, fewer, with_features),
+            columns=tuple(columns),
+            kept=tuple(sorted(kept)),
+            points=points,
+            values=values,
+            exemplars=fewer,
+            features=with_features,
             left_out=tuple(left_out),
         )
 
@@ -175,18 +179,6 @@ class Layout:
             return slice(None)
         places = [np.arange(starts[n], starts[n + 1]) for n in kept]
         return np.concatenate([np.zeros(0, np.int64), *places])
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON values."""
-        columns = [column.model_dump(mode="json") for column in self.columns]
-        return asdict(replace(self, columns=())) | {"columns": columns}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Layout:
-        """Read the values of ``to_json``."""
-        columns = tuple(ProfiledColumn.model_validate(c) for c in content["columns"])
-        lists = {name: tuple(content[name]) for name in ("kept", "left_out")}
-        return cls(**content | lists | {"columns": columns})
 
 
 def _profiled_feature(column: FeatureColumn, dtype: str) -> ProfiledColumn:

@@ -51,19 +51,12 @@ _PROFILE_COLUMNS = [
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster.
-
-    Attributes:
-        id: Cluster id.
-        rows: Number of rows.
-        share: Share of all published rows.
-        name: Name; empty where it has none.
-    """
+    """A cluster, its share of all published rows, and its name, which may be empty."""
 
     id: int
     rows: int
     share: float
-    name: str = ""
+    name: str
 
     @property
     def title(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from typing import Any
 
@@ -19,7 +18,7 @@ from pipeline.insight.explained_runs import key_text
 from pipeline.insight.maps import X, Y, about
 from pipeline.lake.snapshots import read_file_list, read_snapshot
 from pipeline.registry.cluster_ids import OUTLIER
-from pipeline.report.pictures import drawable, pixels, png, sheet
+from pipeline.report.pictures import data_uri, drawable, pixels, sheet
 from pipeline.report.run_files import RunFiles
 from pipeline.report.sections.clusters import Clusters, short
 
@@ -30,7 +29,7 @@ _ROWS = 500_000
 _FILES = 32
 _HISTOGRAMS = 20
 # Maximum size of the image with all rows of the map; a larger one is left out.
-_SHEET_BYTES = 1_200_000
+_SHEET_CHARACTERS = 1_600_000
 _SHEET_COLUMNS = 50
 # Bands of the flow; the others are only counted.
 _BANDS = 40
@@ -40,8 +39,7 @@ _LISTED_CHANGES = 40
 def map_of(run: RunFiles, file: StoredFile | None, clusters: Clusters) -> dict[str, Any]:
     """Points of the map, and their clusters, the largest first; empty where there is no map."""
     table = run.table(file)
-    facts = about(table) if table is not None else None
-    if table is None or facts is None or not len(table):
+    if table is None or not len(table) or not (facts := about(table)):
         return {}
     ids = table["cluster_id"].to_numpy()
     by_id = {cluster.id: cluster for cluster in clusters.all}
@@ -69,7 +67,7 @@ def map_of(run: RunFiles, file: StoredFile | None, clusters: Clusters) -> dict[s
             for cluster in order
         ],
         "profile": {str(c): lines for c, lines in clusters.hover(order[:100]).items()},
-        "about": vars(facts) | {"method": facts.method},
+        "about": facts,
     }
     return found | _sheet(run, table)
 
@@ -83,20 +81,11 @@ def _sheet(run: RunFiles, table: pa.Table) -> dict[str, Any]:
     if not drawable(shape, values.shape[1]):
         return {}
     tiles = pixels(values)
-    content = png(sheet(tiles, shape, _SHEET_COLUMNS))
-    if len(content) > _SHEET_BYTES:
+    image = data_uri(sheet(tiles, shape, _SHEET_COLUMNS))
+    if len(image) > _SHEET_CHARACTERS:
         return {}
-    uri = "data:image/png;base64," + base64.b64encode(content).decode()
-    rows = -(-len(table) // _SHEET_COLUMNS)
-    return {
-        "sheet": {
-            "image": uri,
-            "columns": _SHEET_COLUMNS,
-            "rows": rows,
-            "height": shape[0],
-            "width": shape[1],
-        }
-    }
+    facts = {"image": image, "columns": _SHEET_COLUMNS, "rows": -(-len(table) // _SHEET_COLUMNS)}
+    return {"sheet": facts | {"height": shape[0], "width": shape[1]}}
 
 
 def confidence(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
@@ -189,5 +178,5 @@ def since_last_night(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
 
 
 def _rounded(column: pa.ChunkedArray) -> list[float]:
-    values = np.round(column.to_numpy().astype(np.float64), 4)
-    return [float(value) for value in values]
+    found: list[float] = np.round(column.to_numpy().astype(np.float64), 4).tolist()
+    return found
