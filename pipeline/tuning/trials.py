@@ -212,7 +212,7 @@ def run_trial(tuning: Tuning, settings: TrialSettings) -> Trial:
         return known
     torch.set_num_threads(tuning.threads)
     use_threads(tuning.threads)
-    rows = _rows(tuning)
+    rows = rows_of(tuning)
     started = time.monotonic()
     try:
         config = settings.applied(tuning.config)
@@ -225,7 +225,7 @@ def run_trial(tuning: Tuning, settings: TrialSettings) -> Trial:
     return trial
 
 
-def _rows(tuning: Tuning) -> TuningRows:
+def rows_of(tuning: Tuning) -> TuningRows:
     """The sample and its neighbours, kept for all trials of this process."""
     lake, sample, label = tuning.folder.lake, tuning.sample, tuning.manifest.label
     key = (lake.url, sample.fingerprint)
