@@ -1,14 +1,13 @@
-"""``dec gc``: old snapshots, old tunings, runs that died, and what only they name, are removed.
+"""``dec gc``: remove old snapshots, tunings and unpublished runs, and what only they name.
 
-What stays is decided by names, not by folders: every file, model and run that a kept snapshot, a
-kept run or the registry names, the latter for its newest champions. The rest goes if it is old
-enough, as seen by the clock of the store, and if nobody has the lease of its ds; that lease is ours
-while it goes. So a run that is resumed meanwhile either is there completely, or starts anew.
+Files are kept by name, not by folder: every file, model and run that a kept snapshot, a kept run or
+the registry's entries of the newest champions name. Others are removed if they are old enough by
+the store's clock and the lease of their ds is free; ``dec gc`` holds it meanwhile. So a run that is
+resumed at the same time is either complete or starts again.
 
-With an Iceberg or Delta table in front, nothing is removed while the table is behind the log. In
-step, the files that it names are those of the newest snapshot, which always stay; its own history
-reaches back no further than the snapshots kept here. A table that the config does not name any more
-is not looked after.
+With an Iceberg or Delta table, nothing is removed while the table is behind the log. When it is up
+to date, it names the files of the newest snapshot, which is always kept; its own history reaches no
+further back than the kept snapshots. A table that the config no longer names is ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +25,7 @@ from pipeline.config import Retention
 from pipeline.errors import ConfigError, InputError, LeaseHeld, TransientError
 from pipeline.insight.profiles.files import COPIES, profile_path
 from pipeline.insight.profiles.files import FOLDER as PROFILES
-from pipeline.lake.lease import Lease, is_free, is_held, store_time, take
+from pipeline.lake.lease import is_free, is_held, store_time, take
 from pipeline.lake.parts import DELTA_FOLDER
 from pipeline.lake.receipts import read_receipts, withdrawn_parts
 from pipeline.lake.snapshots import (
@@ -37,6 +36,7 @@ from pipeline.lake.snapshots import (
     read_snapshot,
     snapshot_files,
 )
+from pipeline.operations.holdings import files_of_snapshot
 from pipeline.registry.entries import FOLDER as REGISTRY
 from pipeline.registry.entries import entry_numbers, read_entry
 from pipeline.runs import RunFolder
@@ -44,25 +44,25 @@ from pipeline.schema import NAME_PATTERN
 from pipeline.storage import FoundFile, Store, why
 
 _DAY_S = 86_400.0
-_TUNINGS = "tuning"  # of pipeline.tuning.trials; each has the lease that is called as it is
-# Nothing younger goes, whatever the settings say: longer than an upload or a reader's query lasts,
-# and than the clocks of machines that share a folder differ.
+_TUNINGS = "tuning"  # of pipeline.tuning.trials; the lease of each has its name
+# Nothing younger is removed, whatever the settings say: longer than an upload, a reader's query or
+# the difference between the clocks of machines that share a folder.
 _SAFETY_S = _DAY_S
 _LEASE_S = 60.0
 _DELETED_AT_A_TIME = 1000
-# What is known of a published run stays when its rows go: it is small, and the table's history. Its
-# report goes with them: it shows keys, and what dec forget would look them up in goes, too.
+# Files of a published run that stay when its rows are removed: small, and the table's history. Its
+# report is removed with the rows: it shows keys, and dec forget could no longer look them up.
 _HISTORY = re.compile(r"runs/[^/]+/((run|manifest|metrics)\.json|config\.yaml)")
-# Staged beside the file that it was to become, by a process that was killed.
+# Temporary files of processes that were killed.
 _LEFTOVER = re.compile(r"(.*/)?\.([0-9a-f]{32}\.tmp|write-check-[0-9a-f]{32})")
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Something that goes as a whole.
+    """Files to remove together.
 
     Attributes:
-        kind: Kind: "snapshots", "published run", "unpublished run", "unlisted files",
+        kind: "snapshots", "published run", "unpublished run", "unlisted files",
             "tuning", "model", "unlisted tables", "cached footers", "leases" or "leftovers".
         name: Path below the output.
         files: Paths below the output, in the order of removal.
@@ -84,8 +84,8 @@ class Collection:
     """What ``dec gc`` did, or with ``dry_run`` would do.
 
     Attributes:
-        removals: What was removed.
-        skipped: What could not be removed, and why.
+        removals: Removed files.
+        skipped: Names of what could not be removed, with the reasons.
         kept_snapshots: Numbers of the kept snapshots.
         kept_runs: Runs that are kept whole.
     """
@@ -97,7 +97,7 @@ class Collection:
 
     @property
     def bytes(self) -> int:
-        """Size of all that went."""
+        """Total size of the removed files."""
         return sum(removal.bytes for removal in self.removals)
 
 
@@ -114,13 +114,13 @@ def collect(
     Args:
         lake: The output folder.
         retention: What to keep.
-        dry_run: Remove nothing and write nothing, only say what would go.
-        tables: An Iceberg or Delta table follows the log, and may be late.
+        dry_run: Remove nothing and write nothing, only report what would be removed.
+        tables: Whether an Iceberg or Delta table follows the log.
         on_wait: Called with a line when a lease has to be waited for.
 
     Raises:
-        InputError: What a snapshot names cannot be read, the table still names what the log does
-            not, or ``dec forget`` was interrupted: then nothing is removed.
+        InputError: A file that a snapshot names cannot be read, the table may be behind the log,
+            or ``dec forget`` was interrupted; nothing was removed.
     """
     found = Collection()
     latest = latest_snapshot(lake)
@@ -129,7 +129,7 @@ def collect(
     _require_forgotten(lake)
     if tables and latest is not None:
         _require_tables_in_step(lake, latest)
-    # Ages are taken between two times of one clock, for ours may be wrong by days.
+    # Ages are differences of times by one clock; this machine's may be wrong by days.
     now = time.time() if dry_run else store_time(lake)
     census = _Census(lake, retention, now)
     found.kept_snapshots = census.kept_snapshots
@@ -138,7 +138,7 @@ def collect(
     tunings, leftovers = census.tunings, (*census.footers(), *census.leftovers())
     for removal in (*census.snapshots(), *census.runs(), *tunings, *leftovers):
         remove(removal)
-    # Models last, by the runs that are still there: one of them may have been resumed meanwhile.
+    # Models last, by the runs that remain: one of them may have been resumed meanwhile.
     gone = {r.name.removeprefix("runs/") for r in found.removals if r.kind.endswith(" run")}
     for removal in census.models_and_tables(gone):
         remove(removal)
@@ -147,7 +147,7 @@ def collect(
 
 
 def _require_forgotten(lake: Store) -> None:
-    """One that was killed wrote files that nothing names yet, and the table may name the old."""
+    """A command that was killed left files that nothing names yet, and a table with old ones."""
     for receipt in read_receipts(lake):
         if not receipt.finished:
             raise InputError(
@@ -157,13 +157,13 @@ def _require_forgotten(lake: Store) -> None:
 
 
 def _require_tables_in_step(lake: Store, latest: SnapshotFile) -> None:
-    """A run that was killed between its commit to the log and the table's left the table behind."""
+    """A run that was killed between its commits to log and table left the table behind."""
     for ds, partition in latest.partitions.items():
         if not lake.exists(f"runs/{partition.run_id}/stages/publish/done.json"):
             raise InputError(
-                f"ds {ds}: run {partition.run_id} is in the log, and the table may not have it yet "
-                "and name the files of the run before; nothing was removed. Run the same run id "
-                "again: it lets the table follow"
+                f"ds {ds}: run {partition.run_id} is in the log, but the table may still name the "
+                "files of the run before; nothing was removed. Run the same run id again: it "
+                "updates the table"
             )
 
 
@@ -180,18 +180,24 @@ class _Remover:
         self._on_wait, self._result = on_wait, result
 
     def __call__(self, removal: Removal) -> None:
-        """Remove it, or say why not."""
+        """Remove these files, or record why not."""
         if self._dry_run:
             self._result.removals.append(removal)
             return
         try:
-            with self._leased(removal.ds) as lease:
+            with ExitStack() as held:
+                lease = None
+                if removal.ds is not None:
+                    lease = take(
+                        self._lake, removal.ds, "dec gc", seconds=_LEASE_S, on_wait=self._on_wait
+                    )
+                    held.callback(lease.release)
                 if reason := self._changed(removal):
                     self._result.skipped.append(f"{removal.name}: {reason}")
                     return
                 for start in range(0, len(removal.files), _DELETED_AT_A_TIME):
                     if lease:
-                        lease.confirm()  # a run that took it over may have gone on with these
+                        lease.confirm()  # a run that took it over may use these files again
                     self._lake.delete(removal.files[start : start + _DELETED_AT_A_TIME])
                 if "/" in removal.name:
                     for folder in {"/".join(path.split("/")[:2]) for path in removal.files}:
@@ -207,7 +213,7 @@ class _Remover:
         except OSError as error:
             raise TransientError(
                 f"{self._lake.locate(removal.name)} cannot be removed: {why(error)}; "
-                "run it again, it goes on with what is left"
+                "run it again, it continues with what is left"
             ) from error
 
     def _changed(self, removal: Removal) -> str | None:
@@ -220,20 +226,9 @@ class _Remover:
             return "resumed meanwhile"
         return None
 
-    @contextmanager
-    def _leased(self, ds: str | None) -> Iterator[Lease | None]:
-        if ds is None:
-            yield None
-            return
-        lease = take(self._lake, ds, "dec gc", seconds=_LEASE_S, on_wait=self._on_wait)
-        try:
-            yield lease
-        finally:
-            lease.release()
-
 
 class _Census:
-    """All that is there, and what of it has to stay."""
+    """All files below the output, and which of them are kept."""
 
     def __init__(self, lake: Store, retention: Retention, now: float) -> None:
         self._lake, self._retention, self._now = lake, retention, now
@@ -262,7 +257,7 @@ class _Census:
                 self._candidates.add(run)
 
     def snapshots(self) -> Iterator[Removal]:
-        """Snapshots beyond retention, oldest first: what is left of the log has no holes."""
+        """Snapshots beyond retention, oldest first, so that the log never has gaps."""
         old = [file for n, file in self._snapshots.items() if n not in self.kept_snapshots]
         if old:
             paths = tuple(f"{FOLDER}/{file.name}" for file in old)
@@ -286,15 +281,15 @@ class _Census:
             else:
                 continue
             if going := [path for path in going if path not in self._protected]:
-                # Markers first: without them, a run that is resumed does its work again. Its name
-                # last, as it says whose lease is needed.
+                # Markers first: without them, a run that is resumed does its work again. run.json
+                # last: it names the ds whose lease is needed.
                 going.sort(key=lambda p: (not p.endswith("/done.json"), p.endswith("/run.json")))
                 removal = _removal(kind, f"runs/{run}", going, files)
                 of_run = [file for path, file in files.items() if path.startswith("runs/")]
                 yield replace(removal, ds=RunFolder(self._lake, run).ds, seen=_versions(of_run))
 
     def models_and_tables(self, gone: set[str]) -> Iterator[Removal]:
-        """Models, and files of the registry, that nothing names: no run that is there either."""
+        """Models and files of the registry that nothing names, no remaining run either."""
         models, tables = set(self._models), set(self._protected)
         for run, files in self.run_files.items():
             if run not in gone:
@@ -307,13 +302,13 @@ class _Census:
         for model, files in _by_folder("models", self._lake.walk("models")).items():
             if model not in models and all(map(self._aged, files.values())):
                 yield _removal("model", f"models/{model}", list(files), files)
-        files = {f"{REGISTRY}/{file.name}": file for file in self._lake.list(REGISTRY)}
-        written = (path for path in files if path.endswith(".parquet"))  # entries stay, all of them
+        files = self._listed(REGISTRY)
+        written = (path for path in files if path.endswith(".parquet"))  # all entries are kept
         if left := [path for path in written if path not in tables and self._aged(files[path])]:
             yield _removal("unlisted tables", REGISTRY, left, files)
 
     def leftovers(self) -> Iterator[Removal]:
-        """What processes that were killed left of their own."""
+        """Leases and temporary files of processes that were killed."""
         claims = _by_folder("leases", self._lake.walk("leases"))
         files = {path: file for of_ds in claims.values() for path, file in of_ds.items()}
         ended = [ds for ds, old in claims.items() if all(map(self._aged, old.values()))]
@@ -321,7 +316,7 @@ class _Census:
             yield _removal("leases", "leases", old, files)
         files |= {file.name: file for file in self._lake.list()}
         for folder in (FOLDER, REGISTRY, "footers"):
-            files |= {f"{folder}/{file.name}": file for file in self._lake.list(folder)}
+            files |= self._listed(folder)
         for folder in COPIES:
             files |= {f"{folder}/{file.name}": file for file in self._lake.walk(folder)}
         for run in self.run_files.keys() - self._candidates:
@@ -330,28 +325,29 @@ class _Census:
             yield _removal("leftovers", "", left, files)
 
     def footers(self) -> Iterator[Removal]:
-        """Cached footers that no night has used lately: each night writes those it uses anew."""
-        listed = self._lake.list("footers")
-        files = {f"footers/{f.name}": f for f in listed if f.name.endswith(".parquet")}
+        """Cached footers that no recent night used: each night rewrites those that it uses."""
+        files = {p: f for p, f in self._listed("footers").items() if p.endswith(".parquet")}
         newest = max((file.modified for file in files.values()), default=0)
-        wanted = max(self._retention.unpublished_days * _DAY_S, _SAFETY_S)
-        ages = {path: self._now - f.modified for path, f in files.items() if f.modified < newest}
-        if old := [path for path, age in ages.items() if age > wanted]:
+        before = min(newest, self._now - _seconds(self._retention.unpublished_days))
+        if old := [path for path, file in files.items() if file.modified < before]:
             yield _removal("cached footers", "footers", old, files)
 
     def _old_tunings(self) -> Iterator[Removal]:
-        """Trials of tunings that nobody went on with: the sample is in a run, and goes as one."""
-        wanted = max(self._retention.tuning_days * _DAY_S, _SAFETY_S)
+        """Trials of abandoned tunings; their sample is in a run, and removed with it."""
+        wanted = _seconds(self._retention.tuning_days)
         for tuning, files in _by_folder(_TUNINGS, self._lake.walk(_TUNINGS)).items():
             if self._now - max(file.modified for file in files.values()) <= wanted:
                 continue
             if is_held(self._lake, tuning):
                 self.worked_on.append(f"tuning {tuning}")
                 continue
-            # What the trials belong to goes last: without it they would count for another table.
+            # tuning.json last: without it, the trials would count for another table.
             order = sorted(files, key=lambda path: path.endswith("/tuning.json"))
             removal = _removal("tuning", f"{_TUNINGS}/{tuning}", order, files)
             yield replace(removal, ds=tuning, seen=_versions(files.values()))
+
+    def _listed(self, folder: str) -> dict[str, FoundFile]:
+        return {f"{folder}/{file.name}": file for file in self._lake.list(folder)}
 
     def _aged(self, file: FoundFile) -> bool:
         return self._now - file.modified > _SAFETY_S
@@ -359,7 +355,7 @@ class _Census:
     def _kept_snapshots(self) -> list[int]:
         numbers = list(self._snapshots)
         times = [self._snapshots[number].modified for number in numbers]
-        wanted = max(self._retention.days * _DAY_S, _SAFETY_S)
+        wanted = _seconds(self._retention.days)
         for place in range(len(numbers)):
             beyond = len(numbers) - place > self._retention.snapshots
             # It was the newest until the next one came.
@@ -375,22 +371,16 @@ class _Census:
                 self._models.add(partition.model_id)
                 self._published.add(partition.run_id)
         for path, number in lists.items():
-            try:
-                listed = read_file_list(self._lake, path)
-            except FileNotFoundError:
-                raise InputError(
-                    f"snapshot {number} names {self._lake.locate(path)}, which does not exist; "
-                    "nothing was removed. Restore it, or remove that snapshot"
-                ) from None
-            self._protected |= {path, *_with_profiles(file.path for file in listed.files)}
+            listed = files_of_snapshot(self._lake, number, path)
+            self._protected |= {path, *_with_profiles(file.path for file in listed)}
 
     def _read_registry(self) -> int:
-        """Keep what entries with the newest champions name; returns the newest entry's number."""
+        """Protect files of entries with the newest champions; returns the newest entry's number."""
         numbers = entry_numbers(self._lake)
         champions: set[tuple[str, str]] = set()
         for number in reversed(numbers):
             entry = read_entry(self._lake, number)
-            # Other entries of one champion: a cluster was renamed, or keys were forgotten.
+            # A champion may have several entries: a cluster was renamed, or keys were forgotten.
             champions.add((entry.champion.run_id, entry.champion.model.model_id))
             if len(champions) > self._retention.champions:
                 break
@@ -400,33 +390,36 @@ class _Census:
 
     def _is_old(self, run: str) -> bool:
         files = self.run_files[run]
-        # One that was published is named by no snapshot that is kept.
+        # If it was published, no kept snapshot names it.
         published = f"runs/{run}/metrics.json" in files
-        wanted = (
-            _SAFETY_S if published else max(self._retention.unpublished_days * _DAY_S, _SAFETY_S)
-        )
+        wanted = _seconds(0 if published else self._retention.unpublished_days)
         return self._now - max(file.modified for file in files.values()) > wanted
 
     def _protect_listed(self, run: str) -> None:
-        """What a run that stays is about to publish may lie in other runs' folders."""
+        """Protect the part files that a kept run lists; they may lie in other runs' folders."""
         for path in self.run_files[run]:
             if re.fullmatch(r"runs/[^/]+/stages/assign/files[^/]*\.json", path):
                 with suppress(FileNotFoundError, InputError):
                     listed = read_file_list(self._lake, path)
-                    # What was forgotten is kept by the snapshots that name it, and by no run.
+                    # Parts that dec forget replaced are kept by snapshots, not by runs.
                     files = {file.path for file in listed.files} - self._withdrawn
                     self._protected |= {path, *_with_profiles(files)}
 
 
+def _seconds(days: float) -> float:
+    """Minimum age in seconds of what is removed after so many days."""
+    return max(days * _DAY_S, _SAFETY_S)
+
+
 def _with_profiles(parts: Iterable[str]) -> Iterator[str]:
-    """Part files, and what is known of the clusters in each."""
+    """Part files, and the profile of each."""
     for path in parts:
         yield path
         yield profile_path(path)
 
 
 def _by_folder(root: str, files: Iterable[FoundFile]) -> dict[str, dict[str, FoundFile]]:
-    """Files by the folder below the root that they lie in, then by their path below the output."""
+    """Files by their folder below the root, then by their path below the output."""
     folders: dict[str, dict[str, FoundFile]] = defaultdict(dict)
     for file in files:
         name, separator, _ = file.name.partition("/")
@@ -436,7 +429,7 @@ def _by_folder(root: str, files: Iterable[FoundFile]) -> dict[str, dict[str, Fou
 
 
 def _stored_files(content: Any) -> Iterator[str]:
-    """Paths of all files that an artifact names, however deep."""
+    """Paths of all files that an artifact names, at any depth."""
     if isinstance(content, dict):
         if content.keys() == StoredFile.model_fields.keys():
             yield content["path"]

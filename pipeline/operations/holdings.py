@@ -1,7 +1,7 @@
-"""Where rows with some keys are: parts, samples, exemplar lists; and those files without them.
+"""Find the files that hold rows with some keys, and write them again without those rows.
 
-Only footers and key columns are read to find them. A file is written again under a new name, for
-readers may have the old one open.
+Finding reads only footers and key columns. A file is written again under a new name, since readers
+may have the old one open.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from pipeline.runs import RunFolder
 from pipeline.schema import exemplar_key
 from pipeline.storage import Store, open_input, parquet_bytes, sha256, why
 
-# Requests that are under way at a time; nearly all of a scan is waiting for them.
+# Files to read at a time; nearly all of a scan is waiting for the store.
 _AT_A_TIME = 16
 # Parts in memory at a time, each a slice.
 _REWRITTEN_AT_A_TIME = 4
 _EXEMPLARS = "exemplars"
 _PART = re.compile(rf"(runs/([^/]+)/assignments|{DELTA_FOLDER}/([^/]+))/.*\.parquet")
 _OF_STAGE = re.compile(r"(runs/([^/]+)/stages|registry)/.*\.parquet")
-# Exemplars: of a part, or of some while they are put together; of a run; of the newest of a ds.
+# Exemplars of a part, or of several during a merge; of a run; and COPY, those that serve a ds.
 _OF_PARTS = re.compile(r"runs/[^/]+/(profiles|stages/explain/merged)/.*\.parquet")
 _OF_RUN = re.compile(r"runs/[^/]+/stages/explain/exemplars[^/]*\.parquet")
-# What a page shows keys of: its map; and the page, of which only they tell what is on it.
+# The map of a report, and the report: the map and the run's exemplars tell which keys it shows.
 _MAP = re.compile(r"runs/[^/]+/stages/report/map[^/]*\.parquet")
 PAGE = re.compile(r"runs/([^/]+)/report/index\.html")
 COPY = re.compile(r"cluster_exemplars/ds=([^/]+)/exemplars\.parquet")
@@ -62,10 +62,10 @@ class Holding:
     Attributes:
         path: Path below the output.
         kind: Kind of file.
-        rows: Number of the rows in it.
+        rows: Number of those rows in it.
         ds: Partitions that name it, or the ds of its run.
         snapshots: Snapshots that name it.
-        named: The newest snapshot or the registry names it; or a run that is complete, whose model
+        named: Whether the newest snapshot or the registry names it, or a complete run, whose model
             may be promoted.
         run: Run whose folder it lies in; empty: none.
     """
@@ -80,16 +80,12 @@ class Holding:
 
     @property
     def only_old(self) -> bool:
-        """Only snapshots that are the newest no longer name it: it waits for ``dec gc``."""
+        """Whether only older snapshots name it, so that it stays until ``dec gc``."""
         return bool(self.snapshots) and not self.named
 
 
 class Census:
-    """Every file that may hold rows, and who names it.
-
-    Attributes:
-        newest: Number of the newest snapshot.
-    """
+    """Every file that may hold rows, and what names it; ``newest`` is the newest snapshot."""
 
     def __init__(self, lake: Store, keys: KeySet) -> None:
         self._lake, self._keys = lake, keys
@@ -100,19 +96,19 @@ class Census:
         self._add_others()
 
     def holdings(self) -> list[Holding]:
-        """The files that do hold some."""
+        """The files that hold some of the rows."""
         with ThreadPoolExecutor(_AT_A_TIME) as readers:
             looked_at = readers.map(self._looked_at, self._files.values())
             found = [holding for holding in looked_at if holding is not None]
         return [*found, *self._pages(found)]
 
     def rewrite(self, holdings: Sequence[Holding]) -> tuple[Rewritten, ...]:
-        """Write those that are named again, without the rows; nothing names the new ones yet."""
+        """Write files that are named again without the rows; nothing names the new files yet."""
         with ThreadPoolExecutor(_REWRITTEN_AT_A_TIME) as writers:
             return tuple(writers.map(self._rewritten, holdings))
 
     def _pages(self, found: Sequence[Holding]) -> Iterator[Holding]:
-        """Reports of runs whose exemplars or map have some: they go, to be made again."""
+        """Reports of runs whose exemplars or map have some; they are removed, to be made again."""
         shown: dict[str, list[Holding]] = defaultdict(list)
         for holding in found:
             if _MAP.fullmatch(holding.path) or _OF_RUN.fullmatch(holding.path):
@@ -124,24 +120,18 @@ class Census:
                 yield Holding(path, "report", rows=rows, ds=tables[0].ds, named=True, run=run)
 
     def _add_published(self) -> None:
-        """What snapshots name; a list is read once, however many name it."""
+        """Add the part files that snapshots name; each list is read once."""
         lists: dict[str, tuple[PartFile, ...]] = {}
         snapshots: dict[str, set[int]] = defaultdict(set)
         partitions: dict[str, set[str]] = defaultdict(set)
         for number in sorted(snapshot_files(self._lake)):
             self.newest = number
-            partitions.clear()  # the newest decides
+            partitions.clear()  # only those of the newest count
             for ds, partition in read_snapshot(self._lake, number).partitions.items():
-                if partition.files not in lists:
-                    try:
-                        lists[partition.files] = read_file_list(self._lake, partition.files).files
-                    except FileNotFoundError:
-                        raise InputError(
-                            f"snapshot {number} names {self._lake.locate(partition.files)}, which "
-                            "does not exist; nothing was removed. Restore it, or remove that "
-                            "snapshot"
-                        ) from None
-                for file in lists[partition.files]:
+                path = partition.files
+                if path not in lists:
+                    lists[path] = files_of_snapshot(self._lake, number, path)
+                for file in lists[path]:
                     snapshots[file.path].add(number)
                     partitions[file.path].add(ds)
         for path, numbers in snapshots.items():
@@ -154,7 +144,7 @@ class Census:
             )
 
     def _add_others(self) -> None:
-        """What runs have staged, and what the registry names."""
+        """Add the files of runs that no snapshot names, and those that the registry names."""
         named = set()
         for number in registry.entry_numbers(self._lake):
             entry = registry.read_entry(self._lake, number)
@@ -184,17 +174,17 @@ class Census:
                     of_run[run] = (ds,) if ds else ()
                     complete[run] = bool(run) and self._lake.exists(f"runs/{run}/metrics.json")
                 kind: Kind = "assignments" if part else "reference sample"
-                # Beside the registry's log lie tables of challengers, too.
+                # The registry's folder has tables of challengers, too.
                 kept = path in named or (not part and (complete[run] or not run))
                 if (of_parts := bool(_OF_PARTS.fullmatch(path))) or _OF_RUN.fullmatch(path):
-                    # A part that is written again gets a profile of its own.
+                    # A part that is written again gets its own profile.
                     kind, kept = "exemplars", kept and not of_parts
                 elif _MAP.fullmatch(path):
                     kind = "report"
                 self._files[path] = Holding(path, kind, ds=of_run[run], named=kept, run=run)
 
     def _looked_at(self, file: Holding) -> Holding | None:
-        """The file with what it holds; None where it holds none."""
+        """The file with the number of its rows; None where it holds none."""
         try:
             with open_input(self._lake.locate(file.path)) as source:
                 parquet = pq.ParquetFile(source)
@@ -215,14 +205,14 @@ class Census:
         except (FileNotFoundError, pa.ArrowInvalid):
             if file.snapshots and file.named:
                 raise InputError(
-                    f"{self._lake.locate(file.path)} is gone or damaged, and whether it holds any "
-                    "of the rows is not known; nothing was removed. Publish its ds again first"
+                    f"{self._lake.locate(file.path)} is gone or damaged, so it is unknown whether "
+                    "it holds any of the rows; nothing was removed. Publish its ds again first"
                 ) from None
-            return None  # not even a run that goes on with it could read it
+            return None  # a run that resumes could not read it either
         except OSError as error:
             raise TransientError(
-                f"{self._lake.locate(file.path)}: {why(error)}; whether it holds any of the rows "
-                "is not known, and nothing was removed. Run it again"
+                f"{self._lake.locate(file.path)}: {why(error)}; it is unknown whether it holds any "
+                "of the rows, and nothing was removed. Run it again"
             ) from error
         return replace(file, rows=rows) if rows else None
 
@@ -230,7 +220,7 @@ class Census:
         names = [exemplar_key(name) for name in self._keys.names]
         if not {*names} <= {*parquet.schema_arrow.names}:
             return None  # of a table with other keys
-        # Before them, a profile has rows that are none.
+        # The last row group of a profile has its exemplars.
         first = parquet.num_row_groups - 1 if _OF_PARTS.fullmatch(file.path) else 0
         groups = list(range(first, parquet.num_row_groups))
         rows = int(self._among_exemplars(parquet.read_row_groups(groups, columns=names)).sum())
@@ -250,7 +240,7 @@ class Census:
             return True
         if file.named:
             raise InputError(
-                f"rows of ds {', '.join(file.ds)} are known by {key_columns(schema)}, not by "
+                f"rows of ds {', '.join(file.ds)} have the keys {key_columns(schema)}, not "
                 f"source.keys={self._keys.names}; nothing was removed. Use the config that it was "
                 "published with"
             )
@@ -299,9 +289,9 @@ class Census:
                 f"{self._lake.locate(holding.path)} is not a part file that this version reads; "
                 "nothing was removed"
             )
-        # Not the slice's part any more: no later night may carry it over, nor this run resume it.
+        # No longer the slice's part: no later night may carry it over, nor this run reuse it.
         identity = fingerprint_of([statistics.identity, sha256(np.packbits(gone_B).tobytes())])
-        # Classes of the label are not in the file: without the source nobody can count them again.
+        # The file lacks the label: its classes cannot be counted again without the source.
         now = statistics_of(identity, statistics.rows_in - holding.rows, table, None)
         names = ("identity", "rows_in", "rows", "cluster_rows", "confidence_sum", "contingency")
         now = replace(statistics, **{name: getattr(now, name) for name in names})
@@ -311,11 +301,11 @@ class Census:
         return Rewritten(**gone, new=path, bytes=size, rows=len(table))
 
     def _write_profile(self, old: str, new: str, identity: str) -> None:
-        """What a part is known by, without the rows; what was summed up of them stays."""
+        """Write the profile of a part without the exemplars among the rows; its sums stay."""
         try:
             profile = read_profile(self._lake, profile_path(old))
         except (FileNotFoundError, pa.ArrowException, KeyError, ValueError):
-            return  # of an older version, or damaged: there are no keys in it that anybody reads
+            return  # of an older version, or damaged: nothing reads its keys
         kept_B = pa.array(~self._among_exemplars(profile.exemplars))
         profile = replace(profile, exemplars=profile.exemplars.filter(kept_B))
         write_profile(self._lake, profile_path(new), profile, identity)
@@ -331,3 +321,18 @@ def _without(table: pa.Table, gone_B: NDArray[np.bool_]) -> pa.Table:
     place = table.schema.get_field_index(_EXEMPLARS)
     column = pa.ListArray.from_arrays(offsets, kept).cast(lists.type)
     return table.set_column(place, table.schema.field(place), column)
+
+
+def files_of_snapshot(lake: Store, number: int, path: str) -> tuple[PartFile, ...]:
+    """Part files of a list that a snapshot names.
+
+    Raises:
+        InputError: The list does not exist, or cannot be understood.
+    """
+    try:
+        return read_file_list(lake, path).files
+    except FileNotFoundError:
+        raise InputError(
+            f"snapshot {number} names {lake.locate(path)}, which does not exist; nothing was "
+            "removed. Restore it, or remove that snapshot"
+        ) from None

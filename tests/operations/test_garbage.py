@@ -182,7 +182,7 @@ def test_nothing_goes_while_a_table_is_behind_the_log(lake: Store) -> None:
     os.unlink(lake.locate("runs/r2/stages/publish/done.json"))  # killed before the table followed
     age(lake, 99)
     before = names(lake, "runs")
-    with pytest.raises(InputError, match="run r2 is in the log, and the table may not have it yet"):
+    with pytest.raises(InputError, match="run r2 is in the log, but the table may still name"):
         collect(lake, KEEP_ONE, dry_run=False, tables=True)
     assert names(lake, "runs") == before
     lake.write_json("runs/r2/stages/publish/done.json", {})
