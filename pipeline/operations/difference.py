@@ -94,14 +94,7 @@ ORDER BY ds, rows DESC LIMIT $most
 
 
 class Side(Record):
-    """One of the two nights.
-
-    Attributes:
-        ds: Logical date.
-        run_id: Run that serves it.
-        model_id: Model that labelled most of it.
-        rows: Number of rows.
-    """
+    """One of the two nights: the run that serves it, and the model that labelled most of it."""
 
     ds: str
     run_id: str
@@ -173,8 +166,8 @@ class Difference(Record):
         before: First night.
         after: Second night.
         in_both: Keys that both have, once each.
-        changed: Keys of those whose cluster id differs.
-        churn: Share of those; None where no key is in both.
+        changed: Keys in both whose cluster id differs.
+        churn: ``changed / in_both``; None where no key is in both.
         new: Keys that only the second has.
         gone: Keys that only the first has.
         repeated_keys: Keys that a night has more than once; no figure above counts them.
@@ -223,7 +216,10 @@ def difference(
         StorageFull: Neither memory nor the temporary folder has room for the keys.
     """
     first, second = _published(lake, before), _published(lake, after)
-    files = [_files(lake, partition) for partition in (first, second)]
+    files = [
+        {file.path: file for file in read_file_list(lake, partition.files).files}
+        for partition in (first, second)
+    ]
     shared = [files[0][path] for path in sorted(files[0].keys() & files[1].keys())]
     own = [[file for path, file in files[n].items() if path not in files[1 - n]] for n in (0, 1)]
     with tempfile.TemporaryDirectory(prefix="dec-diff-") as folder:
@@ -271,10 +267,6 @@ def _published(lake: Store, ds: str) -> Partition:
     return latest.partitions[ds]
 
 
-def _files(lake: Store, partition: Partition) -> dict[str, PartFile]:
-    return {file.path: file for file in read_file_list(lake, partition.files).files}
-
-
 def _side(ds: str, partition: Partition) -> Side:
     return Side(ds=ds, **partition.model_dump(include={"run_id", "model_id", "rows"}))
 
@@ -288,14 +280,7 @@ def _compare(
     own: Sequence[Sequence[PartFile]],
     shared: Sequence[PartFile],
 ) -> None:
-    """Create the table ``flows``.
-
-    Args:
-        database: Where to create it.
-        lake: The output folder.
-        own: Part files that only the first night names, and those that only the second names.
-        shared: Part files of both.
-    """
+    """Create the table ``flows``, from the part files of each night's own and the shared ones."""
     # A row has its cluster id in "before" or "after", and null in the other. Keys are numbered, for
     # a source may have a column of any name.
     keys = _common_keys(lake, own)
@@ -321,17 +306,15 @@ def _compare(
     database.register("part_rows", pa.RecordBatchReader.from_batches(schema, batches()))
     try:
         database.execute(_FLOWS.format(keys=", ".join(schema.names[:-2])))
-    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+    except duckdb.Error as error:
         if failed:
             raise failed[0] from None
+        if not isinstance(error, (duckdb.OutOfMemoryException, duckdb.IOException)):
+            raise
         raise StorageFull(
             f"{tempfile.gettempdir()} has no room to compare the keys of the two nights: "
             f"{why(error)}; make room, or set TMPDIR to a folder on a larger disk"
         ) from None
-    except duckdb.Error:
-        if failed:
-            raise failed[0] from None
-        raise
 
 
 def _cluster_rows(lake: Store, file: PartFile) -> Sequence[Sequence[int]]:

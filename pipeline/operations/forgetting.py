@@ -1,12 +1,12 @@
-"""``dec forget``: rows that have one of some keys go from everything that is read from now on.
+"""``dec forget``: remove rows by their keys from everything that is read from now on.
 
-First everything that holds them is found, and the files that do are written again without them
-(``pipeline.operations.holdings``). Then the receipt says what takes the place of what, and from
-there on nothing is undecided: the registry gets an entry, the log a snapshot, both by put-if-
-absent, and staged files go. Killed before the receipt, nothing has happened; killed after it,
-whoever runs it again finishes it first.
+First all files that hold such rows are found, and written again without them
+(``pipeline.operations.holdings``). Then a receipt says which file replaces which. From there on
+the change is decided: the registry gets an entry, the log a snapshot, both by put-if-absent, and
+staged files are removed. A command that is killed before the receipt has changed nothing; after
+it, the next ``dec forget`` finishes the change first.
 
-What a model has learnt of a row, and sums over many rows (the scaler, bins of the reference
+What a model has learnt from a row, and sums over many rows (the scaler, bins of the reference
 sample), stay. Files that older snapshots name stay until ``dec gc`` removes those.
 """
 
@@ -78,16 +78,16 @@ def forget(
     Args:
         lake: The output folder.
         keys: Keys of the rows.
-        who: Person who asks for it, for the receipt.
-        dry_run: Change nothing, only say what would go.
+        who: Person who requests it, for the receipt.
+        dry_run: Change nothing, only report what would be removed.
         table: The Iceberg or Delta table that follows the log.
         on_wait: Called with a line when a lease has to be waited for.
 
     Raises:
-        InputError: Rows of a partition are known by other columns, or a file cannot be read.
-        LeaseHeld: Somebody works on a ds whose files hold some of the rows, or may be reading one
-            that does; nothing was removed.
-        CommitConflict: Somebody else forgets something; run it again.
+        InputError: A partition has other key columns, or a file cannot be read.
+        LeaseHeld: Another process works on a ds whose files hold some of the rows, or may be
+            reading such a file; nothing was removed.
+        CommitConflict: Another ``dec forget`` runs at the same time; run it again.
         CommitStateUnknown: The storage failed meanwhile; run it again.
     """
     done = Forgotten()
@@ -109,7 +109,7 @@ def forget(
         of = {ds for holding in going for ds in holding.ds} | _ds_of(lake, removed)
         with _leases(lake, of, on_wait) as hold:
             if max(snapshot_files(lake), default=0) != census.newest:
-                continue  # somebody published before the leases were ours
+                continue  # another run published before the leases were taken
             receipt = Receipt(
                 number=max((receipt.number for receipt in read_receipts(lake)), default=0) + 1,
                 at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -144,7 +144,7 @@ def _counts(holdings: Sequence[Holding]) -> tuple[Count, ...]:
 
 
 def _markers(lake: Store, removed: Collection[str]) -> Iterator[str]:
-    """Markers of runs that are not complete, of stages whose work is gone with these files."""
+    """Markers of incomplete runs whose stages lose work with these files."""
     if not removed:
         return
     own = {path.split("/")[1] for path in removed if "/assignments/" in path}
@@ -154,14 +154,14 @@ def _markers(lake: Store, removed: Collection[str]) -> Iterator[str]:
         if marker and not lake.exists(f"runs/{marker[1]}/metrics.json"):
             path = f"runs/{file.name}"
             text = lake.read_bytes(path).decode("utf-8", "replace")
-            # That of assign names a list of its parts, not each of them.
+            # The marker of assign names a list of its parts, not each of them.
             parts = marker[2] == "assign" and marker[1] in own
             if parts or any(f'"{name}"' in text for name in removed):
                 yield path
 
 
 def _ds_of(lake: Store, removed: Collection[str]) -> set[str]:
-    """Ds of the runs that may be reading these files."""
+    """The ds of each run that may be reading these files."""
     runs = {path.split("/")[1] for path in _markers(lake, removed)}
     return {ds for run in runs if (ds := RunFolder(lake, run).ds)}
 
@@ -170,7 +170,7 @@ def _ds_of(lake: Store, removed: Collection[str]) -> set[str]:
 def _leases(
     lake: Store, of: Collection[str], on_wait: Callable[[str], None]
 ) -> Iterator[Callable[[], None]]:
-    """Hold the leases of these ds; what is yielded makes sure that they are still ours."""
+    """Hold the leases of these ds; yields a function that confirms that they are still held."""
     with ExitStack() as held:
         leases = []
         for ds in sorted(of):
@@ -186,29 +186,31 @@ def _leases(
 
 
 class _Change:
-    """What a receipt says, done; each step of it finds what was done before."""
+    """Carry out a receipt; each step skips what an earlier attempt has done."""
 
     def __init__(
         self, lake: Store, receipt: Receipt, table: Table | None, hold: Callable[[], None]
     ) -> None:
         self._lake, self._receipt, self._table, self._hold = lake, receipt, table, hold
-        self._parts = {f.old: f for f in receipt.files if f.kind == "assignments" and f.new}
+        self._parts = {
+            f.old: PartFile(path=f.new, rows=f.rows, bytes=f.bytes)
+            for f in receipt.files
+            if f.kind == "assignments" and f.new
+        }
 
     def finish(self) -> Receipt:
         """Let registry, log and table name the new files, and remove what was staged."""
-        receipt = self._receipt
-        registry.append_forgotten(
-            self._lake, f"forget-{receipt.number}", receipt.who, hold=self._hold
-        )
+        receipt, name = self._receipt, f"forget-{self._receipt.number}"
+        registry.append_forgotten(self._lake, name, receipt.who, hold=self._hold)
         number = receipt.snapshot
         if self._parts:
-            name = f"forget-{receipt.number}"
             snapshot = amend(self._lake, name, self._changed, hold=self._hold)
             number = snapshot.snapshot if snapshot else None
             self._let_the_table_follow()
         self._remove_staged()
         self._put_copies_again()
-        between = (n for n in snapshot_files(self._lake) if self._newest() < n < (number or 0))
+        newest = max(receipt.held_by, default=0)
+        between = (n for n in snapshot_files(self._lake) if newest < n < (number or 0))
         finished = receipt.model_copy(
             update={
                 "snapshot": number,
@@ -219,26 +221,17 @@ class _Change:
         self._lake.write_json(receipt.path, finished.model_dump(mode="json"))
         return finished
 
-    def _newest(self) -> int:
-        return max(self._receipt.held_by, default=0)
-
     def _changed(self, partition: Partition) -> Partition:
         """The partition with the new files in place of the old."""
         listed = read_file_list(self._lake, partition.files).files
-        if not any(file.path in self._parts for file in listed):
+        files = tuple(self._parts.get(file.path, file) for file in listed)
+        if files == listed:
             return partition
-        files = tuple(self._new(file) for file in listed)
         rows = sum(file.rows for file in files)
         content = FileList(rows=rows, files=files).model_dump_json(indent=2).encode()
         path = f"{partition.files.rpartition('/')[0]}/files-{sha256(content)[:12]}.json"
         self._lake.write_bytes(path, content)
         return partition.model_copy(update={"files": path, "rows": rows})
-
-    def _new(self, file: PartFile) -> PartFile:
-        instead = self._parts.get(file.path)
-        if instead is None or instead.new is None:
-            return file
-        return PartFile(path=instead.new, rows=instead.rows, bytes=instead.bytes)
 
     def _let_the_table_follow(self) -> None:
         latest = latest_snapshot(self._lake)
@@ -267,31 +260,31 @@ class _Change:
         return latest is not None and latest.partitions.get(ds) == partition
 
     def _put_copies_again(self) -> None:
-        """Copies of the exemplars went at once, too; they come from the run that serves the ds."""
+        """Copy the exemplars again from the run that serves the ds; old copies were removed."""
         latest = latest_snapshot(self._lake)
         for file in self._receipt.files:
             copy = COPY.fullmatch(file.old)
             partition = latest.partitions.get(copy[1]) if copy and latest else None
             if partition and not self._lake.exists(file.old):
                 table = f"runs/{partition.run_id}/stages/explain/exemplars.parquet"
-                # A run that has none by now makes it, and the copy, when it goes on.
+                # A run without the table writes it, and the copy, when it resumes.
                 with suppress(FileNotFoundError):
                     content = self._lake.read_bytes(as_it_is_now(self._lake, table))
                     self._lake.write_bytes(file.old, content)
 
     def _remove_staged(self) -> None:
-        """Files that only a run's markers name, or that the registry names no more, go at once."""
+        """Remove files that only a run's markers name, or that the registry no longer names."""
         paths = self._receipt.removed
         if not paths:
             return
         self._hold()
         for marker in list(_markers(self._lake, paths)):
-            # One that says nothing counts as none: the run does that work again.
+            # An empty marker counts as none: the run does that work again.
             self._lake.write_bytes(marker, b"")
         try:
             self._lake.delete(paths)
         except PermissionError as error:
             raise ConfigError(
                 f"{self._lake.url}: staged files cannot be removed: {why(error)}; dec forget needs "
-                "the right to delete below output. Run it again: it goes on with what is left"
+                "the right to delete below output. Run it again: it continues with what is left"
             ) from None

@@ -1,11 +1,10 @@
-"""Keys of rows to be forgotten: looked for exactly, and never shown.
+"""Keys of rows to forget or locate: compared exactly, and never shown.
 
-No message here has a value: what Arrow says of one that it cannot read does.
+Messages quote no value, so they do not quote Arrow's errors, which do.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -20,16 +19,11 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.registry.clusters import is_bytes
 from pipeline.schema import decoded, value_type
-from pipeline.storage import absolute, open_input, why
+from pipeline.storage import absolute, open_input, sha256, why
 
 
 class KeySet:
-    """Distinct keys of one or more columns; null is equal to null.
-
-    Args:
-        keys: The key columns, in their order.
-        source: Where they come from, for messages.
-    """
+    """Distinct keys of one or more columns; null equals null. ``source`` is for messages."""
 
     def __init__(self, keys: pa.Table, source: str) -> None:
         self._source = source
@@ -48,7 +42,7 @@ class KeySet:
         return len(self._keys)
 
     def __repr__(self) -> str:
-        return f"KeySet({len(self)} keys)"  # and none of them
+        return f"KeySet({len(self)} keys)"  # without their values
 
     @property
     def names(self) -> list[str]:
@@ -62,28 +56,28 @@ class KeySet:
         return self._keys.schema
 
     def cast(self, schema: pa.Schema) -> KeySet:
-        """The same keys in the types that a table has.
+        """The same keys in the types of a table.
 
         Raises:
-            InputError: They cannot be.
+            InputError: A key cannot be converted.
         """
         fields = [pa.field(name, value_type(schema.field(name).type)) for name in self.names]
         if pa.schema(fields).equals(self._keys.schema):
             return self
         columns = []
         for field in fields:
+            column = self._keys[field.name]
             try:
-                columns.append(self._keys[field.name].cast(field.type))
+                columns.append(column.cast(field.type))
             except (pa.ArrowException, ValueError):
                 raise InputError(
-                    f"{self._source}: column {field.name} has {self._keys[field.name].type} values "
-                    f"of which some are no {field.type}, the type that the assignments have; "
-                    "nothing was removed"
+                    f"{self._source}: column {field.name} has {column.type} values that cannot be "
+                    f"converted to {field.type}, its type in the assignments; nothing was removed"
                 ) from None
         return KeySet(pa.table(columns, schema=pa.schema(fields)), self._source)
 
     def found_in(self, rows: pa.Table) -> NDArray[np.bool_]:
-        """Which rows have one of the keys, shape (rows,); the columns in the types of the keys."""
+        """Whether each row has one of the keys, shape (rows,); its columns have the keys' types."""
         code_B = self._places(0, rows)
         for level, pairs in enumerate(self._pairs, start=1):
             place_B = self._places(level, rows)
@@ -95,7 +89,7 @@ class KeySet:
         return code_B >= 0
 
     def may_be_in(self, row_group: pq.RowGroupMetaData) -> bool:
-        """Whether the row group's statistics allow any of them."""
+        """Whether the row group's statistics allow any of the keys."""
         columns = (row_group.column(n) for n in range(row_group.num_columns))
         by_name = {column.path_in_schema: column for column in columns}
         for name, span in zip(self.names, self._spans, strict=True):
@@ -111,49 +105,39 @@ class KeySet:
 
     def hashes(self, salt: str) -> tuple[str, ...]:
         """SHA-256 of salt and key, as a JSON list of the values' texts; sorted, hex."""
-        # One by one, but of the keys that were asked for, not of the table's rows.
-        texts = [column.cast(pa.string(), safe=False).to_pylist() for column in _texts(self._keys)]
-        return tuple(
-            sorted(
-                hashlib.sha256(f"{salt}{json.dumps(key)}".encode()).hexdigest()
-                for key in zip(*texts, strict=True)
-            )
-        )
+        texts = [_texts(column) for column in self._keys.columns]
+        keys = (f"{salt}{json.dumps(key)}".encode() for key in zip(*texts, strict=True))
+        return tuple(sorted(map(sha256, keys)))
 
     def _places(self, level: int, rows: pa.Table) -> NDArray[np.int64]:
-        """Place of each row's value among those of this column; −1 where it is none of them."""
+        """Index of each row's value among those of this column; −1 where it is not among them."""
         values = self._values[level]
         found = pc.index_in(decoded(rows[self.names[level]]), value_set=values).fill_null(-1)
-        places: NDArray[np.int64] = found.to_numpy().astype(np.int64)
-        return places
+        return found.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
 
 def read_keys(location: str, names: Sequence[str]) -> KeySet:
-    """The keys in a file, Parquet or CSV.
-
-    Args:
-        location: With a column for each name; others are not looked at.
-        names: The key columns.
+    """Read the key columns of a Parquet or CSV file; it may have others.
 
     Raises:
-        InputError: It is not there, cannot be read, or lacks a column.
+        InputError: It does not exist, cannot be read, or lacks a column.
     """
     location = absolute(location)
     try:
         with open_input(location) as source:
             if location.lower().endswith(".csv"):
-                # As text: the type is that of the assignments, and "007" is no number. Empty is
-                # empty text, not null.
+                # As text, until the assignments give the type: "007" may be text. An empty field
+                # is empty text, not null.
                 convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
                 table = pa.csv.read_csv(source, convert_options=convert)
             else:
                 table = pq.read_table(source)
     except OSError as error:
         raise InputError(f"--keys {location} cannot be read: {why(error)}") from None
-    except pa.ArrowException:  # whose text would quote what it stumbled over
+    except pa.ArrowException:
         raise InputError(
-            f"--keys {location} is no Parquet file, and no CSV file with one header and the same "
-            "number of fields in each line; name a CSV file .csv"
+            f"--keys {location} is neither a Parquet file nor a CSV file with one header and the "
+            "same number of fields in each line; name a CSV file .csv"
         ) from None
     if missing := [name for name in names if name not in table.column_names]:
         raise InputError(
@@ -168,19 +152,19 @@ def read_keys(location: str, names: Sequence[str]) -> KeySet:
         return KeySet(table.cast(pa.schema(fields)), location)
     except pa.ArrowException:
         described = ", ".join(f"{field.name}: {field.type}" for field in fields)
-        raise InputError(f"--keys {location}: {described} cannot be looked for") from None
+        raise InputError(f"--keys {location}: {described} cannot be keys") from None
 
 
 def key_table(texts: Sequence[str], schema: pa.Schema) -> pa.Table:
     """Keys that were written as JSON, in the types of a table.
 
     Args:
-        texts: Each an object of the key columns' values by name, as ``keys_as_json`` in
-            ``pipeline.registry.clusters`` writes them, a list of them, or one bare value.
-        schema: Of the key columns.
+        texts: For each key an object of values by column, as ``keys_as_json`` in
+            ``pipeline.registry.clusters`` writes them, a list of values, or one bare value.
+        schema: Schema of the key columns.
 
     Raises:
-        InputError: They cannot be read back.
+        InputError: A text cannot be read.
     """
     try:
         rows = [_as_row(json.loads(text), schema.names) for text in texts]
@@ -214,19 +198,15 @@ def _as_text(value: Any) -> str | None:
     return json.dumps(value)
 
 
-def _texts(keys: pa.Table) -> list[pa.ChunkedArray]:
-    """Columns that have a text: those of bytes by their hex digits."""
-    columns = []
-    for column in keys.columns:
-        if is_bytes(column.type):
-            digits = [value.hex() if value is not None else None for value in column.to_pylist()]
-            column = pa.chunked_array([pa.array(digits, pa.string())])
-        columns.append(column)
-    return columns
+def _texts(column: pa.ChunkedArray) -> list[str | None]:
+    """Values as texts; bytes as hex digits."""
+    if is_bytes(column.type):
+        return [None if value is None else value.hex() for value in column.to_pylist()]
+    return column.cast(pa.string(), safe=False).to_pylist()  # type: ignore[no-any-return]
 
 
 def _span(values: pa.Array) -> tuple[Any, Any] | None:
-    """Least and greatest; None where a row group's statistics would not tell."""
+    """Least and greatest value; None where they do not compare with a row group's statistics."""
     kind = values.type
     comparable = pa.types.is_signed_integer(kind) or pa.types.is_string(kind)
     if not comparable or values.null_count or not len(values):
