@@ -23,8 +23,8 @@ def heaviest_matching(
     sparse solver takes seconds for them, because it goes over all rows for each.
 
     Args:
-        old_E: Position of each edge's old cluster, shape (edges,).
-        new_E: Position of its new cluster, shape (edges,).
+        old_E: Position of each edge's old cluster.
+        new_E: Position of its new cluster.
         weight_E: Weight of each edge, > 0.
 
     Returns:

@@ -74,11 +74,7 @@ def _below(value: np.floating) -> float:
 
 
 def bin_counts(x_BF: NDArray[np.generic], edges_FB: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Number of values of a batch in each bin.
-
-    Args:
-        x_BF: Rows, shape (batch, features); NaN and infinite values are not counted.
-        edges_FB: See ``bin_edges``.
+    """Number of values of a batch in each bin, without NaN and infinite ones.
 
     Returns:
         counts_FB, int64, shape (features, bins); counts of batches can be added.

@@ -17,19 +17,12 @@ _LEAST_ITERATIONS = 10
 
 @dataclass(frozen=True)
 class KMeansResult:
-    """The best of several k-means runs.
-
-    Attributes:
-        centroids_KD: Shape (n_clusters, dimensions), float32.
-        cluster_rows: Number of points nearest to each centroid.
-        objective: Σ_i ‖x_i − μ‖² of the best run.
-        objectives: The same of every run, in the order of their seeds.
-    """
+    """The best of several k-means runs."""
 
     centroids_KD: NDArray[np.float32]
-    cluster_rows: tuple[int, ...]
-    objective: float
-    objectives: tuple[float, ...]
+    cluster_rows: tuple[int, ...]  # points nearest to each centroid
+    objective: float  # Σ_i ‖x_i − μ‖² of the best run
+    objectives: tuple[float, ...]  # the same of every run, in the order of their seeds
 
 
 def nearest_centroid(

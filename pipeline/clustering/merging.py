@@ -97,14 +97,10 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
     near_NM = nearest_neighbours(points_ND, len(points_ND), NEIGHBOURS)
     trees = [merge_tree(points_ND, near_NM, labels_N, cells) for labels_N in starts]
     agreement = _agreement(starts, trees, most)
-    path = tuple(
-        Step(
-            clusters=clusters,
-            agreement=agreement[clusters],
-            connectivity=float(np.mean([tree[cells - clusters].connectivity for tree in trees])),
-        )
-        for clusters in range(most, 1, -1)
-    )
+    path = []
+    for clusters in range(most, 1, -1):
+        connectivity = float(np.mean([tree[cells - clusters].connectivity for tree in trees]))
+        path.append(Step(clusters, agreement[clusters], connectivity))
     ends = [tree[1 - last :] for tree in trees]
     boundaries = [boundary_of(merges) for merges in ends]
     votes = tuple(sorted(min(most, found) for found in map(groups_in, ends, boundaries)))
@@ -112,7 +108,7 @@ def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found
     average = round(geometric_mean(votes))
     clusters, boundary = max(2, average), geometric_mean(boundaries)
     why = _why(average, votes, agreement)
-    return Found(clusters, cells, TREES, len(points_ND), boundary, votes, path, why)
+    return Found(clusters, cells, TREES, len(points_ND), boundary, votes, tuple(path), why)
 
 
 def rows_and_cells(rows: int, most: int) -> tuple[int, int]:

@@ -21,25 +21,15 @@ _CHUNK_ROWS, _CHUNK_VALUES = 32, 2**15
 
 @dataclass(frozen=True)
 class GroupMoments:
-    """Moments of each feature in each cluster, without missing values.
+    """Moments of each feature in each cluster, without missing values."""
 
-    Attributes:
-        ids_K: Ids of clusters with rows, ascending, shape (n_clusters,), int64.
-        rows_K: Number of rows of each, int64.
-        count_KF: Number of values, shape (n_clusters, features), int64; the others are missing.
-        mean_KF: Their mean, float64.
-        m2_KF: Σ (x − mean)², float64.
-        min_KF: Smallest value, float64; +inf without values.
-        max_KF: Largest value, float64; −inf without values.
-    """
-
-    ids_K: NDArray[np.int64]
+    ids_K: NDArray[np.int64]  # of clusters with rows, ascending
     rows_K: NDArray[np.int64]
-    count_KF: NDArray[np.int64]
+    count_KF: NDArray[np.int64]  # values, shape (n_clusters, features); the others are missing
     mean_KF: NDArray[np.float64]
-    m2_KF: NDArray[np.float64]
-    min_KF: NDArray[np.float64]
-    max_KF: NDArray[np.float64]
+    m2_KF: NDArray[np.float64]  # Σ (x − mean)²
+    min_KF: NDArray[np.float64]  # +inf without values
+    max_KF: NDArray[np.float64]  # −inf without values
 
     @classmethod
     def none(cls, features: int) -> GroupMoments:
@@ -50,12 +40,7 @@ class GroupMoments:
     @classmethod
     @np.errstate(over="ignore", invalid="ignore")  # squares of extreme values are infinite
     def of(cls, ids_B: NDArray[np.integer], x_BF: NDArray[np.generic]) -> GroupMoments:
-        """Moments of rows.
-
-        Args:
-            ids_B: Cluster id of each row, shape (rows,).
-            x_BF: Values, shape (rows, features); not finite means missing.
-        """
+        """Moments of rows with these cluster ids; values that are not finite are missing."""
         if not len(ids_B):
             return cls.none(x_BF.shape[1])
         x_BF = np.ascontiguousarray(x_BF)  # once, not at every gather
@@ -137,16 +122,11 @@ class GroupMoments:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Difference of clusters from all other rows.
+    """Difference of clusters from all other rows."""
 
-    Attributes:
-        away_KF: Mean minus that of all other rows, shape (n_clusters, features), float64; 0 where
-            either side has no values.
-        spread_F: Standard deviation of all rows.
-    """
-
+    # Mean minus that of all other rows; 0 where either side has no values.
     away_KF: NDArray[np.float64]
-    spread_F: NDArray[np.float64]
+    spread_F: NDArray[np.float64]  # standard deviation of all rows
 
     @classmethod
     def of(cls, moments: GroupMoments) -> Contrast:
@@ -154,7 +134,7 @@ class Contrast:
         if not len(moments.ids_K):
             return cls(moments.mean_KF, np.zeros(moments.mean_KF.shape[1]))
         total = moments.total()
-        count_F, mean_F, m2_F = (v[0] for v in (total.count_KF, total.mean_KF, total.m2_KF))
+        count_F, mean_F, m2_F = total.count_KF[0], total.mean_KF[0], total.m2_KF[0]
         rest_KF = count_F - moments.count_KF
         # mean − mean of the rest = (mean − mean of all) · n / (n − n_k)
         away_KF = (moments.mean_KF - mean_F) * (count_F / np.maximum(rest_KF, 1))
@@ -163,12 +143,9 @@ class Contrast:
 
     def differences(self) -> NDArray[np.float64]:
         """Differences in standard deviations of all rows; 0 where all have the same value."""
-        found: NDArray[np.float64] = np.divide(
-            *(self.away_KF, self.spread_F),
-            out=np.zeros_like(self.away_KF),
-            where=(self.spread_F > 0) & np.isfinite(self.spread_F),
-        )
-        return found
+        found = np.zeros_like(self.away_KF)
+        where = (self.spread_F > 0) & np.isfinite(self.spread_F)
+        return np.divide(self.away_KF, self.spread_F, out=found, where=where)
 
     def lengths(self, of: slice) -> NDArray[np.float64]:
         """Length of the difference of mean vectors over the root of the summed variances."""
@@ -179,17 +156,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Points:
-    """Values that represent equal shares of the rows of a cell: a cluster and a column.
+    """Values that represent equal shares of the rows of a cell: a cluster and a column."""
 
-    Attributes:
-        ids_K: Cluster ids, ascending.
-        number_KS: Number of points of each cell, shape (n_clusters, columns), int64.
-        values: Points of all cells, concatenated, ascending in each.
-    """
-
-    ids_K: NDArray[np.int64]
-    number_KS: NDArray[np.int64]
-    values: NDArray[np.float64]
+    ids_K: NDArray[np.int64]  # ascending
+    number_KS: NDArray[np.int64]  # points of each cell, shape (n_clusters, columns)
+    values: NDArray[np.float64]  # points of all cells, concatenated, ascending in each
 
     @classmethod
     def none(cls, columns: int) -> Points:
@@ -239,8 +210,7 @@ class Points:
             weights.append(np.repeat(rows_KS.ravel() / np.maximum(number, 1), number))
         value = np.concatenate([points.values for points, _ in pieces])
         cell, weight = np.concatenate(cells), np.concatenate(weights)
-        order = np.argsort(value, kind="stable")
-        order = order[np.argsort(cell[order], kind="stable")]
+        order = np.lexsort((value, cell))
         value, cell, weight = value[order], cell[order], weight[order]
         size = len(ids_K) * len(columns)
         number = np.bincount(cell, minlength=size)
@@ -413,10 +383,7 @@ def first_of_each(
 ) -> NDArray[np.int64]:
     """The first ``most`` rows of each cluster, ordered by cluster, then by ``by``.
 
-    Args:
-        ids_B: Cluster id of each row.
-        most: Maximum number of rows of each cluster.
-        by: Values to order by, most significant first; equal rows keep their order.
+    Of ``by``, the most significant comes first; equal rows keep their order.
     """
     order_B = np.lexsort((*reversed(by), ids_B))
     sorted_B = ids_B[order_B]

@@ -24,9 +24,7 @@ _CHUNK = 2**23
 def contingency_of(rows_N: NDArray[np.int64], columns_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """Contingency table of two labels, shape (largest row label + 1, largest column label + 1).
 
-    Args:
-        rows_N: Labels from 0, shape (n_points,); points with a negative label are left out.
-        columns_N: Labels by the other partition.
+    Points with a negative label are left out.
     """
     known_N = (rows_N >= 0) & (columns_N >= 0)
     rows_N, columns_N = rows_N[known_N], columns_N[known_N]
@@ -41,11 +39,6 @@ def stratified_rows(labels_N: NDArray[np.int64], clusters: int, seed: int) -> ND
     A uniform sample would have few or no points of small clusters, where clusterings differ. Per
     cluster 10 to 200 points, about 5,000 in all and at most 10,000: of more than 1,000 clusters,
     some are left out.
-
-    Args:
-        labels_N: Cluster of each point, shape (n_points,).
-        clusters: K.
-        seed: Same seed and labels, same points.
 
     Returns:
         Indices of the points, ascending.
@@ -71,11 +64,7 @@ def macro_silhouette(points_ND: NDArray[np.float32], labels_N: NDArray[np.int64]
     s = (b − a) / max(a, b), where a is the mean distance to the other points of the same cluster
     and b the least mean distance to the points of another (Rousseeuw 1987). Every cluster has the
     same weight (macro-averaged: Pavlopoulos et al. 2024, "Revisiting silhouette aggregation"), so
-    that points drawn per cluster estimate it without bias.
-
-    Args:
-        points_ND: Points drawn by ``stratified_rows``, shape (n_points, dimensions).
-        labels_N: Their clusters, shape (n_points,).
+    that points drawn by ``stratified_rows`` estimate it without bias.
 
     Returns:
         In [−1, 1], higher is better; 0 for a single cluster, or one per point.
@@ -98,11 +87,6 @@ def objective_ratio(
     """Share of the variance within clusters, which does not depend on the scale of the space.
 
     Σ_i ‖x_i − mean of its cluster‖² / Σ_i ‖x_i − mean of all‖².
-
-    Args:
-        points_ND: Shape (n_points, dimensions).
-        labels_N: Cluster of each point, shape (n_points,).
-        clusters: K.
 
     Returns:
         In [0, 1], lower is better; 1 where all points are equal.
@@ -129,10 +113,7 @@ def objective_ratio(
 
 
 def balance(cluster_rows_K: NDArray[np.int64]) -> float:
-    """Evenness of the sizes of clusters: their entropy over log K (Pielou's evenness).
-
-    Args:
-        cluster_rows_K: Size of each cluster, empty ones too, shape (n_clusters,), K ≥ 2.
+    """Evenness of the sizes of K ≥ 2 clusters, empty ones too: entropy over log K (Pielou).
 
     Returns:
         In [0, 1]: 1 for equal sizes, 0 where one cluster has all points.
@@ -151,9 +132,9 @@ def nearest_neighbours(
     """Exact nearest neighbours, by Euclidean distance, of the first points among all others.
 
     Args:
-        points_ND: At least two points in random order, shape (n_points, dimensions).
-        queries: Q, number of points to find neighbours of.
-        neighbours: M, number of neighbours of each, at most n_points − 1.
+        points_ND: At least two points in random order.
+        queries: Q, number of points to find neighbours of; fewer where there are fewer.
+        neighbours: M, number of neighbours of each; at most all other points.
 
     Returns:
         Indices of points, nearest first, shape (Q, M).

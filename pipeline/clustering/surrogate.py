@@ -150,19 +150,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class ClusterFidelity:
-    """Fidelity of the rules for one cluster, on held-out rows.
-
-    Attributes:
-        cluster_id: Id of the cluster.
-        rows: Number of held-out rows that the model puts into the cluster.
-        predicted: Number that the rules put into it.
-        correct: Number that both put into it.
-    """
+    """Fidelity of the rules for one cluster, on held-out rows."""
 
     cluster_id: int
-    rows: int
-    predicted: int
-    correct: int
+    rows: int  # that the model puts into the cluster
+    predicted: int  # that the rules put into it
+    correct: int  # that both put into it
 
     @property
     def precision(self) -> float | None:

@@ -32,15 +32,11 @@ _REMIND_SECONDS = 1.0  # Ray's shortest interval
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, exported as ``ray_<name>``, counters with the suffix ``_total``.
-
-    Attributes:
-        labels: Labels beside ``LABELS``; never a slice, a shard or anything that grows with rows.
-    """
+    """A metric, exported as ``ray_<name>``, counters with the suffix ``_total``."""
 
     name: str
     kind: Literal["gauge", "counter"]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # beside LABELS; never a shard or anything that grows with rows
     meaning: str
 
 

@@ -78,23 +78,14 @@ READER = Claim(cpus=0.5)
 
 @dataclass(frozen=True)
 class Crew:
-    """Processes of one kind that work together.
+    """Processes of one kind that work together."""
 
-    Attributes:
-        kind: "worker", "actor" or "task", as in the settings of ``execution``.
-        claim: Claim of each process.
-        fewest: Minimum number later in a run, after a loss of nodes.
-        most: Maximum number.
-        begin: Minimum number that a run starts with.
-        threads: Threads of each process; None divides the CPUs of the nodes that hold them.
-    """
-
-    kind: str
-    claim: Claim
-    fewest: int
+    kind: str  # "worker", "actor" or "task", as in the settings of execution
+    claim: Claim  # of each process
+    fewest: int  # minimum number later in a run, after a loss of nodes
     most: int
-    begin: int
-    threads: float | None = None
+    begin: int  # minimum number that a run starts with
+    threads: float | None = None  # of each; None divides the CPUs of the nodes that hold them
 
     def bundles(self, processes: int) -> list[dict[str, float]]:
         """Resources to request for this many processes and a task of Ray Data."""

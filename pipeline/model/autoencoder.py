@@ -33,11 +33,8 @@ def products_here(precision: Precision) -> Literal["float32", "bfloat16"]:
 class Perceptron(nn.Sequential):
     """Linear layers with ReLU between them; the last one is linear, as in the paper.
 
-    Weights, gradients, inputs and outputs are float32; only matrix products may be bfloat16.
-
-    Args:
-        widths: Widths of the input, the hidden layers and the output.
-        precision: Precision of matrix products: "float32", "bfloat16", or "auto" for the faster.
+    Weights, gradients, inputs and outputs are float32; only matrix products may be bfloat16:
+    ``precision`` is "float32", "bfloat16", or "auto" for the faster.
     """
 
     def __init__(self, widths: Sequence[int], precision: Precision = "float32") -> None:

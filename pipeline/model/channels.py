@@ -82,25 +82,15 @@ class Channel:
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """A column and its frequent values in the sample.
-
-    Attributes:
-        kind: "number", "vector", "boolean", "timestamp" or "category".
-        width: Number of its components in a raw row.
-        weight: Weight of its group.
-        masks: Whether missing values have a channel of their own.
-        values: Values of a category with channels of their own.
-        codes: Codes of these values; see ``pipeline.input.columns.category_codes``.
-        rows: Rows of the sample with each value.
-    """
+    """A column and its frequent values in the sample."""
 
     kind: Literal["number", "vector", "boolean", "timestamp", "category"]
-    width: int = 1
-    weight: float = 1.0
-    masks: bool = False
-    values: tuple[str, ...] = ()
-    codes: tuple[float, ...] = ()
-    rows: tuple[int, ...] = ()
+    width: int = 1  # number of its components in a raw row
+    weight: float = 1.0  # of its group
+    masks: bool = False  # whether missing values have a channel of their own
+    values: tuple[str, ...] = ()  # of a category, with channels of their own
+    codes: tuple[float, ...] = ()  # of these; see pipeline.input.columns.category_codes
+    rows: tuple[int, ...] = ()  # of the sample with each value
 
 
 def on_circles(seconds_BT: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -264,11 +254,9 @@ class TypedScaler(Scaler):
         total = (apart_BE.square() * weight_BE[:, :squared]).sum()
         if plain > squared:
             bits_BE = (x_BE[:, squared:plain] > 0).to(x_BE.dtype)
+            logits_BE = reconstructed_BE[:, squared:plain]
             total = total + binary_cross_entropy_with_logits(
-                reconstructed_BE[:, squared:plain],
-                bits_BE,
-                weight_BE[:, squared:],
-                reduction="sum",
+                logits_BE, bits_BE, weight_BE[:, squared:], reduction="sum"
             )
         for start, size, _, _, loss in self._groups:
             of = slice(start, start + size)

@@ -62,18 +62,11 @@ def soft_assignment(z_BD: Tensor, centroids_KD: Tensor, alpha: float = 1.0) -> T
 
 @dataclass(frozen=True)
 class Nearest:
-    """The two clusters that each row is nearest to.
+    """The two clusters that each row is nearest to."""
 
-    Attributes:
-        clusters_B2: Numbers of the clusters, nearest first, shape (batch, 2), int64.
-        q_B2: Soft assignments to them, shape (batch, 2).
-        distance_B: Euclidean distance to the nearest centroid, shape (batch,); NaN where an
-            embedding is not finite.
-    """
-
-    clusters_B2: Tensor
-    q_B2: Tensor
-    distance_B: Tensor
+    clusters_B2: Tensor  # nearest first, shape (batch, 2), int64
+    q_B2: Tensor  # soft assignments to them, shape (batch, 2)
+    distance_B: Tensor  # Euclidean, to the nearest; NaN where an embedding is not finite
 
 
 @torch.no_grad()

@@ -19,23 +19,14 @@ ScalingMode = Literal["standard", "minmax", "unit_norm", "none"]
 
 @dataclass(frozen=True)
 class Moments:
-    """Mergeable statistics of each feature, without missing values.
-
-    Attributes:
-        count_F: Number of values, shape (features,), int64.
-        mean_F: Their mean, float64.
-        m2_F: Σ (x − mean)², float64.
-        min_F: Smallest value, float64; +inf without values.
-        max_F: Largest value, float64; −inf without values.
-        missing_F: Number of null, NaN or infinite values, int64.
-    """
+    """Mergeable statistics of each feature, without missing values."""
 
     count_F: NDArray[np.int64]
     mean_F: NDArray[np.float64]
-    m2_F: NDArray[np.float64]
-    min_F: NDArray[np.float64]
-    max_F: NDArray[np.float64]
-    missing_F: NDArray[np.int64]
+    m2_F: NDArray[np.float64]  # Σ (x − mean)²
+    min_F: NDArray[np.float64]  # +inf without values
+    max_F: NDArray[np.float64]  # −inf without values
+    missing_F: NDArray[np.int64]  # number of null, NaN or infinite values
 
     @classmethod
     def of(cls, x_BF: NDArray[np.generic]) -> Moments:
@@ -120,12 +111,9 @@ class Scaler(nn.Module):
 
     @classmethod
     def fit(cls, mode: ScalingMode, moments: Moments, widths: Sequence[int]) -> Scaler:
-        """Fit offset and factor.
+        """Fit offset and factor to the moments of a sample.
 
-        Args:
-            mode: See the class.
-            moments: Statistics of the sample, over all features.
-            widths: Number of features of each column: 1 for a scalar, d for a vector.
+        ``widths`` has the number of features of each column: 1 for a scalar, d for a vector.
         """
         features = len(moments.mean_F)
         starts = np.unique(np.cumsum([0, *widths[:-1]]))
@@ -146,14 +134,7 @@ class Scaler(nn.Module):
         return cls(mode, moments.mean_F, offset_F, 1 / np.where(usable_F, spread_F, 1.0))
 
     def forward(self, x_BF: Tensor) -> Tensor:
-        """Scale rows.
-
-        Args:
-            x_BF: Raw rows, shape (batch, features), any real dtype; not finite means missing.
-
-        Returns:
-            Scaled rows, same shape, float32.
-        """
+        """Raw rows of any real dtype, not finite where missing → scaled rows, float32."""
         may_miss = x_BF.is_floating_point()
         x_BF = x_BF if x_BF.dtype == torch.float64 else x_BF.float()
         # One reduction shows that nothing is missing; a GPU replaces faster than it answers.
