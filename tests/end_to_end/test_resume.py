@@ -53,7 +53,7 @@ def test_killed_amid_a_training_and_run_again(
     result = in_this_process(night.folder, "run", "config.yaml", "--run-id", night.run_id)
     assert result.code == 0, result.err
     assert night.marker("sample").stat().st_mtime_ns == sampled  # what was complete is kept
-    assert "goes on after pass" in night.logs()  # and of the training, what was saved
+    assert "resumes after pass" in night.logs()  # and of the training, what was saved
     assert night.rows()["id"].to_pylist() == list(range(600))
 
 
