@@ -94,15 +94,15 @@ class Lake:
 
     def model(self, centroids_KF: NDArray[Any], weights: bytes | None = None) -> ClusteringModel:
         """k-means in the features themselves, or on embeddings where there are weights."""
-        files = store_model(
+        return store_model(
             self.config,
             self.context,
             "dec" if weights else "kmeans",
             weights=weights,
             centroids=bytes(centroids_bytes(np.asarray(centroids_KF, np.float32))),
             scaler=self.scaler_file(),
+            scaling="none",
         )
-        return ClusteringModel(**vars(files), scaling="none")
 
     def champion(
         self,

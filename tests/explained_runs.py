@@ -143,15 +143,15 @@ def known_run(folder: Path, *, shards: int = 3, **source: Any) -> KnownRun:
     manifest = pin.run(config, context)
     mark(context, pin, manifest)
     scaler = Scaler("none", np.zeros(6), np.zeros(6), np.ones(6))
-    files = store_model(
+    model = store_model(
         config,
         context,
         "kmeans",
         weights=None,
         centroids=centroids_bytes(CENTROIDS),
         scaler=scaler_bytes(scaler, manifest.features),
+        scaling="none",
     )
-    model = ClusteringModel(**vars(files), scaling="none")
     sample = _sample(config, context, manifest, model)
     champion = champion_of(context, manifest, model, sample, (0, 1, 2))
     clusters = pa.Table.from_pylist([cluster(number) for number in range(3)], CLUSTER_SCHEMA)

@@ -1,7 +1,7 @@
-"""Who serves, decided by a person: a refused challenger takes over, or an earlier champion returns.
+"""Changes of the champion by a person: promote a refused challenger, or roll back.
 
-Both append an entry to the registry and change nothing that is there. A night that was decided
-before and is about to promote finds that the registry has moved on, and decides anew.
+Both append an entry to the registry and change nothing that exists. A night that was decided before
+and is about to promote notices the new entry, and decides anew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.artifacts.nights import Champion, Identity, NightDecision, Verdict
 from pipeline.artifacts.records import Artifact, StoredFile, fingerprint_of
 from pipeline.errors import InputError
 from pipeline.lake.snapshots import latest_snapshot
-from pipeline.registry.clusters import store_table
+from pipeline.registry.clusters import store_table, with_column
 from pipeline.registry.entries import (
     FOLDER,
     Entry,
@@ -34,13 +34,13 @@ from pipeline.runs import RunFolder
 from pipeline.storage import Store
 
 A = TypeVar("A", bound=Artifact)
-# Of a challenger, as a night of this decision would match it.
+# Identity of a challenger, as a night with this decision would match it.
 Rematch = Callable[[NightDecision, Manifest, Champion], Identity]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of a run's challenger.
+    """Verdict on a run's challenger, and whether it serves.
 
     Attributes:
         run_id: Run id.
@@ -85,22 +85,22 @@ def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch:
     """Make a run's challenger the champion, whatever the gate said.
 
     Its ids are those that it had when it served; else those of its night, if they mean the same
-    today; else its clusters are matched anew. Doing it twice changes nothing.
+    today; else its clusters are matched anew. A second call changes nothing.
 
     Args:
-        lake: The output folder.
-        run_id: The run that fitted it.
+        lake: Output folder.
+        run_id: Run that fitted it.
         who: Login of the person.
         why: Reason, for the log.
-        rematch: Matches its clusters to those of the champion of today.
+        rematch: Matches its clusters to those of today's champion.
 
     Returns:
-        The entry by which it serves.
+        The entry that makes it the champion.
 
     Raises:
         InputError: There is no such challenger, or its files are gone.
-        CommitConflict: Somebody else changed the registry at the same time.
-        CommitStateUnknown: Whether the entry landed cannot be told.
+        CommitConflict: The registry was changed at the same time.
+        CommitStateUnknown: It is unknown whether the entry was written.
     """
     judged(lake, run_id)
     run = RunFolder(lake, run_id)
@@ -145,25 +145,25 @@ def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch:
 def roll_back(lake: Store, *, who: str, why: str, again: bool = False) -> Entry:
     """Restore the previous champion.
 
-    Ids that were born since end; those that ended since live again, as they were. A name that was
-    given since stays. Champions are a stack: promoting puts one on top, rolling back takes it off,
-    so that going back again reaches the one before. That must be asked for: a rollback whose answer
-    was lost may be repeated without going further than meant.
+    Ids born since then end; ids that ended since then live again. Names given since then stay.
+    Champions are a stack: promoting pushes one, rolling back pops it, so that a second rollback
+    reaches the one before. That takes ``again``: a rollback whose answer was lost can be repeated
+    without going back twice.
 
     Args:
-        lake: The output folder.
+        lake: Output folder.
         who: Login of the person.
         why: Reason, for the log.
-        again: Also where the last change was a rollback.
+        again: Whether to roll back where the last change was a rollback already.
 
     Returns:
-        The entry by which the earlier champion serves.
+        The entry that restores the earlier champion.
 
     Raises:
         InputError: There is no earlier champion, its files are gone, or the last change was a
             rollback already.
-        CommitConflict: Somebody else changed the registry at the same time.
-        CommitStateUnknown: Whether the entry landed cannot be told.
+        CommitConflict: The registry was changed at the same time.
+        CommitStateUnknown: It is unknown whether the entry was written.
     """
     entries = [read_entry(lake, number) for number in entry_numbers(lake)]
     changes = [entry for entry in entries if entry.action in ("promote", "rollback")]
@@ -196,21 +196,20 @@ def roll_back(lake: Store, *, who: str, why: str, again: bool = False) -> Entry:
 
 
 def restored(then: pa.Table, now: pa.Table, ended: str) -> pa.Table:
-    """The clusters of an earlier time, and those that came later, which end.
+    """Clusters at an earlier time, and later ones, which end.
 
     Args:
-        then: The table as it was when the champion that comes back served.
-        now: As it is: a superset of its ids.
-        ended: ds that ids end with which were born since and live.
+        then: Table of the time when the restored champion served.
+        now: Table of today, with a superset of its ids.
+        ended: ds on which living ids that were born since then end.
     """
     later = now.filter(pa.array(~np.isin(_ids(now), _ids(then))))
-    died = pc.fill_null(later["died"], ended)
-    later = later.set_column(later.schema.get_field_index("died"), later.schema.field("died"), died)
+    later = with_column(later, "died", pc.fill_null(later["died"], ended))
     return _sorted(_named_as_in(then, now), later)
 
 
 def overtaken(table: pa.Table, now: pa.Table) -> pa.Table:
-    """A challenger's clusters, with names and ends as they were given since it was matched."""
+    """A challenger's clusters, with the names and ends given since it was matched."""
     others = now.filter(pa.array(~np.isin(_ids(now), _ids(table))))
     return _sorted(_named_as_in(table, now), others)
 
@@ -218,7 +217,7 @@ def overtaken(table: pa.Table, now: pa.Table) -> pa.Table:
 def clusters_since(
     lake: Store, identity: Identity, decision: NightDecision, latest: Entry
 ) -> StoredFile | None:
-    """The clusters table of a challenger after others changed the registry, as by a new name.
+    """The clusters table of a challenger after the registry changed, for example by a new name.
 
     None where its clusters have to be matched anew.
     """
@@ -238,8 +237,8 @@ def _overtaken(
 ) -> pa.Table | None:
     """The clusters table with a challenger that was matched some entries ago.
 
-    None where its ids would mean something else by now: another champion serves than it was
-    matched to, or others have been given its new ids meanwhile.
+    None where its ids no longer mean the same: it was matched to another champion, or its new ids
+    were given to others meanwhile.
     """
     latest = entries[-1]
     if latest.champion != decision.champion:
@@ -252,17 +251,17 @@ def _overtaken(
 
 
 def _stack(entries: list[Entry]) -> list[Entry]:
-    """Champions that serve or may come back, the present one last; each by its newest entry."""
+    """Newest entries of the champions that can be restored, and last of the one that serves."""
     served: list[Entry] = []
     for entry in entries:
-        # What is neither changes something about the champion that serves.
+        # All other actions change something about the current champion.
         gone = {"promote": 0, "rollback": 2}.get(entry.action, 1)
         served = [*served[: max(0, len(served) - gone)], entry]
     return served
 
 
 def _commit_id(action: str, run_id: str, latest: Entry | None) -> str:
-    """The same when one change is tried twice: what is to happen to which state."""
+    """The same for each attempt at one change: made of the change and the state before it."""
     return fingerprint_of([action, run_id, latest.commit_id if latest else None])[:32]
 
 
@@ -272,12 +271,12 @@ def _with(latest: Entry | None, transitions: StoredFile) -> tuple[StoredFile, ..
 
 
 def _is_of(champion: Champion, challenger: Champion) -> bool:
-    """Whether a champion is that challenger."""
+    """Whether a champion was this challenger."""
     return (champion.run_id, champion.model) == (challenger.run_id, challenger.model)
 
 
 def _check_whole(lake: Store, champion: Champion, clusters: StoredFile) -> None:
-    """Raises InputError where files that serving needs are gone."""
+    """Raise InputError where files that serving needs are gone."""
     model, reference = champion.model, champion.reference
     needed = (model.weights, model.centroids, model.scaler, champion.ids, reference.bins, clusters)
     for file in (*needed, *reference.sample.parts):
@@ -304,13 +303,12 @@ def _ids(table: pa.Table) -> NDArray[np.int32]:
 
 
 def _named_as_in(table: pa.Table, now: pa.Table) -> pa.Table:
-    """The table with the names that its ids have by now."""
+    """The table with the names that its ids have in ``now``; ids that are not there keep theirs."""
     positions = pc.index_in(table["cluster_id"], value_set=now["cluster_id"].combine_chunks())
-    # An id that is not there has the name that the table gives it; those that are, that of today.
     names = pc.if_else(
         pc.is_null(positions), table["name"], now["name"].combine_chunks().take(positions)
     )
-    return table.set_column(table.schema.get_field_index("name"), table.schema.field("name"), names)
+    return with_column(table, "name", names)
 
 
 def _sorted(*tables: pa.Table) -> pa.Table:

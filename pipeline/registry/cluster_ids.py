@@ -1,4 +1,4 @@
-"""Permanent ids: what a champion's clusters are called in the published table."""
+"""Permanent ids of a champion's clusters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts.records import StoredFile
 from pipeline.storage import Store
 
-OUTLIER = -1  # the cluster_id of rows that belong to none
+OUTLIER = -1  # the cluster_id of rows in no cluster
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ClusterIds:
     Attributes:
         cluster_id_K: int32, by position in the model's file of centroids, shape (n_clusters,).
         most_distance_K: float32, in the embedding, the same shape; rows that are farther from
-            their centroid are outliers (rule "distance"); infinite: none is.
+            their centroid are outliers (rule "distance"); infinite: there are none.
     """
 
     cluster_id_K: NDArray[np.int32]
@@ -30,7 +30,7 @@ class ClusterIds:
 
     @classmethod
     def of(cls, lake: Store, file: StoredFile) -> ClusterIds:
-        """Those in a file."""
+        """The ids in a file."""
         table = lake.read_table(file.path).sort_by("position")
         return cls(
             table["cluster_id"].to_numpy().astype(np.int32),
@@ -39,11 +39,11 @@ class ClusterIds:
 
     @classmethod
     def positions(cls, clusters: int) -> ClusterIds:
-        """Ids that are the positions, and no outliers."""
+        """Ids that equal the positions, without outliers."""
         return cls(np.arange(clusters, dtype=np.int32), np.full(clusters, np.inf, np.float32))
 
     def table(self) -> pa.Table:
-        """As they are stored."""
+        """The ids as they are stored."""
         position = np.arange(len(self.cluster_id_K), dtype=np.int32)
         ids = {"cluster_id": self.cluster_id_K, "most_distance": self.most_distance_K}
         return pa.table({"position": position} | ids)

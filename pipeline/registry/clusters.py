@@ -45,25 +45,25 @@ class ClusterObservation:
 
 
 def next_id(clusters: pa.Table) -> int:
-    """The first id that was never given: the table keeps those that died."""
+    """The first id that was never used; the table keeps the ids of clusters that died."""
     return int(pc.max(clusters["cluster_id"]).as_py()) + 1 if len(clusters) else 0
 
 
 def living(clusters: pa.Table) -> pa.Table:
-    """Those that did not die."""
+    """Clusters that have not died."""
     return clusters.filter(clusters["died"].is_null())
 
 
 def clusters_table(
     before: pa.Table, seen: ClusterObservation, matched: Matched, ds: str
 ) -> pa.Table:
-    """All clusters that ever were, as they are once a new model is promoted.
+    """All clusters that ever existed, as of the promotion of a new model.
 
     Args:
-        before: The table as it was.
+        before: The table until then.
         seen: The new model's clusters.
         matched: Their ids.
-        ds: Clusters are born and die on.
+        ds: Date on which clusters are born or die.
     """
     width = seen.centroids_KD.shape[1]
     flat = pa.array(np.ascontiguousarray(seen.centroids_KD, np.float32).ravel())
@@ -72,23 +72,23 @@ def clusters_table(
         {
             "cluster_id": matched.ids_K,
             "size": seen.size_K.astype(np.int64),
-            "model_id": pa.repeat(pa.scalar(seen.model_id), len(matched.ids_K)),
+            "model_id": pa.repeat(seen.model_id, len(matched.ids_K)),
             "centroid": centroids,
             "exemplars": seen.exemplars,
         }
     )
     kept = now.filter(pa.array(~matched.born_K))
-    known = before.take(_places(kept["cluster_id"], before))
+    places = pc.index_in(kept["cluster_id"], value_set=before["cluster_id"].combine_chunks())
+    known = before.take(places.combine_chunks())
     for name in ("name", "born", "died", "parents"):
         kept = kept.append_column(before.schema.field(name), known[name])
     born = now.filter(pa.array(matched.born_K)).sort_by("cluster_id")
     nothing = pa.nulls(len(born), pa.string())
     born = born.append_column("name", nothing).append_column("died", nothing)
-    born = born.append_column("born", pa.repeat(pa.scalar(ds), len(born)))
+    born = born.append_column("born", pa.repeat(ds, len(born)))
     born = born.append_column("parents", _lists(matched.parents, born["cluster_id"].to_numpy()))
     gone = before.filter(pa.array(~np.isin(before["cluster_id"].to_numpy(), matched.ids_K)))
-    died = pc.fill_null(gone["died"], ds)
-    gone = gone.set_column(gone.schema.get_field_index("died"), "died", died)
+    gone = with_column(gone, "died", pc.fill_null(gone["died"], ds))
     tables = [t.select(CLUSTER_SCHEMA.names).cast(CLUSTER_SCHEMA) for t in (kept, born, gone)]
     return pa.concat_tables(tables).combine_chunks().sort_by("cluster_id")
 
@@ -96,41 +96,34 @@ def clusters_table(
 def transitions_table(transitions: Transitions, ds: str, run_id: str) -> pa.Table:
     """Transitions as rows of ``TRANSITION_SCHEMA``."""
     number = len(transitions.kind)
-    kinds = pa.DictionaryArray.from_arrays(pa.array(transitions.kind), pa.array(KINDS))
-    columns = {
-        "ds": pa.repeat(pa.scalar(ds), number),
-        "run_id": pa.repeat(pa.scalar(run_id), number),
-        "kind": kinds.cast(pa.string()),
-        **{
-            name: pa.array(ids, mask=ids == NONE)
-            for name, ids in (("from_id", transitions.from_id), ("to_id", transitions.to_id))
-        },
+    columns = {name: pa.array(values) for name, values in vars(transitions).items()} | {
+        "ds": pa.repeat(ds, number),
+        "run_id": pa.repeat(run_id, number),
+        "kind": pa.array(KINDS).take(pa.array(transitions.kind)),
     }
-    columns |= {
-        name: pa.array(getattr(transitions, name))
-        for name in TRANSITION_SCHEMA.names
-        if name not in columns
-    }
+    for name in ("from_id", "to_id"):
+        ids = getattr(transitions, name)
+        columns[name] = pa.array(ids, mask=ids == NONE)
     return pa.table([columns[n] for n in TRANSITION_SCHEMA.names], schema=TRANSITION_SCHEMA)
 
 
 def rename(lake: Store, cluster_id: int, name: str, who: str) -> Entry:
-    """Give a cluster another name, by an entry in the registry; doing it twice changes nothing.
+    """Rename a cluster by an entry in the registry; a second call changes nothing.
 
     Args:
-        lake: The output folder.
+        lake: Output folder.
         cluster_id: Permanent id.
-        name: Without blanks around it.
-        who: Wants it.
+        name: New name; blanks around it are removed.
+        who: Login of the person.
 
     Returns:
-        The entry since which it has that name.
+        The entry that gives it that name.
 
     Raises:
-        ConfigError: That is no name.
-        InputError: There is no such cluster, it died, or another one that lives has that name.
-        CommitConflict: Somebody else changed the registry at the same time.
-        CommitStateUnknown: Whether the entry landed cannot be told.
+        ConfigError: The name is not valid.
+        InputError: There is no such cluster, it died, or another living cluster has that name.
+        CommitConflict: The registry was changed at the same time.
+        CommitStateUnknown: It is unknown whether the entry was written.
     """
     name = name.strip()
     if not name or not name.isprintable() or len(name) > MOST_NAME:
@@ -160,11 +153,7 @@ def rename(lake: Store, cluster_id: int, name: str, who: str) -> Entry:
 
 
 def renamed(clusters: pa.Table, cluster_id: int, name: str) -> pa.Table:
-    """The table with another name for one cluster.
-
-    Raises:
-        InputError: There is no such cluster, it died, or another one that lives has that name.
-    """
+    """The table with another name for one cluster; errors as in ``rename``."""
     ids = clusters["cluster_id"].to_numpy()
     found = np.flatnonzero(ids == cluster_id)
     if not len(found):
@@ -184,8 +173,7 @@ def renamed(clusters: pa.Table, cluster_id: int, name: str) -> pa.Table:
             "cluster that lives. Give another, or rename that one first"
         )
     names = pc.if_else(pa.array(ids == cluster_id), name, clusters["name"])
-    index = clusters.schema.get_field_index("name")
-    return clusters.set_column(index, clusters.schema.field("name"), names)
+    return with_column(clusters, "name", names)
 
 
 def name_clusters(
@@ -198,23 +186,22 @@ def name_clusters(
 ) -> tuple[Entry | None, dict[int, str]]:
     """Name living clusters that have no name, all by one entry of the registry.
 
-    A name that somebody gave is never touched, and one that a living cluster has is given to no
-    other. Doing it twice changes nothing.
+    Existing names never change, and no two living clusters get the same name. A second call
+    changes nothing.
 
     Args:
-        lake: The output folder.
-        names: By permanent id.
-        who: Names them.
-        model_id: That the names describe the clusters of; where another one serves by now, none is
-            given.
-        hold: Called right before; raises if it must not happen.
+        lake: Output folder.
+        names: Names by permanent id.
+        who: Run that proposes them.
+        model_id: Model whose clusters they describe; where another one serves, none is given.
+        hold: Called right before the commit; raises where it must not happen.
 
     Returns:
         The newest entry, None without a registry; and the names of all living clusters in it.
 
     Raises:
-        CommitConflict: Somebody else changed the registry at the same time.
-        CommitStateUnknown: Whether the entry landed cannot be told.
+        CommitConflict: The registry was changed at the same time.
+        CommitStateUnknown: It is unknown whether the entry was written.
     """
     entry = latest_entry(lake)
     if entry is None:
@@ -232,7 +219,6 @@ def name_clusters(
         ids = pa.array(list(given), pa.int32())
         place = pc.index_in(table["cluster_id"], value_set=ids)
         new = pa.array(list(given.values()), pa.string()).take(place.combine_chunks())
-        index = table.schema.get_field_index("name")
         column = pc.if_else(pc.is_null(new), table["name"].combine_chunks(), new)
         entry = append(
             lake,
@@ -242,9 +228,7 @@ def name_clusters(
             who=who,
             reason=f"{len(given)} clusters without a name got one",
             champion=entry.champion,
-            clusters=store_table(
-                lake, "clusters", table.set_column(index, table.schema.field("name"), column)
-            ),
+            clusters=store_table(lake, "clusters", with_column(table, "name", column)),
             transitions=entry.transitions,
             hold=hold,
         )
@@ -252,26 +236,29 @@ def name_clusters(
     return entry, {cluster: name for cluster, name in known.items() if name is not None}
 
 
-def store_table(lake: Store, kind: str, table: pa.Table) -> StoredFile:
-    """Write a table beside the registry's log, under a name made of its content.
+def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The table with other values in one column."""
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, table.schema.field(index), values)
 
-    One that nothing names yet can therefore not be in the way of another.
+
+def store_table(lake: Store, kind: str, table: pa.Table) -> StoredFile:
+    """Write a table beside the registry's log, under a name derived from its content.
+
+    So a file that no entry names yet never conflicts with another.
     """
     return store_content(lake, kind, parquet_bytes(table))
 
 
 def store_content(lake: Store, kind: str, content: bytes) -> StoredFile:
-    """The same for a Parquet file that is made already."""
+    """Like ``store_table``, for the bytes of a Parquet file."""
     return store_file(lake, f"{FOLDER}/{kind}-{sha256(content)[:16]}.parquet", content)
 
 
 def keys_as_json(keys: pa.Table) -> list[str]:
     """Each row as a JSON object: numbers, booleans and text as they are, bytes as hex digits.
 
-    All else as its text, which ``pipeline.operations.forgotten_keys.key_table`` reads back.
-
-    Args:
-        keys: The key columns of a few rows.
+    Other types as text, which ``pipeline.operations.forgotten_keys.key_table`` reads back.
     """
     columns = [_json_values(column) for column in keys.columns]
     return [
@@ -296,18 +283,13 @@ def is_bytes(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in found)
 
 
-def _places(ids: pa.ChunkedArray, clusters: pa.Table) -> pa.Array:
-    """Where these ids are in a table that has them all."""
-    return pc.index_in(ids, value_set=clusters["cluster_id"].combine_chunks()).combine_chunks()
-
-
 def _lists(pairs: NDArray[np.int32], ids: NDArray[np.int32]) -> pa.ListArray:
-    """For each id, ascending, the second of the pairs that begin with it."""
+    """For each id, ascending, the second elements of the pairs that begin with it."""
     offsets = np.searchsorted(pairs[:, 0], np.append(ids, np.iinfo(np.int32).max))
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(pairs[:, 1]))
 
 
 def lists_of(values: Sequence[str], rows_K: NDArray[np.int64]) -> pa.ListArray:
-    """Values as one list a cluster: the first so many, the next, and so on."""
+    """Values as one list per cluster, of ``rows_K`` values each, in order."""
     offsets = np.concatenate([[0], np.cumsum(rows_K)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.string()))

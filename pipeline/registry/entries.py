@@ -1,8 +1,8 @@
-"""The registry: which model serves, and what its clusters are called for good.
+"""The registry: the champion, and the permanent ids and names of its clusters.
 
 ``registry/<n>.json`` is a log like that of snapshots: each entry is created by put-if-absent and
-never changed, and the newest decides. An entry names the champion and the ``clusters`` and
-``cluster_transitions`` tables as they are with it. Ids are never reused: the clusters table keeps
+never changed, and the newest counts. An entry names the champion and its versions of the
+``clusters`` and ``cluster_transitions`` tables. Ids are never reused: the clusters table keeps
 those that died.
 """
 
@@ -33,12 +33,12 @@ Action = Literal["promote", "rollback", "rename", "forget"]
 CLUSTER_SCHEMA = pa.schema(
     [
         pa.field("cluster_id", pa.int32(), nullable=False),
-        pa.field("name", pa.string()),  # null: nobody named it
+        pa.field("name", pa.string()),  # null: not named yet
         pa.field("born", pa.string(), nullable=False),  # ds
         pa.field("died", pa.string()),  # ds; null: it lives
         pa.field("parents", pa.list_(pa.int32()), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),  # rows of the sample when last seen
-        pa.field("model_id", pa.string(), nullable=False),  # that saw it last
+        pa.field("size", pa.int64(), nullable=False),  # rows of that model's sample
+        pa.field("model_id", pa.string(), nullable=False),  # model that had it last
         pa.field("centroid", pa.list_(pa.float32()), nullable=False),  # in that model's embedding
         pa.field("exemplars", pa.list_(pa.string()), nullable=False),  # keys as JSON, nearest first
     ]
@@ -105,11 +105,11 @@ def latest_entry(lake: Store) -> Entry | None:
 
 
 def read_entry(lake: Store, number: int) -> Entry:
-    """The entry of this number, with the files that took the place of those that were forgotten.
+    """The entry of this number, with the files that ``dec forget`` put in place of its own.
 
     Raises:
         FileNotFoundError: There is none.
-        InputError: It cannot be understood.
+        InputError: It cannot be read by this version.
     """
     entry = _LOG.read(lake, number)
     champion, clusters = without_forgotten(lake, entry.champion, entry.clusters)
@@ -129,24 +129,24 @@ def append(
     transitions: tuple[StoredFile, ...],
     hold: Callable[[], None] = lambda: None,
 ) -> Entry:
-    """Add the entry that follows a given one; doing it twice changes nothing.
+    """Add the entry that follows a given one; a second call changes nothing.
 
     Args:
-        lake: The output folder.
-        after: Number of the entry that the caller has seen as the newest; 0 for none.
-        action: See ``Entry``, like the ones below.
-        commit_id: The same for every attempt at this change, and for no other.
-        who: Does it.
-        reason: In words.
-        champion: That serves.
-        clusters: The table.
-        transitions: All of them.
-        hold: Called right before; raises if it must not happen.
+        lake: Output folder.
+        after: Number of the newest entry that the caller has seen; 0 for none.
+        action: See ``Entry``, like the next six; ``reason`` is its ``why``.
+        commit_id: Id of this change, the same for each attempt at it.
+        who: Run or login.
+        reason: Reason, in words.
+        champion: Champion from now on.
+        clusters: Clusters table.
+        transitions: Transitions tables.
+        hold: Called right before the commit; raises where it must not happen.
 
     Raises:
-        CommitConflict: Somebody changed the registry meanwhile.
+        CommitConflict: The registry was changed meanwhile.
         CommitError: The storage refuses, and nothing was changed.
-        CommitStateUnknown: The storage failed, and whether the entry landed cannot be told.
+        CommitStateUnknown: The storage failed, and it is unknown whether the entry was written.
     """
     entry = Entry(
         number=after + 1,
@@ -172,20 +172,10 @@ def append(
 def append_forgotten(
     lake: Store, commit_id: str, who: str, *, hold: Callable[[], None] = lambda: None
 ) -> Entry | None:
-    """Let the newest entry name the files that took the place of those that were forgotten.
-
-    Args:
-        lake: The output folder, with the receipt.
-        commit_id: The same for every attempt at this change.
-        who: Forgets.
-        hold: Called right before; raises if it must not happen.
+    """Add an entry that names the files without the forgotten rows; see ``append``.
 
     Returns:
-        The newest entry, with or without a new one; None where there is no registry.
-
-    Raises:
-        CommitConflict: Somebody changed the registry meanwhile.
-        CommitStateUnknown: The storage failed, and whether the entry landed cannot be told.
+        The newest entry, also where nothing had to change; None without a registry.
     """
     numbers = entry_numbers(lake)
     if not numbers:
@@ -211,7 +201,7 @@ def append_forgotten(
 def without_forgotten(
     lake: Store, champion: Champion, clusters: StoredFile
 ) -> tuple[Champion, StoredFile]:
-    """A champion, or one that may become it, and its clusters table as ``dec forget`` left them."""
+    """A champion or challenger, and its clusters table, without forgotten rows."""
     replaced = replacements(read_receipts(lake))
     clusters, _ = _instead(clusters, replaced)
     before = champion.reference.sample
@@ -223,7 +213,7 @@ def without_forgotten(
 
 
 def sample_without_forgotten(lake: Store, sample: Sample) -> Sample:
-    """A sample as ``dec forget`` left it."""
+    """A sample without forgotten rows."""
     return _sample_now(sample, replacements(read_receipts(lake)))
 
 
@@ -237,7 +227,7 @@ def _sample_now(sample: Sample, replaced: Mapping[str, Rewritten]) -> Sample:
 
 
 def _instead(file: StoredFile, replaced: Mapping[str, Rewritten]) -> tuple[StoredFile, int]:
-    """What a file is by now, and how many rows it has lost."""
+    """The file that has replaced this one, and the number of rows removed from it."""
     removed = 0
     while (by := replaced.get(file.path)) and by.new:
         removed += by.removed

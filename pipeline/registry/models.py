@@ -27,7 +27,7 @@ from pipeline.model.refinement import ClusterModel
 from pipeline.model.scaling import Scaler
 from pipeline.storage import Store, parquet_bytes, sha256, why
 
-_TABLE = "encoder.0.tables.{}"  # of a CategoryEmbedding, among the weights
+_TABLE = "encoder.0.tables.{}"  # name of a CategoryEmbedding's table among the weights
 _SCALING_KEY = b"scaling"
 _MEANS_KEY = b"means"  # of raw features; only where columns are typed
 
@@ -38,9 +38,9 @@ def weights_bytes(autoencoder: Autoencoder) -> bytes:
 
 
 def load_autoencoder(lake: Store, weights: StoredFile, config: Config, width: int) -> Autoencoder:
-    """The autoencoder of a run; ``width`` is F, the features of a row.
+    """The autoencoder in a file; ``width`` is F, the number of features of a row.
 
-    Of typed columns a scaled row is wider than a row; then the file says how wide.
+    Scaled rows of typed columns are wider; the file then holds their width.
     """
     model, state = config.model, load(lake.read_bytes(weights.path))
     names = itertools.takewhile(state.__contains__, map(_TABLE.format, itertools.count()))
@@ -77,12 +77,12 @@ def load_centroids(lake: Store, file: StoredFile) -> Tensor:
 
 
 def cluster_count(lake: Store, file: StoredFile) -> int:
-    """K, how many centroids there are in a file."""
+    """K, the number of centroids in a file."""
     return int(lake.read_table(file.path, ["cluster_id"]).num_rows)
 
 
 def feature_names(features: tuple[FeatureColumn, ...]) -> list[str]:
-    """What each feature of a row is called: its column, and where that is a vector its place."""
+    """Name of each feature of a row: its column, and its index where the column is a vector."""
     return [
         f"{column.name}[{i}]" if column.vector else column.name
         for column in features
@@ -91,18 +91,16 @@ def feature_names(features: tuple[FeatureColumn, ...]) -> list[str]:
 
 
 def scaler_bytes(scaler: Scaler, features: tuple[FeatureColumn, ...]) -> bytes:
-    """A scaler as a Parquet file: one row a feature, or of typed columns one a channel."""
+    """A scaler as a Parquet file: one row per feature, for typed columns one per channel."""
+    names, metadata = feature_names(features), {_SCALING_KEY: str(scaler.mode)}
     if isinstance(scaler, TypedScaler):
-        return _channels_bytes(scaler, features)
-    table = pa.table(
-        {
-            "feature": feature_names(features),
-            "mean": scaler.mean_F.numpy(),
-            "offset": scaler.offset_F.numpy(),
-            "factor": scaler.factor_F.numpy(),
-        }
-    )
-    return parquet_bytes(table.replace_schema_metadata({_SCALING_KEY: scaler.mode}))
+        columns = {f.name: [getattr(c, f.name) for c in scaler.channels] for f in fields(Channel)}
+        columns = {"column": [names[c.feature] for c in scaler.channels]} | columns
+        metadata[_MEANS_KEY] = json.dumps(scaler.mean_F.tolist())
+    else:
+        scales = {n: getattr(scaler, f"{n}_F").numpy() for n in ("mean", "offset", "factor")}
+        columns = {"feature": names} | scales
+    return parquet_bytes(pa.table(columns).replace_schema_metadata(metadata))
 
 
 def load_scaler(lake: Store, file: StoredFile) -> Scaler:
@@ -116,18 +114,8 @@ def load_scaler(lake: Store, file: StoredFile) -> Scaler:
     return Scaler(mode, *(table[name].to_numpy() for name in ("mean", "offset", "factor")))
 
 
-def _channels_bytes(scaler: TypedScaler, features: tuple[FeatureColumn, ...]) -> bytes:
-    names = feature_names(features)
-    columns = {f.name: [getattr(c, f.name) for c in scaler.channels] for f in fields(Channel)}
-    table = pa.table({"column": [names[c.feature] for c in scaler.channels], **columns})
-    means = json.dumps(scaler.mean_F.tolist()).encode()
-    return parquet_bytes(
-        table.replace_schema_metadata({_SCALING_KEY: scaler.mode, _MEANS_KEY: means})
-    )
-
-
 def load_vocabulary(lake: Store, scaler: StoredFile) -> dict[str, dict[float, str]]:
-    """The values that a model tells apart in each category column, by their code in raw rows."""
+    """The values that a model distinguishes in each category column, by their code in raw rows."""
     loaded = load_scaler(lake, scaler)
     if not isinstance(loaded, TypedScaler):
         return {}
@@ -141,17 +129,6 @@ def load_vocabulary(lake: Store, scaler: StoredFile) -> dict[str, dict[float, st
     return found
 
 
-@dataclass(frozen=True)
-class ModelFiles:
-    """What ``store_model`` wrote; see ``ClusteringModel``."""
-
-    model_id: str
-    kind: ModelKind
-    weights: StoredFile | None
-    centroids: StoredFile
-    scaler: StoredFile
-
-
 def store_model(
     config: Config,
     context: Context,
@@ -160,18 +137,20 @@ def store_model(
     weights: bytes | None,
     centroids: bytes,
     scaler: bytes,
-) -> ModelFiles:
+    scaling: str,
+) -> ClusteringModel:
     """Write a model's files into a folder of the lake that is named after their content."""
     parts = [sha256(content) for content in (weights, centroids, scaler) if content]
     model_id = "m-" + fingerprint_of([kind, *parts, config.refine.alpha])[:12]
     folder = f"models/{model_id}"
     context.lake.write_bytes(f"{folder}/config.yaml", config.to_yaml().encode())
-    return ModelFiles(
+    return ClusteringModel(
         model_id=model_id,
         kind=kind,
         weights=context.store(f"{folder}/weights.safetensors", weights) if weights else None,
         centroids=context.store(f"{folder}/centroids.parquet", centroids),
         scaler=context.store(f"{folder}/scaler.parquet", scaler),
+        scaling=scaling,
     )
 
 
@@ -183,17 +162,9 @@ _METHODS: dict[ModelKind, str] = {
 
 
 def store_model_card(
-    config: Config, context: Context, manifest: Manifest, files: ModelFiles, facts: str
+    config: Config, context: Context, manifest: Manifest, model: ClusteringModel, facts: str
 ) -> None:
-    """Write what a person wants to know of a model beside its files.
-
-    Args:
-        config: The settings of the run.
-        context: The run.
-        manifest: What it read.
-        files: The model.
-        facts: How it came about, as Markdown.
-    """
+    """Write ``model_card.md`` beside a model's files; ``facts`` are Markdown on how it was made."""
     columns = ", ".join(
         f"`{c.name}` (vector of {c.width})"
         if c.vector
@@ -201,17 +172,17 @@ def store_model_card(
         for c in manifest.features
     )
     layers = "-".join(map(str, (manifest.width, *config.model.hidden, config.model.embedding)))
-    encoder = f"Encoder {layers}" if files.weights else "No encoder: centroids are scaled features"
+    encoder = f"Encoder {layers}" if model.weights else "No encoder: centroids are scaled features"
     if bad := manifest.quarantined:
         facts += (
             f"- {len(bad)} bad shards were left out: {', '.join(f'`{s.name}`' for s in bad[:5])}"
         )
         facts += ", and others.\n" if len(bad) > 5 else ".\n"
-    weights = "`weights.safetensors` (encoder and decoder), " if files.weights else ""
+    weights = "`weights.safetensors` (encoder and decoder), " if model.weights else ""
     scaled = "a channel of what the network sees" if manifest.typed else "a feature"
-    text = f"""# Model {files.model_id}
+    text = f"""# Model {model.model_id}
 
-{_METHODS[files.kind]}, into {cluster_count(context.lake, files.centroids)} clusters.
+{_METHODS[model.kind]}, into {cluster_count(context.lake, model.centroids)} clusters.
 
 - Fitted by run `{context.run_id}` for ds `{context.ds}`.
 - Features, in this order: {columns}. Scaling: {config.source.scaling}.
@@ -221,19 +192,19 @@ def store_model_card(
 Files: {weights}`centroids.parquet` (cluster_id, centroid),
 `scaler.parquet` (one row {scaled}: scaled = (x - offset) * factor), `config.yaml`.
 """
-    context.lake.write_bytes(f"models/{files.model_id}/model_card.md", text.encode())
+    context.lake.write_bytes(f"models/{model.model_id}/model_card.md", text.encode())
 
 
 def settings_path(model: ClusteringModel) -> str:
-    """Where the settings of the run that fitted a model lie, below the output."""
+    """Path, below the output, of the settings that a model was fitted with."""
     return f"models/{model.model_id}/config.yaml"
 
 
 def settings_of(lake: Store, model: ClusteringModel) -> Config:
-    """The settings of the run that fitted a model.
+    """The settings that a model was fitted with.
 
     Raises:
-        InputError: They are not there, or of a version that this one does not read.
+        InputError: They are missing, or this version cannot read them.
     """
     path = settings_path(model)
     try:
@@ -247,7 +218,7 @@ def settings_of(lake: Store, model: ClusteringModel) -> Config:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready to assign rows."""
+    """A model in memory, ready to label rows."""
 
     scaler: Scaler
     clusters: ClusterModel
@@ -260,14 +231,14 @@ def load_model(
     width: int,
     device: torch.device | None = None,
 ) -> LoadedModel:
-    """A model of any kind from its files, for inference.
+    """A model of any kind, for inference.
 
     Args:
-        lake: The output folder.
-        model: Which one.
-        config: Its settings.
-        width: F, the features of a row.
-        device: Where it is to compute; None for the processor.
+        lake: Output folder.
+        model: The model.
+        config: Settings that it was fitted with.
+        width: F, the number of features of a row.
+        device: Device that it computes on; None: the CPU.
     """
     encoder: nn.Module = nn.Sequential()  # leaves scaled features as they are
     if model.weights is not None:

@@ -11,7 +11,7 @@ from pipeline.storage import Store, parquet_bytes
 
 
 def bins_bytes(edges_FB: NDArray[np.float64], rows_FB: NDArray[np.int64]) -> bytes:
-    """Bins as a Parquet file, one row a feature: edges, rows.
+    """Bins as a Parquet file with one row per feature.
 
     Args:
         edges_FB: Inner edges, shape (features, bins - 1).
@@ -31,7 +31,7 @@ def bins_bytes(edges_FB: NDArray[np.float64], rows_FB: NDArray[np.int64]) -> byt
 
 
 def load_bins(lake: Store, file: StoredFile) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """What ``bins_bytes`` wrote: edges and rows."""
+    """Edges and rows, as given to ``bins_bytes``."""
     table = lake.read_table(file.path)
     edges_FB, rows_FB = (
         table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)

@@ -21,7 +21,6 @@ import pytest
 from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.explanations import Explanation
 from pipeline.artifacts.inputs import FeatureColumn, Sample
-from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Champion, Reference, Serving
 from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config, Retention
@@ -103,13 +102,14 @@ class Lake:
         config, context = self.config(explain={}), Context("fit", "2026-01-01", self.store)
         manifest = pin.run(config, replace(context, lake=Store(f"{self.settings['output']}-fit")))
         scaler = Scaler("none", np.zeros(4), np.zeros(4), np.ones(4))
-        files = store_model(
+        model = store_model(
             config,
             context,
             "kmeans",
             weights=None,
             centroids=centroids_bytes(CENTROIDS),
             scaler=scaler_bytes(scaler, manifest.features),
+            scaling="none",
         )
         ids = {
             "position": pa.array(range(4), pa.int32()),
@@ -120,13 +120,13 @@ class Lake:
         bins = bins_bytes(edges, bin_counts(np.zeros((1, 4)), edges))
         sample = {"parts": (), "rows": 1, "scanned_rows": 1, "missing_values": 0}
         return Champion(
-            model=ClusteringModel(**vars(files), scaling="none"),
+            model=model,
             run_id="fit",
             ds="2026-01-01",
             refit_ds="2026-01-01",
             ids=context.store("registry/ids.parquet", parquet_bytes(pa.table(ids))),
             reference=Reference(
-                sample=Sample(**sample, scaler=files.scaler, scaling="none"),
+                sample=Sample(**sample, scaler=model.scaler, scaling="none"),
                 features=manifest.features,
                 bins=context.store("registry/bins.parquet", bins),
             ),

@@ -24,7 +24,6 @@ import torch
 from pipeline import counts
 from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.inputs import Manifest, Sample
-from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.nights import Champion, Reference
 from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config
@@ -100,17 +99,18 @@ class Lake:
             points = torch.full((3, WIDTH), 5.0) * torch.arange(3)[:, None]
             centroids = autoencoder.encoder(points).numpy()
         scaler = Scaler("none", np.zeros(WIDTH), np.zeros(WIDTH), np.ones(WIDTH))
-        files = store_model(
+        model = store_model(
             config,
             context,
             "dec",
             weights=weights_bytes(autoencoder),
             centroids=centroids_bytes(centroids),
             scaler=scaler_bytes(scaler, manifest.features),
+            scaling="none",
         )
         edges_FB = bin_edges(x_NF)
         self.champion = Champion(
-            model=ClusteringModel(**vars(files), scaling="none"),
+            model=model,
             run_id="fit",
             ds="2026-01-01",
             refit_ds="2026-01-01",
@@ -121,7 +121,7 @@ class Lake:
                     rows=len(x_NF),
                     scanned_rows=len(x_NF),
                     missing_values=0,
-                    scaler=files.scaler,
+                    scaler=model.scaler,
                     scaling="none",
                 ),
                 features=manifest.features,

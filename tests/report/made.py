@@ -246,15 +246,15 @@ class Made:
 
     @cached_property
     def model(self) -> ClusteringModel:
-        files = store_model(
+        return store_model(
             self.config,
             self.context,
             "kmeans",
             weights=None,
             centroids=bytes(centroids_bytes(self.centers_KF)),
             scaler=self.scaler_bytes,
+            scaling="none",
         )
-        return ClusteringModel(**vars(files), scaling="none")
 
     def _autoencoder(self) -> PretrainedAutoencoder:
         none = StoredFile(path="none", sha256="0", bytes=0)

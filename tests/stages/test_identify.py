@@ -72,15 +72,15 @@ def kmeans_model(
 ) -> ClusteringModel:
     """k-means without an encoder whose centroids have these values in every feature."""
     centroids_KD = np.repeat(np.array(at)[:, None], WIDTH, axis=1).astype(np.float32)
-    files = store_model(
+    return store_model(
         config,
         context,
         "kmeans",
         weights=None,
         centroids=centroids_bytes(centroids_KD * np.float32(factor)),
         scaler=scaler_bytes(*unscaled(manifest, factor)),
+        scaling="standard",
     )
-    return ClusteringModel(**vars(files), scaling="standard")
 
 
 FIRST = NightDecision(action="refit", why="first", entry=0, champion=None, usable=False)
@@ -204,15 +204,15 @@ def test_an_encoder_after_k_means_and_back(
     with torch.no_grad():
         centroids_KD = network.encoder(x).numpy()
     narrow = config_of(settings | {"model": {"hidden": [16], "embedding": 3}})
-    files = store_model(
+    encoding = store_model(
         narrow,
         context,
         "dec",
         weights=weights_bytes(network),
         centroids=centroids_bytes(centroids_KD),
         scaler=scaler_bytes(*unscaled(manifest)),
+        scaling="standard",
     )
-    encoding = ClusteringModel(**vars(files), scaling="standard")
     found = night(narrow, context, FIRST, manifest, first, encoding)
     decision = champion_of(context.lake, found, encoding, first, manifest)
 

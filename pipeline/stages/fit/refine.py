@@ -138,14 +138,14 @@ def refine(
         weights=weights_bytes(autoencoder),
         centroids=centroids_bytes(refinement.model.centroids_KD.detach().float().numpy()),
         scaler=lake.read_bytes(sample.scaler.path),
+        scaling=sample.scaling,
     )
     updates = tuple(
         RefineRecord(**{name: record[name] for name in RefineRecord.model_fields})
         for record in trained.history
     )
     model = RefinedModel(
-        **vars(files),
-        scaling=sample.scaling,
+        **dict(files),
         updates=updates,
         stopped_by=trained.history[-1]["finished"],
         rows=sum(updates[-1].cluster_rows),

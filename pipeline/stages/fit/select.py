@@ -32,16 +32,17 @@ def select(
         return ClusteringModel(**{n: getattr(model, n) for n in ClusteringModel.model_fields})
     pretrained = kind == "autoencoder"
     lake, centers = context.lake, centroids.centroids if pretrained else comparison.centroids
-    files = store_model(
+    shipped = store_model(
         config,
         context,
         kind,
         weights=lake.read_bytes(autoencoder.weights.path) if pretrained else None,
         centroids=lake.read_bytes(centers.path),
         scaler=lake.read_bytes(sample.scaler.path),
+        scaling=sample.scaling,
     )
-    store_model_card(config, context, manifest, files, _facts(comparison))
-    return ClusteringModel(**vars(files), scaling=sample.scaling)
+    store_model_card(config, context, manifest, shipped, _facts(comparison))
+    return shipped
 
 
 def _facts(comparison: Comparison) -> str:
