@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.artifacts.assignments import Assignments, Snapshot
 from pipeline.artifacts.models import ClusteringModel
+from pipeline.artifacts.nights import Champion, Serving
 from pipeline.artifacts.records import StoredFile
 from pipeline.config import Config
 from pipeline.engine import Context
@@ -87,8 +88,9 @@ class Night:
         )
 
     def publish(self) -> Snapshot:
-        stage = publishing.publish
-        return stage.run(self.config, self.context, self.model, self.assignments)
+        champion = Champion.model_construct(model=self.model)
+        serving = Serving.model_construct(champion=champion, entry=1, refused=False)
+        return publishing.publish.run(self.config, self.context, serving, self.assignments)
 
     @property
     def commit(self) -> TableCommit:
