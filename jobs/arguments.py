@@ -1,4 +1,4 @@
-"""Dates and run ids as they are given on a command line."""
+"""Dates and run ids of a command line."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ from pipeline.storage import FoundFile
 
 
 def of_ds(config: Config, ds: str) -> Config:
-    """The settings of one date: ``{ds}`` in the locations of the source is replaced by it.
+    """Replace ``{ds}`` in the locations of the source.
 
     Raises:
-        ConfigError: There is a place for a date, and none was given.
+        ConfigError: A location has ``{ds}``, and no date was given.
     """
     path = config.source.path
-    if not any("{ds}" in location for location in ([path] if isinstance(path, str) else path)):
+    locations = [path] if isinstance(path, str) else path
+    if not any("{ds}" in location for location in locations):
         return config
     if ds == UNDATED:
-        raise ConfigError(f"source.path={path} has a place for the date; give --ds YYYY-MM-DD")
-    if isinstance(path, str):
-        dated: str | list[str] = path.replace("{ds}", ds)
-    else:
-        dated = [location.replace("{ds}", ds) for location in path]
+        raise ConfigError(f"source.path={path} contains {{ds}}; give --ds YYYY-MM-DD")
+    replaced = [location.replace("{ds}", ds) for location in locations]
+    dated = replaced[0] if isinstance(path, str) else replaced
     return config.model_copy(update={"source": config.source.model_copy(update={"path": dated})})
 
 
 def checked_ds(ds: str | None) -> str:
-    """A logical date, or the name of runs without one.
+    """The given date, or the ds of runs without one.
 
     Raises:
-        ConfigError: It is no date.
+        ConfigError: It is not a date.
     """
     if ds is None:
         return UNDATED
     try:
-        if datetime.date.fromisoformat(ds).isoformat() != ds:  # 2026-W05-6 is a date as well
+        if datetime.date.fromisoformat(ds).isoformat() != ds:  # 2026-W05-6 is a date too
             raise ValueError
     except ValueError:
         raise ConfigError(f"--ds {ds!r} must be a date such as 2026-01-31") from None
@@ -48,10 +47,10 @@ def checked_ds(ds: str | None) -> str:
 
 
 def checked_run_id(run_id: str | None) -> str | None:
-    """A run id that is safe as a folder name.
+    """The given run id.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is not safe as the name of a folder.
     """
     if run_id is not None and not re.fullmatch(NAME_PATTERN, run_id):
         raise ConfigError(
@@ -64,7 +63,7 @@ def checked_run_id(run_id: str | None) -> str | None:
 def default_run_id(
     config: Config, ds: str, files: Sequence[FoundFile], *, by_schedule: bool = False
 ) -> str:
-    """The same for the same settings and input: running again resumes, new data runs anew."""
+    """Run id derived from settings and input: the same ones resume, new ones start a new run."""
     listing = [[file.url, file.bytes, file.version] for file in files]
     identity = fingerprint_of([config.result_settings(), ds, listing])[:8]
     return f"{ds}-night-{identity}" if by_schedule else f"{ds}-{identity}"

@@ -1,4 +1,4 @@
-"""One attempt at a run: its lease, its folder, and what it leaves however it ends."""
+"""One attempt at a run: its lease, its folder, and orderly cleanup however it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Attempt:
     """One attempt at a run.
 
     Attributes:
-        lost: Who has the lease now, where this attempt lost it; one line.
+        lost: Message that names the new holder, if this attempt lost its lease; else empty.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Attempt:
         *,
         by_schedule: bool,
     ) -> None:
-        # Light work first: what is wrong with config or input shows before Ray starts.
+        # Errors in config or input show before Ray starts.
         from pipeline.input.pinning import list_shards
 
         self.config = config
@@ -72,19 +72,17 @@ class Attempt:
 
     @property
     def stage(self) -> str:
-        """Name of the stage that began last."""
+        """Name of the stage that started last."""
         return self._execution.reached.stage
 
-    # ------------------------------------------------------------------------------- the work
-
     def execute(self, only: str | None, *, in_log: bool = False) -> Artifact:
-        """Run the stages that are not complete; returns the artifact of the last one."""
+        """Run the incomplete stages; returns the artifact of the last stage."""
         from pipeline.distributed.metrics import RunMetrics
         from pipeline.run import run, stages_of
 
         self._check_output()
         self._check_same_run()
-        # As JSON, the log itself is what whoever follows a job reads.
+        # As JSON, the log lines show the progress already.
         lines = in_log and self._screen.how == "plain"
         board = StageLines(self._screen.say) if lines else StageBoard(self._screen.err)
         with board, RunMetrics(self.ds, connect_ray) as metrics:
@@ -110,7 +108,7 @@ class Attempt:
         return result
 
     def _hold(self) -> None:
-        """Be the only one who works on this ds; a complete run is shown without."""
+        """Take the lease of this ds; a complete run needs none."""
         if self._lease is not None:
             self._lease.confirm()
             return
@@ -122,8 +120,8 @@ class Attempt:
             on_wait=self._note,
             on_lost=self._stop,
         )
-        # From here on this run id is ours: another config or ds with the same one is refused,
-        # also where both started at the same time.
+        # Reserves the run id: another config or ds with the same id is refused from here on, even
+        # if both started at the same time.
         identity = {
             "run_id": self.run_id,
             "ds": self.ds,
@@ -136,7 +134,7 @@ class Attempt:
         self._trackers.begin()
 
     def _begin(self) -> None:
-        """Something of this run is there to stay: say with which settings it was made."""
+        """Save the settings, before the first file of this run that stays."""
         config = self.config.to_yaml().encode()
         self.lake.write_bytes(f"{self.context.run_path}/config.yaml", config)
         self._begun = True
@@ -144,19 +142,17 @@ class Attempt:
     def _start_ray(self) -> None:
         try:
             start_ray(self.config, on_wait=self._note)
-        finally:  # Ray has put handlers of its own in place
+        finally:  # Ray has installed signal handlers of its own
             listen(self._stop_asked, self.config.execution.grace_seconds)
 
     def _note(self, line: str) -> None:
-        with contextlib.suppress(ValueError):  # the screen is closed, at the very end
+        with contextlib.suppress(ValueError):  # the screen is closed already
             self._screen.say(f"note: {line}")
 
     def _stop(self, lost: str) -> None:
-        """End this attempt as Ctrl-C would: another one does its work by now."""
+        """Interrupt this attempt: another one has its lease."""
         self.lost = lost
         os.kill(os.getpid(), signal.SIGINT)
-
-    # ----------------------------------------------------------------------------- the checks
 
     def _check_output(self) -> None:
         from pipeline.lake.tables import check_table
@@ -171,7 +167,7 @@ class Attempt:
         check_table(self.config, self.lake)
 
     def _check_same_run(self) -> None:
-        """A run id stands for one ds and one input, and once published for one set of settings."""
+        """Refuse a run id of another ds, input or command, or (once published) other settings."""
         from pipeline.lake.snapshots import published_by
 
         path, another = self.context.run_path, "use another --run-id"
@@ -179,7 +175,7 @@ class Attempt:
             before = self.lake.read_json(f"{path}/run.json")
         except FileNotFoundError:
             return
-        if before["run_id"] != self.run_id:  # a folder whose names are the same in any case
+        if before["run_id"] != self.run_id:  # a file system that ignores case
             raise ConfigError(f"run {self.run_id} is another spelling of run {before['run_id']}")
         if before["ds"] != self.ds:
             raise ConfigError(
@@ -191,10 +187,10 @@ class Attempt:
         try:
             settings = yaml.safe_load(self.lake.read_bytes(f"{path}/config.yaml"))
         except FileNotFoundError:
-            return  # it ended before its first stage was complete
+            return  # no stage was completed
         self._begun = True
         published = self.lake.exists(self.context.stage_path("publish", "done.json"))
-        # Killed right after its commit, it is published as well.
+        # Killed right after its commit, it is published too.
         published = published or published_by(self.lake, self.run_id) is not None
         try:
             different = self.config.differences(settings)
@@ -211,16 +207,14 @@ class Attempt:
                 f"{self.config.source.path}; {another}"
             )
 
-    # -------------------------------------------------------------------------------- the end
-
     def close(self, error: PipelineError | None, result: Artifact | None) -> None:
-        """Leave why it failed, the log and no lease; Ctrl-C skips a step, never those after it."""
+        """Save the error and the log, and release the lease; Ctrl-C skips only the current step."""
         steps: tuple[Callable[[], object], ...] = (
             lambda: self._keep_failure(error),
             lambda: self._trackers.end(error, self.stage, result),
             stop_ray,
             self.keep_log,
-            lambda: signal.setitimer(signal.ITIMER_REAL, 0),  # what follows has limits of its own
+            lambda: signal.setitimer(signal.ITIMER_REAL, 0),  # the rest is limited already
             self._release,
         )
         for step in steps:
@@ -228,32 +222,30 @@ class Attempt:
                 step()
 
     def _keep_failure(self, error: PipelineError | None) -> None:
-        """Leave in the run why this attempt failed, if it had begun and the run is its own."""
+        """Save the error in the run, if this attempt has begun and still has the lease."""
         if error and self._begun and self._lease is not None:
-            # Exit code and log say it too, and the end is no other where this cannot be written.
             with contextlib.suppress(OSError, PipelineError):
                 self._lease.confirm()
                 failure.keep(self.context, self.stage, error, self._log_path)
 
     def _resolve_failure(self) -> None:
-        """Mark what an earlier attempt failed at as resolved."""
+        """Mark the failure of an earlier attempt as resolved."""
         with contextlib.suppress(OSError, PipelineError):
             failure.resolve(self.lake, self.context.run_path, self.stage)
 
     def keep_log(self) -> str | None:
-        """Copy what Ray and the libraries printed into the run; None before the run has begun."""
+        """Copy the log of Ray and the libraries into the run; None before the run has begun."""
         if not self._begun:
             return None
-        # The run has ended: that its log can't be kept is no news beside that.
         with contextlib.suppress(OSError, PipelineError):
             self.lake.write_bytes(self._log_path, self._screen.kept_log())
         return self.lake.locate(self._log_path)
 
     def _release(self) -> None:
-        """Let the next start of this ds begin at once."""
+        """Release the lease, so that the next start of this ds need not wait."""
         if self._lease is None:
             return
-        if self._named and not self._begun:  # nothing is there that the run id could stand for
+        if self._named and not self._begun:  # nothing was saved: the run id is free again
             with contextlib.suppress(OSError, PipelineError):
                 self._lease.confirm()
                 self.lake.delete([f"{self.context.run_path}/run.json"])
@@ -261,7 +253,7 @@ class Attempt:
         self._lease.release()
 
     def served_by(self) -> str | None:
-        """The run that readers of this ds see now."""
+        """Id of the run that readers of this ds see."""
         from pipeline.lake.snapshots import latest_snapshot
 
         latest = latest_snapshot(self.lake)

@@ -1,10 +1,8 @@
-"""``runs/<run_id>/failure.json``: why the last attempt that failed did, for schedulers."""
+"""``runs/<run_id>/failure.json``: the last error of a run, for schedulers."""
 
 from __future__ import annotations
 
 import datetime
-
-from pydantic import ValidationError
 
 import pipeline
 from pipeline.artifacts.records import Record
@@ -16,20 +14,20 @@ NAME = "failure.json"
 
 
 class Failure(Record):
-    """The last attempt of a run that did not end well.
+    """The last failed attempt of a run.
 
     Attributes:
-        run_id: The run.
-        ds: What it was to publish.
-        stage: Which stage was under way.
+        run_id: Id of the run.
+        ds: Logical date of the run.
+        stage: Stage that failed.
         kind: Class of the error, as in the table of exit codes.
-        message: What was printed: what, got, expected, next step.
-        exit_code: Of the process.
+        message: Message that was printed.
+        exit_code: Exit code of the process.
         retryable: Whether the same run id, unchanged, may succeed.
-        at: When, UTC.
-        log: The attempt's log, below the output.
-        version: Of this package.
-        resolved_at: When an attempt got beyond that stage, UTC; None: it is how things stand.
+        at: Time of the failure, UTC.
+        log: Path of the attempt's log, below the output.
+        version: Version of this package.
+        resolved_at: Time at which a later attempt completed that stage, UTC; None: unresolved.
     """
 
     run_id: str
@@ -46,11 +44,7 @@ class Failure(Record):
 
 
 def keep(context: Context, stage: str, error: PipelineError, log: str) -> None:
-    """Write it, in place of an older one.
-
-    Raises:
-        OSError: The storage does not answer.
-    """
+    """Write the failure, in place of an older one."""
     failure = Failure(
         run_id=context.run_id,
         ds=context.ds,
@@ -67,23 +61,20 @@ def keep(context: Context, stage: str, error: PipelineError, log: str) -> None:
 
 
 def resolve(lake: Store, run_path: str, stage: str) -> None:
-    """Mark it as resolved where it is of this stage or one before; runs have no right to delete.
+    """Mark a failure of this stage or an earlier one as resolved; runs need no right to delete.
 
     Args:
         lake: The output folder.
         run_path: The run's folder, below it.
-        stage: The last one that is complete.
-
-    Raises:
-        OSError: The storage does not answer.
+        stage: Last complete stage.
     """
     from pipeline.run import STAGES
 
     path = f"{run_path}/{NAME}"
     try:
         failure = Failure.model_validate(lake.read_json(path))
-    except (FileNotFoundError, ValueError, ValidationError):
-        return  # there is none, or one of another version
+    except (FileNotFoundError, ValueError):
+        return  # none, or of another version
     order = [known.name for known in STAGES]
     reached = failure.stage not in order or order.index(failure.stage) <= order.index(stage)
     if failure.resolved_at is None and reached:

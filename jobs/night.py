@@ -1,4 +1,4 @@
-"""What ``dec run``, ``dec nightly``, ``dec stage`` and a Ray job do: a run from start to end."""
+"""A run from start to end, for ``dec run``, ``dec nightly``, ``dec stage`` and Ray jobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from jobs.session import (
     keep_to_this_machine,
     listen,
     own_screen,
-    wanted_format,
 )
 from pipeline import logs
 from pipeline.artifacts.records import Artifact
@@ -40,24 +39,21 @@ def run_night(
     as_json: bool = False,
     in_log: bool = False,
 ) -> int:
-    """Run the pipeline, show what it does, and turn every way to end into an exit code.
+    """Run the pipeline, show its progress and result, and return the exit code.
 
     Args:
         config_path: The YAML file.
         ds: Logical date, YYYY-MM-DD; None for a run without one.
-        run_id: Name of the run; by default it follows from settings and input.
+        run_id: Id of the run; None: derived from settings and input.
         overrides: ``a.b=value``.
-        only: Complete this stage alone.
-        by_schedule: Fit or not by ``schedule``, and let the gate judge, as ``dec nightly`` does.
+        only: Name of the only stage to complete; None for all.
+        by_schedule: Whether to fit by ``schedule`` and apply the gate, as ``dec nightly`` does.
         as_json: Print the result as JSON instead of tables.
-        in_log: Show progress as lines of a log, instead of bars on a terminal.
-
-    Returns:
-        The exit code.
+        in_log: Show progress as log lines instead of bars.
     """
     listen()
     keep_to_this_machine()
-    with own_screen(wanted_format()) as screen:
+    with own_screen() as screen:
         attempt: Attempt | None = None
         failed: PipelineError | None = None
         result: Artifact | None = None
@@ -82,7 +78,7 @@ def run_night(
 
 
 def _failure(error: BaseException, attempt: Attempt | None, how_to_resume: str) -> PipelineError:
-    """What ended a run, as an error with an exit code."""
+    """The error that ended a run, as one with an exit code."""
     if isinstance(error, (KeyboardInterrupt, SystemExit, Interrupted)):
         lost = attempt.lost if attempt else ""
         return LeaseHeld(lost) if lost else Interrupted(how_to_resume)
@@ -101,7 +97,7 @@ def _show(attempt: Attempt, result: Artifact, screen: Screen, as_json: bool) -> 
         if page := attempt.report():
             print(f"{'report':<12} {page}", file=screen.out)
         if (serves := attempt.served_by()) != attempt.run_id:
-            screen.say(f"note: ds {attempt.ds} is served by run {serves} now")
+            screen.say(f"note: ds {attempt.ds} is now served by run {serves}")
     else:
         print(f"stage {attempt.stage} is complete in run {attempt.run_id}", file=screen.out)
 
@@ -109,11 +105,10 @@ def _show(attempt: Attempt, result: Artifact, screen: Screen, as_json: bool) -> 
 def run_backfill(
     config_path: str, first: str, last: str, overrides: Sequence[str], *, as_json: bool
 ) -> int:
-    """Do the nights of a range of dates, the oldest first, until one fails.
+    """Run the nights of a range of dates, oldest first, until one fails.
 
     Returns:
-        The exit code of the night that failed; that of the gate, where it refused a challenger on
-        one of them; else 0.
+        Exit code of the failed night; 5 if the gate refused a challenger in one of them; else 0.
     """
     start, end = (datetime.date.fromisoformat(checked_ds(ds)) for ds in (first, last))
     if end < start:
@@ -144,7 +139,7 @@ def _how_to_resume(
     words += ["--run-id", attempt.run_id, *(["--ds", ds] if ds else [])]
     for override in overrides:
         words += ["--set", override]
-    return f"interrupted; what is complete is kept. Resume with: {shlex.join(words)}"
+    return f"interrupted; complete work is kept. Resume with: {shlex.join(words)}"
 
 
 def _report(screen: Screen, error: PipelineError, as_json: bool) -> None:
@@ -162,18 +157,14 @@ def exit_code_of(command: Callable[[], int | None], as_json: bool = False) -> in
     """Run a command; an error becomes one message and its exit code."""
     try:
         return command() or 0
-    except PipelineError as error:
-        _report(Screen(how=wanted_format()), error, as_json)
-        return error.exit_code
     except KeyboardInterrupt:
         return Interrupted.exit_code
+    except PipelineError as error:
+        failed = error
     except (PermissionError, NotADirectoryError) as error:  # of a folder, not of an object store
-        where = error.filename2 or error.filename
-        refused = ConfigError(
-            f"{where or 'the output'}: {why(error)}; give a folder that you may read and write"
-        )
-        _report(Screen(how=wanted_format()), refused, as_json)
-        return refused.exit_code
+        where = error.filename2 or error.filename or "the output"
+        failed = ConfigError(f"{where}: {why(error)}; give a folder that you may read and write")
     except Exception as error:
-        _report(Screen(how=wanted_format()), _unexpected(error), as_json)
-        return PipelineError.exit_code
+        failed = _unexpected(error)
+    _report(Screen(), failed, as_json)
+    return failed.exit_code

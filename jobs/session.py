@@ -1,4 +1,4 @@
-"""A Ray session, and a screen that only we write to."""
+"""The Ray session of a command, its terminal, and its signals."""
 
 from __future__ import annotations
 
@@ -26,31 +26,38 @@ log = logging.getLogger(__name__)
 _STOP_SECONDS = 60.0
 
 
+def _log_format() -> str:
+    """Format of log lines by the environment; "plain" where its value is invalid."""
+    with contextlib.suppress(ValueError):
+        return logs.log_format()
+    return "plain"
+
+
 @dataclass
 class Screen:
-    """The terminal, while everything else that is printed goes to a file.
+    """The terminal, while the output of libraries goes to a file.
 
     Attributes:
-        out: What was standard output.
-        err: What was standard error.
-        log: The file that Ray, its workers and every library write to now.
-        how: The format of lines.
+        out: The original standard output.
+        err: The original standard error.
+        log: Path of the file that Ray, its workers and all libraries write to.
+        how: Format of lines.
     """
 
     out: IO[str] = field(default_factory=lambda: sys.stdout)
     err: IO[str] = field(default_factory=lambda: sys.stderr)
     log: str = ""
-    how: str = "plain"
+    how: str = field(default_factory=_log_format)
 
     def say(self, line: str) -> None:
-        """A line for whoever looks."""
+        """Print a line on standard error."""
         if self.how == "json":
             level = "ERROR" if line.startswith("error: ") else "INFO"
             line = logs.json_line(line, level)
-        self.err.write(f"{line}\n")  # at once: other threads write too
+        self.err.write(f"{line}\n")  # one write: other threads write too
 
     def kept_log(self) -> bytes:
-        """What went to the log so far."""
+        """Content of the log so far."""
         sys.stdout.flush()
         sys.stderr.flush()
         with open(self.log, "rb") as file:
@@ -58,24 +65,14 @@ class Screen:
         return logs.as_json_lines(content) if self.how == "json" else content
 
 
-def wanted_format() -> str:
-    """The format of log lines that the environment asks for; "plain" where it asks for nonsense."""
-    with contextlib.suppress(ValueError):
-        return logs.log_format()
-    return "plain"
-
-
 @contextlib.contextmanager
-def own_screen(how: str = "plain") -> Iterator[Screen]:
-    """Keep the terminal for ourselves.
+def own_screen() -> Iterator[Screen]:
+    """Redirect the output of libraries to a file; only the given screen writes to the terminal.
 
-    Redirects the file descriptors themselves: Ray's C++ parts and its child processes write to
-    them without asking Python.
-
-    Args:
-        how: The format of log lines. As "json", our own go to the screen too: all of what a
-            collector reads there is JSON, and none of it is missing.
+    Redirects the file descriptors: Ray's C++ parts and its child processes write to them directly.
+    As JSON, our own log lines go to the terminal too, for log collectors.
     """
+    how = _log_format()
     handle, log = tempfile.mkstemp(prefix="dec-", suffix=".log")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -85,12 +82,12 @@ def own_screen(how: str = "plain") -> Iterator[Screen]:
     os.close(handle)
     out, err = (os.fdopen(os.dup(d), "w", buffering=1, encoding="utf-8") for d in saved)
     handlers = [logs.handler(sys.stderr, how)]
-    if how == "json":  # for whoever collects what the job prints
+    if how == "json":
         handlers.append(logs.handler(err, how))
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # before anything imports Ray
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     try:
-        yield Screen(out, err, log, how)
+        yield Screen(out, err, log)
     finally:
         for handler in handlers[1:]:
             logging.getLogger().removeHandler(handler)
@@ -106,17 +103,16 @@ def own_screen(how: str = "plain") -> Iterator[Screen]:
 
 
 def keep_to_this_machine() -> None:
-    """Let a Ray that this process starts listen to this machine alone, not to its network.
+    """Make a Ray that this process starts listen on localhost only; call before Ray is imported.
 
-    Ray runs the code of whoever reaches it. It knows this mode for laptops, and looks for it when
-    it is imported; a cluster that RAY_ADDRESS names is none of our making.
+    Ray runs code for everybody who can connect to it.
     """
     if not os.environ.get("RAY_ADDRESS"):
         listen_locally()
 
 
 def configured(config_path: str, overrides: Sequence[str]) -> Config:
-    """Load a config, and talk to the object store as it says from now on."""
+    """Load a config, and apply its settings of the object store to this process."""
     from pipeline.storage import s3
 
     try:
@@ -129,22 +125,22 @@ def configured(config_path: str, overrides: Sequence[str]) -> Config:
 
 
 def login() -> str:
-    """Who works here, for a log."""
+    """Name of the user, for logs."""
     try:
         return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a user that no password file knows, as in containers
-        return "somebody without a login"
+    except (OSError, KeyError, ImportError):  # in a container, a user may have no name
+        return "unknown"
 
 
 def start_ray(config: Config, on_wait: Callable[[str], None]) -> None:
-    """Have a Ray that holds what the config asks for.
+    """Connect to Ray, and wait until it has the resources of the config.
 
     Args:
-        config: What it must hold, and where input and output are.
-        on_wait: Told in one line that nodes are awaited.
+        config: The settings.
+        on_wait: Receives a message while this waits for nodes.
 
     Raises:
-        ConfigError: It can never hold what the config asks for, or its nodes do not share folders.
+        ConfigError: The cluster can never have these resources, or its nodes do not share folders.
         TransientError: It can't be reached.
     """
     import ray
@@ -157,7 +153,7 @@ def start_ray(config: Config, on_wait: Callable[[str], None]) -> None:
         connect_ray()
         path = config.source.path
         try:
-            share_out(config.execution, on_wait)  # later it goes on with fewer, if nodes are lost
+            share_out(config.execution, on_wait)  # later, fewer are enough
             check_shared([config.output, *([path] if isinstance(path, str) else path)])
         except ray.exceptions.RayError as error:
             raise TransientError(
@@ -166,7 +162,7 @@ def start_ray(config: Config, on_wait: Callable[[str], None]) -> None:
 
 
 def connect_ray() -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine.
+    """Connect to the cluster at RAY_ADDRESS, or start one on this machine.
 
     Raises:
         TransientError: It can't be reached.
@@ -181,10 +177,10 @@ def connect_ray() -> None:
         try:
             if address:
                 _require_listener(address)
-                # Its nodes know nothing of this process's environment. Where the object store is,
-                # they are told; credentials they must have, for Ray shows this to everybody.
-                told = s3.settings_for_workers()
-                environment = {"env_vars": told} if told else None
+                # Its nodes do not have this process's environment. They get the object store's
+                # address, but no credentials: Ray shows these variables to everybody.
+                variables = s3.settings_for_workers()
+                environment = {"env_vars": variables} if variables else None
                 ray.init(address=address, log_to_driver=True, runtime_env=environment)
             else:
                 ray.init(address="local", include_dashboard=False, log_to_driver=True)
@@ -196,7 +192,7 @@ def connect_ray() -> None:
 
 
 def _require_listener(address: str) -> None:
-    """Raise an OSError at once where Ray would try for minutes and then end the process."""
+    """Raise an OSError at once if nothing listens: Ray would retry for minutes, and then exit."""
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if separator and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
@@ -205,8 +201,7 @@ def _require_listener(address: str) -> None:
 def stop_ray() -> None:
     """End the session, and the cluster if this process started it; gives up after a minute.
 
-    Ray joins threads that wait for answers of its own processes, and has no limit for that. What it
-    started ends with this process at the latest.
+    Ray's shutdown joins its threads without a limit. Processes that it leaves end with this one.
     """
     ray = sys.modules.get("ray")
     if ray is not None and not ends_within(_STOP_SECONDS, ray.shutdown):
@@ -214,10 +209,10 @@ def stop_ray() -> None:
 
 
 def listen(stop: Stop | None = None, grace_seconds: int = 0) -> None:
-    """Let Ctrl-C and a scheduler's SIGTERM end the run in the same orderly way.
+    """Turn Ctrl-C and a scheduler's SIGTERM into a KeyboardInterrupt.
 
-    Ctrl-C does at once. After SIGTERM, work that heeds ``stop`` has ``grace_seconds`` to end by
-    itself; a second signal interrupts it, as it does all other work.
+    Work that heeds ``stop`` has ``grace_seconds`` after SIGTERM to end by itself; a second signal
+    interrupts it.
     """
 
     def interrupt(*_: object) -> None:

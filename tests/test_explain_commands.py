@@ -286,7 +286,9 @@ def test_an_input_that_has_changed(tmp_path: Path) -> None:
     assert "changed since" in found["why_no_features"]
     assert found["evidence"] == []
     (tmp_path / "in" / "0.parquet").unlink()
-    assert "From the assignments alone" in shown(run, "locate", "--key", "1001")
+    assert "No evidence, because the raw row could not be read: " in shown(
+        run, "locate", "--key", "1001"
+    )
 
 
 def test_rows_without_keys_of_their_own(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``dec gc``: remove what retention does not keep, and say what it was."""
+"""``dec gc``: remove what retention does not keep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.storage import Store
 def collect_garbage(
     config_path: str, overrides: Sequence[str], *, dry_run: bool, as_json: bool
 ) -> None:
-    """Remove it, or with ``dry_run`` only say what would go."""
+    """Remove it and list it; with ``dry_run``, only list it."""
     config = configured(config_path, overrides)
     lake = Store(config.output)
     done = collect(

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jobs.session import configured
-from jobs.tables import table
+from jobs.tables import facts_table, table
 from pipeline.operations.difference import Difference, Flow, Moved, Transition, difference
 from pipeline.storage import Store
 
-# What a person reads; all of it is in the JSON.
+# Rows of each table; the JSON has all.
 _LISTED = 10
 
 
@@ -50,7 +49,7 @@ def show_difference(
 
 def _figures(found: Difference) -> Table:
     before, after = found.before, found.after
-    shown = Table(box=box.SIMPLE, show_header=False)
+    shown = facts_table()
     shown.add_row("nights", f"{before.ds} → {after.ds}")
     shown.add_row("runs", f"{before.run_id} → {after.run_id}")
     same = before.model_id == after.model_id

@@ -1,8 +1,7 @@
-"""``dec forget``: remove rows by key, and say what is left of them where."""
+"""``dec forget``: remove rows by key, and list the snapshots that still have them."""
 
 from __future__ import annotations
 
-import getpass
 import json
 import socket
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from jobs.session import configured
+from jobs.session import configured, login
 from jobs.tables import table
 from pipeline.errors import ConfigError, InputError
 from pipeline.lake.snapshots import snapshot_files
@@ -30,24 +29,24 @@ NOTES = (
 def forget_rows(
     config_path: str, overrides: Sequence[str], keys_path: str, *, dry_run: bool, as_json: bool
 ) -> None:
-    """Remove them, or with ``dry_run`` only say what would go."""
+    """Remove the rows; with ``dry_run``, only show what would be removed."""
     config = configured(config_path, overrides)
     if not config.source.keys:
         raise ConfigError(
-            "source.keys is empty: rows are known by shard and row number, which name no person's "
-            "row; set source.keys, run a night with it, and forget by those keys"
+            "source.keys is empty: shard and row number identify rows, but no person's row; set "
+            "source.keys, run a night with it, and forget by those keys"
         )
     lake = Store(config.output)
     done = forget(
         lake,
         read_keys(keys_path, config.source.keys),
-        who=_who(),
+        who=f"{login()}@{socket.gethostname()}",
         dry_run=dry_run,
         table=open_table(config, lake),
         on_wait=lambda line: print(f"note: {line}", file=sys.stderr),
     )
     if not done.counts and not done.receipts and not snapshot_files(lake) and not lake.walk("runs"):
-        # Whoever mistyped the output must not believe that the rows are gone.
+        # A mistyped output must not look as if the rows were gone.
         raise InputError(f"{lake.url} has no runs, so nothing to forget; check output")
     _make_reports_again(lake, done)
     if as_json:
@@ -57,7 +56,7 @@ def forget_rows(
     if done.counts:
         console.print(_counts(done, dry_run))
     else:
-        console.print("nothing that is read from now on holds a row with one of these keys")
+        console.print("no current file has a row with one of these keys")
     for receipt in done.receipts:
         if receipt.snapshot is not None:
             console.print(f"published as snapshot {receipt.snapshot}")
@@ -71,7 +70,7 @@ def forget_rows(
 
 
 def _make_reports_again(lake: Store, done: Forgotten) -> None:
-    """The pages that went, without the rows."""
+    """Recreate deleted reports, without the rows."""
     pages = (PAGE.fullmatch(file.old) for receipt in done.receipts for file in receipt.files)
     runs = sorted({page[1] for page in pages if page})
     if not runs:
@@ -81,20 +80,12 @@ def _make_reports_again(lake: Store, done: Forgotten) -> None:
     for run in runs:
         try:
             make(lake, run)
-        except Exception as error:  # the rows are gone, and that is what was asked for
+        except Exception as error:  # the rows are removed all the same
             print(
-                f"note: the report of run {run} held some of the rows and is gone; it could not "
-                f"be made again: {why(error)}",
+                f"note: the report of run {run} had some of the rows and was deleted; it could "
+                f"not be recreated: {why(error)}",
                 file=sys.stderr,
             )
-
-
-def _who() -> str:
-    try:
-        login = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        login = "unknown"
-    return f"{login}@{socket.gethostname()}"
 
 
 def _counts(done: Forgotten, dry_run: bool) -> Table:

@@ -16,7 +16,6 @@ from jobs.session import (
     own_screen,
     start_ray,
     stop_ray,
-    wanted_format,
 )
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.nights import Champion, Identity, NightDecision
@@ -82,7 +81,7 @@ def _matched_anew(
     today = {name: getattr(config, name) for name in ("execution", "matching", "assign")}
     settings = settings_of(lake, challenger.model).model_copy(update=today)
     sample = challenger.reference.sample
-    with own_screen(wanted_format()) as screen:
+    with own_screen() as screen:
         screen.say("note: the champion has changed since that run; its clusters are matched again")
         try:
             start_ray(config, on_wait=lambda line: screen.say(f"note: {line}"))

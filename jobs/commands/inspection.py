@@ -1,4 +1,4 @@
-"""``dec plan`` and ``dec check``: look at config and input without starting Ray."""
+"""``dec plan`` and ``dec check``: inspect config and input without starting Ray."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from jobs.arguments import checked_ds, of_ds
 from jobs.commands.bill import notes_on, notes_on_measuring, print_comparison, print_estimate
 from jobs.session import configured
+from jobs.tables import facts_table
 from pipeline.artifacts.inputs import FeatureColumn, QuarantinedShard
 from pipeline.artifacts.nights import Action
 from pipeline.artifacts.records import Record, StoredFile
@@ -55,14 +54,11 @@ _UNWRITTEN = StoredFile(path="unwritten", sha256="", bytes=0)
 
 
 class PlannedNight(Record):
-    """What a night would do; see ``NightDecision``.
+    """Planned action of a night, and its reason; see ``NightDecision``.
 
     Attributes:
-        ds: Logical date.
-        action: What the night would do.
-        why: The reason.
-        labelled: Approximate share of the rows that would be labelled: those of shards that the
-            night before did not have, or not as they are. The others are carried over.
+        labelled: Approximate share of the rows that would be labelled, because their shards are new
+            or changed since the last night. The others are carried over.
     """
 
     ds: str
@@ -75,24 +71,21 @@ class Plan(Record):
     """What a run would do, and its estimated cost.
 
     Attributes:
-        config: Resolved settings.
         shards: Number of Parquet files, without the quarantined ones.
-        rows: Rows in them.
-        bytes: Size of the files.
         wanted_bytes: Size of the columns that are read.
         row_groups: Number of row groups with rows.
-        slices: Units of work of the assign stage.
+        slices: Number of units of work of the assign stage.
         features: Feature columns, globs resolved.
         row_bytes: Size of a raw row in memory.
-        fit_rows: Rows that training reads.
+        fit_rows: Number of rows that training reads.
         cached: Whether a worker's share of them fits execution.cache_mib; else passes stream.
         worker_mib: Estimated memory of a training worker; 0 where nothing is trained.
         quarantined: Bad shards that the run would leave out.
         estimate: Estimated cost, at most.
-        typical: The same with as many passes of refinement as the last published run made.
-        last_run: Id of that run; None where there is none.
-        measured: Rates measured by ``--measure``; None without it.
-        night: What a night would do; None for a run without a schedule.
+        typical: Estimated cost with as many refinement passes as the last published run made.
+        last_run: Id of that run.
+        measured: Rates measured by ``--measure``.
+        night: Planned action of the night; None for a run without a schedule.
     """
 
     config: Config
@@ -132,9 +125,7 @@ def show_plan(
         return
     console = Console(soft_wrap=True)
     console.print(config.to_yaml(), end="", highlight=False, markup=False)
-    table = Table(box=box.SIMPLE, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
+    table = facts_table()
     columns = ", ".join(
         f.name + (f"[{f.width}]" if f.vector else "") + (f" ({f.type})" if f.type else "")
         for f in plan.features

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +16,7 @@ from rich.text import Text
 from jobs.arguments import checked_run_id
 from jobs.commands.explain import with_times
 from jobs.session import configured
+from jobs.tables import facts_table, table
 from pipeline.clustering.surrogate import point_in_time
 from pipeline.errors import ConfigError, InputError
 from pipeline.insight.explained_runs import ExplainedRun, explained_run, key_text
@@ -46,15 +46,15 @@ _SHOWN = (
 
 @dataclasses.dataclass(frozen=True)
 class _Located:
-    """One row, and what can be said of it.
+    """One row and the evidence for its cluster.
 
     Attributes:
-        keys: By column.
-        row: Its assignment.
-        evidence: By feature, the heaviest first.
-        near: Exemplars that are like it.
-        why_none_near: In words, where there are none.
-        why_no_features: In words, where the raw row could not be read.
+        keys: Values of the key by column.
+        row: Columns of its assignment.
+        evidence: Evidence by feature, the strongest first.
+        near: Similar exemplars.
+        why_none_near: Reason why there are none.
+        why_no_features: Reason why the raw row could not be read.
     """
 
     keys: dict[str, Any]
@@ -68,7 +68,7 @@ class _Located:
 def locate(
     config_path: str, overrides: Sequence[str], run_id: str, keys: Sequence[str], *, as_json: bool
 ) -> None:
-    """Find the rows that have a key in a run, and say why they are where they are."""
+    """Find the rows of a run that have a key, and show the evidence for their clusters."""
     if not keys:
         raise ConfigError("--key is missing; give column=value of each key column")
     lake = Store(configured(config_path, overrides).output)
@@ -79,7 +79,7 @@ def locate(
     if not len(found.table):
         raise InputError(
             f"run {run_id} has no row with key {' '.join(keys)}; its key columns are "
-            f"{', '.join(schema.names)}, and values must be exactly theirs"
+            f"{', '.join(schema.names)}, and values must match exactly"
         )
     run = explained_run(lake, run_id)
     texts = keys_as_json(found.table.select(schema.names))
@@ -93,8 +93,8 @@ def locate(
         times = run.timestamps
         shown = [dataclasses.asdict(one) for one in located]
         for one, row in zip(located, shown, strict=True):
-            for feature, told in zip(row["evidence"], one.evidence, strict=True):
-                feature["weight"] = told.weight
+            for feature, found_evidence in zip(row["evidence"], one.evidence, strict=True):
+                feature["weight"] = found_evidence.weight
             names = ("value", "mean", "other_mean")
             row["evidence"] = [with_times(f, times, *names) for f in row["evidence"]]
             row["name"] = run.names.get(one.row["cluster_id"])
@@ -105,26 +105,24 @@ def locate(
     for one in located:
         _show(run, one, console)
     if found.more:
-        console.print(f"more than {MOST_ROWS} rows have that key; these are the first")
+        console.print(f"more than {MOST_ROWS} rows have this key; these are the first")
 
 
 def _located(
     run: ExplainedRun, keys: dict[str, Any], row: dict[str, Any], x_F: NDArray[np.float64] | str
 ) -> _Located:
-    # An outlier is in no cluster: nothing speaks for it against the runner-up.
+    # An outlier has no cluster to compare with the runner-up.
     pair = [i for i in (row["cluster_id"], row["cluster_id_2"]) if i in run.clusters]
     if isinstance(x_F, str):
-        return _Located(keys, row, [], [], "the row itself cannot be looked at", x_F)
-    told = evidence(run, run.profile(pair), x_F, *pair) if len(pair) == 2 else []
+        return _Located(keys, row, [], [], "the raw row could not be read", x_F)
+    weighed = evidence(run, run.profile(pair), x_F, *pair) if len(pair) == 2 else []
     near = nearest_exemplars(run, x_F, pair, _NEAREST)
-    return _Located(keys, row, told, near, "" if near else why_none_near(run, pair), "")
+    return _Located(keys, row, weighed, near, "" if near else why_none_near(run, pair), "")
 
 
 def _show(run: ExplainedRun, one: _Located, console: Console) -> None:
     row = one.row
-    facts = Table(box=box.SIMPLE, show_header=False)
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column()
+    facts = facts_table()
     where = "none: an outlier" if row["is_outlier"] else run.named(row["cluster_id"])
     for name, value in (
         ("key", key_text(one.keys)),
@@ -137,8 +135,7 @@ def _show(run: ExplainedRun, one: _Located, console: Console) -> None:
     console.print(facts)
     if one.why_no_features:
         console.print(
-            "From the assignments alone, for the row itself cannot be looked at: "
-            f"{one.why_no_features}",
+            f"No evidence, because the raw row could not be read: {one.why_no_features}",
             markup=False,
         )
     if one.evidence:
@@ -151,17 +148,13 @@ def _show(run: ExplainedRun, one: _Located, console: Console) -> None:
 
 def _evidence(run: ExplainedRun, one: _Located) -> Table:
     mine, other = one.row["cluster_id"], one.row["cluster_id_2"]
-    table = Table(box=box.SIMPLE)
-    table.add_column("feature")
-    table.add_column("value", justify="right", no_wrap=True)
-    for cluster in (mine, other):
-        table.add_column(f"mean in {cluster}", justify="right", no_wrap=True)
-        table.add_column("std away", justify="right", no_wrap=True)
-    table.add_column("speaks for", justify="right", no_wrap=True)
+    means = [name for i in (mine, other) for name in (f"mean in {i}", "std away")]
+    numbers = ("value", *means, "speaks for")
+    listed = table("feature", *numbers, numbers=numbers)
     times = run.timestamps
     for feature in one.evidence[:_LISTED_FEATURES]:
         shown = point_in_time if feature.feature in times else "{:.4g}".format
-        table.add_row(
+        listed.add_row(
             Text(feature.feature),
             shown(feature.value),
             shown(feature.mean),
@@ -170,20 +163,12 @@ def _evidence(run: ExplainedRun, one: _Located) -> Table:
             f"{feature.other_away:.1f}",
             str(mine if feature.weight >= 0 else other),
         )
-    return table
+    return listed
 
 
 def _near(run: ExplainedRun, near: Sequence[Near]) -> Table:
-    table = Table(box=box.SIMPLE)
-    table.add_column("nearest exemplars")
-    table.add_column("cluster")
-    table.add_column("kind", no_wrap=True)
-    table.add_column("distance", justify="right", no_wrap=True)
+    listed = table("nearest exemplars", "cluster", "kind", "distance", numbers=("distance",))
     for one in near:
-        table.add_row(
-            Text(key_text(one.keys)),
-            Text(run.named(one.cluster_id)),
-            one.kind,
-            f"{one.distance:.4g}",
-        )
-    return table
+        key, cluster = Text(key_text(one.keys)), Text(run.named(one.cluster_id))
+        listed.add_row(key, cluster, one.kind, f"{one.distance:.4g}")
+    return listed

@@ -21,7 +21,6 @@ from jobs.session import (
     own_screen,
     start_ray,
     stop_ray,
-    wanted_format,
 )
 from pipeline import logs
 from pipeline.artifacts.inputs import Manifest, Sample
@@ -70,7 +69,7 @@ def tune_config(
     given = configured(config_path, overrides)
     tuner = _Tuner(given, of_ds(given, checked_ds(request.ds)), request)
     listen()
-    with own_screen(wanted_format()) as screen:
+    with own_screen() as screen:
         tuner.screen = screen
         try:
             result = tuner.result()
@@ -130,8 +129,8 @@ class _Tuner:
         known = self.folder.study()
         if known is not None and known.fingerprint != self._fingerprint:
             raise ConfigError(
-                f"tuning {self.id} has other settings, input, --clusters or --rows; its trials say "
-                "nothing about these. Use another --run-id"
+                f"tuning {self.id} has other settings, input, --clusters or --rows; its trials do "
+                "not apply to these. Use another --run-id"
             )
         held = lease.take(
             self.lake,

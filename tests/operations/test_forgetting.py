@@ -733,7 +733,7 @@ def test_the_command_needs_keys(lake: Store, dec: Dec, tmp_path: Path) -> None:
     config = settings_of(tmp_path, lake.url, keys=())
     refused = dec("forget", config, "--keys", "keys.csv")
     assert refused.code == 2
-    assert refused.err.startswith("error: source.keys is empty: rows are known by shard and row")
+    assert refused.err.startswith("error: source.keys is empty: shard and row number identify")
 
 
 def test_on_s3(s3_env: dict[str, str]) -> None:
