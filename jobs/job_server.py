@@ -1,4 +1,4 @@
-"""The job server of a Ray cluster: on its dashboard, reached over HTTP, at times away."""
+"""Client of the job server on a Ray cluster's dashboard; survives its outages."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 2
 _CONNECT_SECONDS = 10
-_ANSWER_SECONDS = 120  # an upload of 64 MiB and its storing are one request
-_AWAY_SECONDS = 300  # a head that comes back on another node takes minutes
-# A job server looks after a job until a second after its end, by its id: a new job of the same id
-# would be taken for the old one, and ended.
+_ANSWER_SECONDS = 120  # one request uploads and stores up to 64 MiB
+_AWAY_SECONDS = 300  # a head that restarts on another node takes minutes
+# A job server monitors a job by its id until a second after its end; it would take a new job of
+# the same id for the old one, and end it.
 _SETTLE_SECONDS = 5
 _LAST_LINES_SECONDS = 15
 
@@ -38,15 +38,15 @@ class JobServer:
         address: URL of its dashboard; None takes it from the environment.
 
     Raises:
-        ConfigError: There is no address, or it is none of a Ray dashboard, or Ray's client is not
-            installed, or its token is refused.
+        ConfigError: There is no address, it is not that of a Ray dashboard, Ray's client is not
+            installed, or the token is refused.
         TransientError: It can't be reached.
     """
 
     def __init__(self, address: str | None) -> None:
         url = _checked_address(address)
-        self.address = re.sub(r"//[^/@]*@", "//", url)  # for everybody to see
-        # Ray would let its environment win over what was asked for, RAY_ADDRESS too.
+        self.address = re.sub(r"//[^/@]*@", "//", url)  # without a password
+        # Ray prefers its environment, also RAY_ADDRESS, to the given address.
         os.environ["RAY_API_SERVER_ADDRESS"] = url
         with self._answers():
             self._client = _client_of(url)
@@ -58,15 +58,15 @@ class JobServer:
         runtime_env: dict[str, Any],
         metadata: dict[str, str],
     ) -> int:
-        """Submit a job, in the place of an earlier one of this id that has ended.
+        """Submit a job, replacing an earlier one of this id that has ended.
 
         Returns:
-            Characters that the log of this id already has: the earlier jobs'.
+            Length of the log of earlier jobs of this id, in characters.
 
         Raises:
-            LeaseHeld: A job of this id is at work, or somebody else was faster.
+            LeaseHeld: A job of this id is running, or was submitted at the same time.
         """
-        token = uuid.uuid4().hex  # tells our submission from another's, if its answer is lost
+        token = uuid.uuid4().hex  # identifies our submission if its answer is lost
         log_start = 0
         before = self._info(submission_id)
         if before is not None:
@@ -102,25 +102,25 @@ class JobServer:
                 time.sleep(_POLL_SECONDS)
 
     def _make_way(self, submission_id: str) -> int:
-        """Take a job that has ended out of the list; its log stays."""
+        """Delete a job that has ended; returns the length of its log, which stays."""
         time.sleep(_SETTLE_SECONDS)
         length = 0
-        with contextlib.suppress(_Refused), self._answers():  # the node that it was on may be gone
+        with contextlib.suppress(_Refused), self._answers():  # its node may be gone
             length = len(self._client.get_job_logs(submission_id))
-        with contextlib.suppress(_Refused), self._answers():  # somebody else may be faster
+        with contextlib.suppress(_Refused), self._answers():  # deleted meanwhile
             self._client.delete_job(submission_id)
         return length
 
     def wait(self, submission_id: str, log: IO[str] | None, log_start: int) -> JobDetails:
-        """Wait for a job's end; a dashboard may be away for some minutes.
+        """Wait for the end of a job; the dashboard may be unreachable for some minutes.
 
         Args:
-            submission_id: The job's.
-            log: Where its log goes.
-            log_start: Characters of the log that are of earlier jobs.
+            submission_id: Id of the job.
+            log: Stream for its log; None: the log is not read.
+            log_start: Length of the log of earlier jobs, in characters.
 
         Raises:
-            TransientError: The cluster has gone, or knows the job no more.
+            TransientError: The cluster is gone, or no longer knows the job.
         """
         tail = _Tail(self._client, submission_id, log, log_start) if log else None
         if tail:
@@ -147,9 +147,8 @@ class JobServer:
                 answered = time.monotonic()
                 if info is None:
                     raise TransientError(
-                        f"the cluster at {self.address} knows {submission_id} no more: its head "
-                        "was started anew, or somebody deleted the job. Submit again: the run goes "
-                        "on where it stopped"
+                        f"the cluster at {self.address} no longer knows {submission_id}: its head "
+                        "was restarted, or the job was deleted. Submit again to resume the run"
                     )
                 if info.status.is_terminal():
                     return info
@@ -166,7 +165,7 @@ class JobServer:
 
     @contextlib.contextmanager
     def _answers(self) -> Iterator[None]:
-        """Turn every way in which a cluster does not answer into one line."""
+        """Turn errors of Ray's client into ours."""
         import requests
         from ray.exceptions import AuthenticationError
 
@@ -181,24 +180,19 @@ class JobServer:
             ) from None
         except (requests.exceptions.JSONDecodeError, requests.exceptions.HTTPError, KeyError):
             raise ConfigError(
-                f"{self.address} answers, but not as Ray's dashboard does; its port is 8265 unless "
-                "somebody chose another"
+                f"{self.address} answers, but is not a Ray dashboard; its default port is 8265"
             ) from None
         except (requests.RequestException, OSError) as error:
             raise TransientError(
                 f"the cluster at {self.address} cannot be reached: {first_line(error)}; check the "
                 "address, and that its dashboard runs"
             ) from None
-        except RuntimeError as error:  # Ray's, for every other status
+        except RuntimeError as error:  # for every other status
             raise _refusal(self.address, error) from None
 
 
 class _Refused(TransientError):
-    """The job server answers with an error.
-
-    Attributes:
-        status: Of HTTP.
-    """
+    """The job server answered with an error; its HTTP status is ``status``."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -206,16 +200,18 @@ class _Refused(TransientError):
 
 
 def _refusal(address: str, error: RuntimeError) -> PipelineError:
-    """What an error of Ray's client means, which has the HTTP status in its text."""
+    """Our error for one of Ray's client, which has the HTTP status only in its text."""
     text = str(error).strip()
     found = re.search(r"status code (\d+)", text)
-    if found is None:  # of its look at the version: too old, or no Ray
+    if found is None:  # of the check of its version: too old, or not Ray
         return ConfigError(
-            f"{address} is no dashboard of a Ray that jobs can be submitted to: {first_line(text)}"
+            f"{address} is not a Ray dashboard that accepts jobs: {first_line(text)}"
         )
     status = int(found.group(1))
-    last = text.splitlines()[-1].strip()  # of a traceback, what went wrong
-    if status in (502, 503, 504) or "No available agent" in text:  # a proxy, or a young head
+    last = text.splitlines()[-1].strip()  # the error below a traceback
+    if (
+        status in (502, 503, 504) or "No available agent" in text
+    ):  # a proxy, or a head that is starting
         return TransientError(f"the head of the cluster at {address} is not ready: {last}")
     return _Refused(f"the cluster at {address} refuses: {last}", status)
 
@@ -223,8 +219,8 @@ def _refusal(address: str, error: RuntimeError) -> PipelineError:
 def _at_work(submission_id: str, info: JobDetails) -> LeaseHeld:
     return LeaseHeld(
         f"{submission_id} is on this cluster already, {info.status.value}; wait for it "
-        f"(ray job logs --follow {submission_id}), stop it (ray job stop {submission_id}), or give "
-        "another pipeline another --name"
+        f"(ray job logs --follow {submission_id}), stop it (ray job stop {submission_id}), or use "
+        "another --name for another pipeline"
     )
 
 
@@ -237,7 +233,7 @@ def _checked_address(address: str | None) -> str:
     parts = urlsplit(given)
     try:
         right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         right = False
     if not right:
         raise ConfigError(
@@ -251,14 +247,14 @@ def _client_of(address: str) -> JobSubmissionClient:
         from ray.job_submission import JobSubmissionClient
 
         class Client(JobSubmissionClient):
-            """Ray's, which would wait for an answer for ever."""
+            """Ray's client, with limits on the time of a request."""
 
             def _do_request(self, *given: Any, **options: Any) -> Any:
                 limits = (_CONNECT_SECONDS, _ANSWER_SECONDS)
                 return super()._do_request(*given, **options, timeout=limits)
 
         for handler in logging.getLogger("ray").handlers:
-            handler.setLevel(logging.WARNING)  # what it uploads, and when it disconnects
+            handler.setLevel(logging.WARNING)  # hide its messages on uploads
         headers = json.loads(os.environ.get("RAY_JOB_HEADERS") or "{}")
         return Client(address, headers=headers)
     except ImportError as error:
@@ -276,7 +272,7 @@ def _client_of(address: str) -> JobSubmissionClient:
 
 
 class _Tail(threading.Thread):
-    """Shows a job's log as it grows, whatever becomes of the connection."""
+    """Prints a job's log as it grows; reconnects when the connection is lost."""
 
     def __init__(
         self, client: JobSubmissionClient, submission_id: str, out: IO[str], start: int
@@ -287,7 +283,7 @@ class _Tail(threading.Thread):
         self._ended = threading.Event()
 
     def run(self) -> None:
-        """Connect again until the job has ended and its log was shown to the end."""
+        """Reconnect until the job has ended and its whole log is printed."""
         import aiohttp
 
         whole = False
@@ -310,16 +306,16 @@ class _Tail(threading.Thread):
             print(fresh, end="", file=self._out, flush=True)
 
     def leave(self) -> None:
-        """Show nothing more."""
+        """Print nothing more."""
         self._shown = sys.maxsize
 
     def finish(self) -> None:
-        """The job has ended: wait for the last lines."""
+        """Wait for the last lines, after the job has ended."""
         self._ended.set()
         self.join(_LAST_LINES_SECONDS)
 
 
 def first_line(error: object) -> str:
-    """What an error says first, without the sentence's end."""
+    """First line of an error, without its final punctuation."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".:") if lines else ""

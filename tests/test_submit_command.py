@@ -78,7 +78,9 @@ def test_too_large_names_the_largest(
     monkeypatch.setattr(staging, "LARGEST_MIB", 1)
     code = tree(tmp_path / "code", "small.py", "large.bin")
     (code / "large.bin").write_bytes(bytes(2 * 2**20))
-    with pytest.raises(ConfigError, match=r"2 MiB to send, more than 1;.*: large\.bin \(2\.0 MiB"):
+    with pytest.raises(
+        ConfigError, match=r"2 MiB to upload, more than 1;.*: large\.bin \(2\.0 MiB"
+    ):
         staging.stage(config, staged, working_dir=str(code), package=False)
 
 
@@ -86,7 +88,7 @@ def test_too_large_names_the_largest(
     ("names", "message"),
     [
         (("jobs/__init__.py",), r"has a folder jobs/, which would hide that of dec-pipeline"),
-        ((), r"is no folder; give the one of your code"),
+        ((), r"is not a folder; give the folder of your code"),
     ],
 )
 def test_wrong_working_dirs(
@@ -106,7 +108,7 @@ def test_no_secret_travels(
     (code / "mine.py").write_text("path = '/home/somebody/.aws/credentials'\n")
     staging.stage(config, staged, working_dir=str(code), package=False)
     (code / "mine.py").write_text("key = 'planted-0f1e2d3c'\n")
-    with pytest.raises(ConfigError, match=r"mine\.py holds the value of AWS_SECRET_ACCESS_KEY"):
+    with pytest.raises(ConfigError, match=r"mine\.py contains the value of AWS_SECRET_ACCESS_KEY"):
         staging.stage(config, staged, working_dir=str(code), package=False)
 
 
@@ -146,7 +148,7 @@ def test_a_night_has_one_id(submission: Submission, name: str) -> None:
 
 @pytest.fixture
 def something_else() -> Iterator[str]:
-    """A web server that is no dashboard of Ray."""
+    """A web server that is not a Ray dashboard."""
     handler = type(
         "Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}
     )
@@ -174,8 +176,12 @@ def something_else() -> Iterator[str]:
             "track.tensorboard=b ",
         ),
         (("--address", NOBODY, "--set", "source.path=[s3://b/x, y]"), 2, "source.path=y is "),
-        (("--address", NOBODY, "--working-dir", "/nowhere"), 2, "--working-dir /nowhere is no "),
-        (("--address", NOBODY, "--run-id", "planted-0f1e2d"), 2, "the command holds the value of "),
+        (("--address", NOBODY, "--working-dir", "/nowhere"), 2, "--working-dir /nowhere is not a "),
+        (
+            ("--address", NOBODY, "--run-id", "planted-0f1e2d"),
+            2,
+            "the command contains the value of ",
+        ),
     ],
 )
 def test_wrong_on_the_laptop(

@@ -1,4 +1,4 @@
-"""What travels to the cluster with a job: a small folder, and versions of packages."""
+"""What is uploaded with a job: a small folder, and versions of packages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.credentials import secrets_of
 from pipeline.distributed.private_ray import ignored_by_rayignore
 from pipeline.errors import ConfigError
 
-# Code is small. What is larger is data, which belongs where every node can read it.
+# Code is small; data belongs on storage that all nodes can read.
 LARGEST_MIB = 64
 _LISTED_FILES = 5
 
-# Besides what .gitignore and .rayignore name.
+# In addition to .gitignore and .rayignore.
 _EXCLUDED = (
     # version control, editors, environments, caches, builds
     *(".git", ".hg", ".svn", ".idea", ".vscode", ".venv", "venv", ".tox", ".nox", "node_modules"),
@@ -29,38 +29,29 @@ _EXCLUDED = (
     *("tests", "*.parquet", "*.arrow", "*.feather", "*.orc", "*.npy", "*.npz", "*.h5", "*.hdf5"),
     *("*.safetensors", "*.pt", "*.pth", "*.onnx", "*.pkl", "*.db", "*.sqlite", "*.sqlite3"),
     *("*.zip", "*.tar", "*.gz", "*.zst", "*.whl", "*.log", "wandb", "mlruns"),
-    # where credentials are kept
-    *(
-        ".env",
-        ".env.*",
-        ".aws",
-        ".ssh",
-        ".kube",
-        ".docker",
-        ".netrc",
-        ".pypirc",
-        ".git-credentials",
-    ),
+    # credentials
+    *(".env", ".env.*", ".aws", ".ssh", ".kube", ".docker", ".netrc", ".pypirc"),
+    ".git-credentials",
     *("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", "credentials", "credentials.*"),
 )
-# torch pins those that it needs itself; which ones these are depends on the machine.
+# torch pins its own, which depend on the machine.
 _LEFT_TO_TORCH = re.compile(r"^(nvidia|cuda|triton)\b")
 
 
 def stage(config_path: str, folder: Path, *, working_dir: str | None, package: bool) -> str:
-    """Put what the job needs into an empty folder, which becomes its working directory.
+    """Fill an empty folder with the files of the job, as its working directory.
 
     Args:
-        config_path: The config, which lies at the top under its own name.
-        folder: Empty.
-        working_dir: A folder of the user's own code; None for none.
-        package: Whether dec-pipeline itself travels too.
+        config_path: The config; it keeps its name.
+        folder: The empty folder.
+        working_dir: Folder of the user's code; None for none.
+        package: Whether to include dec-pipeline itself.
 
     Returns:
         The config's name in the folder.
 
     Raises:
-        ConfigError: The working directory can't be read, is too large, or holds a credential.
+        ConfigError: The working directory can't be read, is too large, or contains a credential.
     """
     if working_dir is not None:
         _copy_code(Path(working_dir), folder)
@@ -81,7 +72,9 @@ def stage(config_path: str, folder: Path, *, working_dir: str | None, package: b
 
 def _copy_code(working_dir: Path, folder: Path) -> None:
     if not working_dir.is_dir():
-        raise ConfigError(f"--working-dir {working_dir} is no folder; give the one of your code")
+        raise ConfigError(
+            f"--working-dir {working_dir} is not a folder; give the folder of your code"
+        )
     try:
         files = sorted(_files(working_dir, [_excluded]))
         sizes = {path: path.stat().st_size for path in files}
@@ -92,16 +85,16 @@ def _copy_code(working_dir: Path, folder: Path) -> None:
                 for path in largest
             )
             raise ConfigError(
-                f"--working-dir {working_dir} has {sum(sizes.values()) / 2**20:.0f} MiB to send, "
-                f"more than {LARGEST_MIB}; name what is no code in its .rayignore. Largest: {named}"
+                f"--working-dir {working_dir} has {sum(sizes.values()) / 2**20:.0f} MiB to upload, "
+                f"more than {LARGEST_MIB}; exclude data in its .rayignore. Largest: {named}"
             )
         for path in files:
             relative = path.relative_to(working_dir)
             if relative.parts[0] in ("jobs", "pipeline"):
                 raise ConfigError(
                     f"--working-dir {working_dir} has a folder {relative.parts[0]}/, which would "
-                    "hide that of dec-pipeline; rename it, or leave it out with .rayignore. "
-                    "To send dec-pipeline as it is installed here: --environment lock"
+                    "hide that of dec-pipeline; rename it, or exclude it in .rayignore. "
+                    "To upload the dec-pipeline of this machine: --environment lock"
                 )
             (folder / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / relative)
@@ -112,7 +105,7 @@ def _copy_code(working_dir: Path, folder: Path) -> None:
 
 
 def _files(folder: Path, excluded: Sequence[Callable[[Path], bool]]) -> Iterator[Path]:
-    """Files below a folder that nothing excludes; links to folders are not followed."""
+    """Files below a folder that no rule excludes; links to folders are not followed."""
     rules = [*excluded, *ignored_by_rayignore(folder)]
     for path in folder.iterdir():
         if any(rule(path) for rule in rules):
@@ -133,33 +126,33 @@ def _excluded(path: Path) -> bool:
 
 
 def refuse_secrets(sent: Iterable[tuple[str, bytes]]) -> None:
-    """Raise a ConfigError if something that is sent holds a secret of this environment.
+    """Raise a ConfigError if an upload contains a secret of this process's environment.
 
-    Ray shows a job's files, command and metadata to everybody who can reach its dashboard.
+    Ray shows a job's files, command and metadata to everybody who can open its dashboard.
 
     Args:
-        sent: What it is, and its content.
+        sent: Name and content of each upload.
     """
     secrets = {name: value.encode() for name, value in secrets_of(os.environ).items()}
     for what, content in sent:
         for name, value in secrets.items():
             if value in content:
                 raise ConfigError(
-                    f"{what} holds the value of {name}; nothing that is sent may. Take it out: the "
-                    "cluster's nodes have credentials of their own"
+                    f"{what} contains the value of {name}, which must not be uploaded; remove it: "
+                    "the cluster's nodes have credentials of their own"
                 )
 
 
 def pins(extras: Sequence[str] = ()) -> list[str]:
-    """``name==version`` of everything that dec-pipeline needs, as installed here.
+    """``name==version`` of all dependencies of dec-pipeline, as installed here.
 
-    Nodes that have these versions already install nothing.
+    Nodes that have these versions install nothing.
 
     Args:
-        extras: Of dec-pipeline, that the config needs.
+        extras: Extras of dec-pipeline that the config needs.
 
     Raises:
-        ConfigError: dec-pipeline is not installed, so nobody knows what it needs.
+        ConfigError: dec-pipeline or one of them is not installed.
     """
     from packaging.requirements import Requirement
 
@@ -180,7 +173,7 @@ def pins(extras: Sequence[str] = ()) -> list[str]:
                 add(canonical, tuple(sorted(required.extras)))
 
     add("dec-pipeline", tuple(sorted(extras)))
-    del versions["dec-pipeline"]  # travels as it lies here
+    del versions["dec-pipeline"]  # uploaded as a folder
     return [f"{name}=={version}" for name, version in sorted(versions.items())]
 
 
@@ -190,6 +183,6 @@ def _distribution(name: str) -> metadata.Distribution:
         return metadata.distribution(name)
     except metadata.PackageNotFoundError:
         raise ConfigError(
-            f"--environment lock sends the versions that are installed here, and {name} is not; "
-            "pip install dec-pipeline with the extras that the config needs"
+            f"--environment lock needs the versions that are installed here, and {name} is not "
+            "installed; pip install dec-pipeline with the extras that the config needs"
         ) from None

@@ -1,7 +1,7 @@
-"""A night as a job on a Ray cluster elsewhere: submitted, followed, ended with its own exit code.
+"""``dec submit``: a run as a job on a remote Ray cluster.
 
-One submission id stands for one pipeline and one ds, and run or night of it, so that Ray refuses a
-second submission while the first is at work; when it has ended, the next one continues the run
+There is one submission id for each pipeline, ds and command, so that Ray refuses a second
+submission while the first one runs; after that, the next one resumes the run
 (infra/decisions/0018-one-submission-id-for-one-night.md).
 """
 
@@ -38,17 +38,17 @@ _STOP_SECONDS = 60  # for a checkpoint after SIGTERM; Ray gives three
 
 @dataclass(frozen=True)
 class Submission:
-    """What is submitted.
+    """Options of ``dec submit``.
 
     Attributes:
         config_path: The YAML file on this machine.
-        ds: Logical date; None for a table without nights.
-        run_id: Names the run; None leaves it to the job.
+        ds: Logical date; None for a run without one.
+        run_id: Id of the run; None: the job derives it.
         overrides: ``a.b=value``.
-        name: Of the pipeline; None takes the file's.
-        environment: Where the package and what it needs come from: the nodes, or here.
-        working_dir: A folder of the user's code.
-        nightly: As ``dec nightly``; else as ``dec run``.
+        name: Name of the pipeline; None: the file's.
+        environment: Source of the packages: the nodes' installation, or this machine's versions.
+        working_dir: Folder of the user's code.
+        nightly: Whether to run ``dec nightly`` instead of ``dec run``.
     """
 
     config_path: str
@@ -62,7 +62,7 @@ class Submission:
 
     @property
     def pipeline_name(self) -> str:
-        """As part of an id."""
+        """Name of the pipeline, as part of ids."""
         if self.name is None:
             stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.config_path).stem)
             return stem.strip("-._")[:100] or "dec"
@@ -79,7 +79,7 @@ class Submission:
         return f"{self.pipeline_name}-{checked_ds(self.ds)}" + "-night" * self.nightly
 
     def command(self, config_name: str) -> str:
-        """What the cluster's shell runs, in the job's working directory."""
+        """Shell command of the job, in its working directory."""
         words = ["python", "-m", "jobs.nightly", "--config", config_name]
         words += ["--ds", self.ds] if self.ds else []
         words += ["--run-id", self.run_id] if self.run_id else []
@@ -97,25 +97,25 @@ def submit_night(
     follow: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Submit a night to a cluster, and see it through if asked to.
+    """Submit a run to a cluster, and optionally wait for its end.
 
     Args:
-        submission: What to submit.
+        submission: The options.
         address: URL of the cluster's dashboard.
         wait: Return when the job has ended, with its exit code.
-        follow: The same, and show its log.
-        as_json: Print the outcome as JSON; the log then goes to standard error.
+        follow: Like ``wait``, and print its log.
+        as_json: Print the result as JSON; the log then goes to standard error.
 
     Returns:
-        0 when the job is submitted; with ``wait`` or ``follow`` its own exit code, 128 + n where
-        signal n ended it, and 130 where somebody stopped it or Ctrl-C ended the waiting.
+        0 when the job is submitted; with ``wait`` or ``follow`` its own exit code, 128 + n if
+        signal n ended it, and 130 if it was stopped or Ctrl-C ended the waiting.
 
     Raises:
         ConfigError: The config, the address or the cluster's environment is wrong.
-        LeaseHeld: The same night is at work on this cluster.
+        LeaseHeld: The same pipeline and ds runs on this cluster.
         TransientError: The cluster can't be reached, or has lost the job.
     """
-    # Everything that can be wrong here shows before anything leaves this machine.
+    # Local errors show before anything is sent.
     config = load_config(submission.config_path, submission.overrides)
     checked_run_id(submission.run_id)
     if submission.nightly and submission.ds is None:
@@ -151,16 +151,16 @@ def submit_night(
         server = JobServer(address)
         log_start = server.submit(submission.id, command, runtime_env, metadata)
     outcome: dict[str, Any] = {"submission_id": submission.id, "address": server.address}
-    told = sys.stderr if as_json else sys.stdout
-    print(f"submitted {submission.id} to {server.address}", file=told, flush=True)
+    out = sys.stderr if as_json else sys.stdout
+    print(f"submitted {submission.id} to {server.address}", file=out, flush=True)
     for line in _next_steps(submission.id, server.address) if not (wait or follow) else ():
-        print(line, file=told)
+        print(line, file=out)
     code = 0
     if wait or follow:
         try:
-            info = server.wait(submission.id, told if follow else None, log_start)
+            info = server.wait(submission.id, out if follow else None, log_start)
         except KeyboardInterrupt:
-            print(f"\nleft {submission.id}, which goes on.", file=sys.stderr)
+            print(f"\nleft {submission.id}, which keeps running.", file=sys.stderr)
             for line in _next_steps(submission.id, server.address):
                 print(line, file=sys.stderr)
             return Interrupted.exit_code
@@ -172,7 +172,7 @@ def submit_night(
 
 
 def _refuse_relative(config: Config) -> None:
-    """A job has a folder of its own, which is thrown away with it."""
+    """Refuse relative paths: they would be below the job's temporary folder."""
     paths = config.source.path
     inputs = [("source.path", path) for path in ([paths] if isinstance(paths, str) else paths)]
     outputs = [("output", config.output)]
@@ -183,25 +183,25 @@ def _refuse_relative(config: Config) -> None:
     for name, path in (*inputs, *outputs):
         if "://" not in path and not Path(path).is_absolute():
             raise ConfigError(
-                f"{name}={path} is relative to a folder of this machine, and a job runs elsewhere; "
-                "give s3://…, or an absolute path on storage that all nodes share"
+                f"{name}={path} is relative to a folder of this machine, but the job runs on the "
+                "cluster; give s3://…, or an absolute path on storage that all nodes share"
             )
 
 
 def _next_steps(submission_id: str, address: str) -> list[str]:
     return [
-        f"  see it:   ray job logs --address {address} --follow {submission_id}",
-        f"  its end:  ray job status --address {address} {submission_id}",
-        f"  stop it:  ray job stop --address {address} {submission_id}",
+        f"  log:      ray job logs --address {address} --follow {submission_id}",
+        f"  status:   ray job status --address {address} {submission_id}",
+        f"  stop:     ray job stop --address {address} {submission_id}",
     ]
 
 
-# What Ray can't do for a job, by its error_type; anything else is for another try.
+# Ray's error_type of a job that cannot succeed; others are worth a retry.
 _NOT_SET_UP = "RUNTIME_ENV_SETUP_FAILURE"
 
 
 def _exit_code(info: JobDetails, submission_id: str, *, with_log: bool) -> int:
-    """The job's own exit code, with a line that says what it was.
+    """The job's exit code; prints how it ended.
 
     Raises:
         ConfigError: The cluster could not set up its environment.
@@ -215,26 +215,24 @@ def _exit_code(info: JobDetails, submission_id: str, *, with_log: bool) -> int:
         print(f"{submission_id} was stopped; submit again to resume it", file=sys.stderr)
         return Interrupted.exit_code
     if code is None:
-        reason = first_line(message) or "without a reason"
+        reason = first_line(message) or "no reason given"
         if info.error_type == _NOT_SET_UP:
             raise ConfigError(
                 f"the cluster could not set up the environment of {submission_id}: {reason}"
             )
-        raise TransientError(
-            f"{submission_id} was lost: {reason}; submit again: the run goes on where it stopped"
-        )
+        raise TransientError(f"{submission_id} was lost: {reason}; submit again to resume the run")
     if with_log:
         log = message.partition("chars):\n")[2].splitlines()
         for line in [line for line in log if line.startswith("error: ")] or log:
             print(line, file=sys.stderr)
-    said = f"exit code {code}"
+    outcome = f"exit code {code}"
     if code < 0:
-        said = f"{signal.Signals(-code).name}, out of memory on its node perhaps"
+        outcome = f"{signal.Signals(-code).name}; its node may have run out of memory"
         code = 128 - code
     if code == 127 or re.search(r"No module named '?(jobs|pipeline)\b", message):
-        said += (
+        outcome += (
             ": its nodes lack dec-pipeline; use an image that has it (infra/docker), or "
             "--environment lock"
         )
-    print(f"{submission_id} failed: {said}", file=sys.stderr)
+    print(f"{submission_id} failed: {outcome}", file=sys.stderr)
     return code
