@@ -36,7 +36,7 @@ class Explanation(Artifact):
         profile: Parquet file, ``PROFILE_SCHEMA``: one row per cluster and feature.
         exemplars: Parquet file, ``exemplar_schema``: representative rows of each cluster. When rows
             are forgotten, another file replaces it: see
-            ``pipeline.insight.profiles.files.read_exemplars``.
+            ``pipeline.insight.profiles.files.as_it_is_now``.
         clusters: Number of clusters with rows.
         rows: Number of rows in all of them.
         columns: Profiled columns, in the order of the table.
@@ -76,7 +76,7 @@ class Description(Artifact):
         model: Model that the rules approximate.
         features: Feature columns of its rows.
         sample: Raw rows that the rules come from.
-        ids: Permanent ids, see ``Champion.ids``; None: cluster ids are positions.
+        ids: Permanent ids, see ``Champion.ids``.
     """
 
     clusters: StoredFile
@@ -93,7 +93,7 @@ class Description(Artifact):
     model: ClusteringModel
     features: tuple[FeatureColumn, ...]
     sample: Sample
-    ids: StoredFile | None
+    ids: StoredFile
 
 
 class Report(Artifact):

@@ -36,7 +36,6 @@ class Comparison(Record):
     """Estimated and measured times of a run.
 
     Attributes:
-        run_id: Id of the run.
         planned: The estimate that the run's summary keeps.
         took: Measured times of the stages.
         refine_passes: Number of passes that refinement made; None where nothing was refined. The
@@ -93,12 +92,7 @@ def planned_before(
 
 
 def last_comparison(lake: Store, *, before: str | None = None) -> Comparison | None:
-    """The comparison of the newest published run of an output; None where there is none.
-
-    Args:
-        lake: The output.
-        before: Id of a run to leave out.
-    """
+    """The comparison of the newest published run but ``before``; None where there is none."""
     try:
         numbers = sorted(snapshot_files(lake), reverse=True)[:_SNAPSHOTS]
     except (OSError, PipelineError):
@@ -149,12 +143,7 @@ def calibrated(
     """Correct the factors of an estimate so that it would have been right.
 
     The difference goes to the larger part of a stage, and to both where the stage took less than
-    its fixed part: one figure cannot tell two.
-
-    Args:
-        plan: The estimate.
-        took: Measured seconds of each stage.
-        refine_passes: Number of passes that refinement made; None: all of them.
+    its fixed part: one figure cannot tell two. ``refine_passes`` None: refinement made all passes.
     """
     factors = dict(plan.factors)
     for stage in plan.stages:
@@ -164,8 +153,7 @@ def calibrated(
         seconds, expected = took.get(stage.stage, 0.0), fixed + work
         if max(seconds, expected) < _MIN_SECONDS or not seconds or not expected:
             continue  # no factor makes something of nothing
-        old = factors.get(stage.stage, StageFactor())
-        new = {"fixed": old.fixed, "work": old.work}
+        new = factors.get(stage.stage, StageFactor()).model_dump()
         if seconds < fixed:  # both parts were too large
             new = {name: factor * seconds / expected for name, factor in new.items()}
         else:

@@ -44,9 +44,6 @@ class CostInputs:
     """Everything that the cost of a stage may depend on.
 
     Attributes:
-        config: The settings.
-        manifest: Figures of the input.
-        cluster: The nodes and processes.
         products: Precision of matrix products there, "float32" or "bfloat16".
         action: What the run does; see ``NightDecision``.
         labelled: Share of the rows that are labelled; the labels of the others are carried over.

@@ -33,14 +33,7 @@ def estimate(
     factors: Mapping[str, StageFactor] | None = None,
     rates_from: str = DEFAULTS,
 ) -> Estimate:
-    """Estimate the cost of a run.
-
-    Args:
-        stages: Stages of the run, in their order.
-        run: Everything that their costs depend on.
-        factors: Corrections of the default rates, by stage.
-        rates_from: Origin of rates and factors, in words.
-    """
+    """Estimate the cost of a run; ``rates_from`` is the origin of rates and factors, in words."""
     factors = dict(factors or {})
     found = [
         _estimated(stage.name, stage.cost(run), run, factors.get(stage.name, StageFactor()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +65,6 @@ class Measured:
         rows: Number of rows of the sample.
         threads: Threads that the trainings used.
         load: Load average before; where it exceeds the cores, others kept the machine busy.
-        seconds: Duration of the measurement.
         rows_per_second: Rates by work: "read" and "assign" on one thread; "pretrain", "refine" (a
             pass and the measuring after it) and "kmeans" on all of them.
         factors: Corrections of the default rates, by stage.
@@ -229,7 +229,7 @@ class _Sample:
         )
         assigner = Assigner(job)
         try:
-            seconds = _seconds(lambda: assigner(self.pieces))
+            seconds = timeit.timeit(lambda: assigner(self.pieces), number=1)
         finally:
             torch.set_num_threads(self.threads)  # it takes one
         self._keep("assign", seconds, self._expected("assign", 1), "assign")
@@ -285,10 +285,4 @@ def _some_pieces(seed: int, pinned: PinnedInput, manifest: Manifest, rows: int) 
 
 def _fastest(work: Callable[[], Any]) -> float:
     """Seconds of the fastest of some repeats: the one that other processes disturbed least."""
-    return min(_seconds(work) for _ in range(_REPEATS))
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    return min(timeit.repeat(work, number=1, repeat=_REPEATS))

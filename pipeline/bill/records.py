@@ -112,8 +112,6 @@ class Cluster(_Record):
     """Nodes that are alike, and the processes that compute on them.
 
     Attributes:
-        nodes: Number of nodes.
-        cpus_per_node: CPUs of each node.
         gpus_per_node: GPUs of each node; all are paid for.
         workers: Number of workers that train.
         threads: Threads of each worker.
@@ -150,7 +148,6 @@ class Estimate(_Record):
     """Estimated cost of a run.
 
     Attributes:
-        stages: Estimates of the stages, in their order.
         cluster: Nodes and processes that it is for.
         products: Precision of the matrix products, "float32" or "bfloat16".
         rates: Origin of the rates, in words.

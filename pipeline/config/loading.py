@@ -18,11 +18,7 @@ from pipeline.errors import ConfigError
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file and apply ``a.b=value`` overrides to it.
-
-    Args:
-        path: A YAML file.
-        overrides: Settings as ``section.name=value``; the value is YAML.
+    """Read a YAML file and apply ``section.name=value`` overrides to it, with values in YAML.
 
     Raises:
         ConfigError: The file is missing, is not YAML, or settings are wrong; the message has one

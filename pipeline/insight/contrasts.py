@@ -40,13 +40,7 @@ class Contrast:
 
 
 def contrast(profile: Sequence[dict[str, Any]], one: int, other: int) -> list[Contrast]:
-    """The features in which two clusters differ, largest difference first.
-
-    Args:
-        profile: Rows of the profile of both.
-        one: Id of the first cluster.
-        other: Id of the second cluster.
-    """
+    """The features in which two clusters differ by their profile, largest difference first."""
     found = []
     for row, mean, other_mean, spread in means_of_two(profile, one, other):
         if spread is not None or mean != other_mean:
@@ -71,8 +65,8 @@ def means_of_two(
         elif row["mean_vector"] is not None:
             vectors[row["cluster_id"], row["feature"]] = row["mean_vector"]
     for (feature, component, _), pair in pairs.items():
+        # The profile has rows of a cluster's strongest components alone.
         mean, other_mean = (
-            # The profile has rows of a cluster's strongest components alone.
             pair[cluster]["mean"]
             if cluster in pair
             else _component(vectors.get((cluster, feature)), component)

@@ -25,8 +25,6 @@ class ExplainedRun:
     """A run whose clusters are profiled and described.
 
     Attributes:
-        lake: Output folder.
-        run_id: Id of the run.
         explanation: Profile and exemplars.
         description: Names and rules.
         names: Name of each cluster that has one: today's where the registry has it.
@@ -96,8 +94,7 @@ def explained_run(lake: Store, run_id: str) -> ExplainedRun:
     rows = _read(lake, description.clusters.path, DESCRIBED_SCHEMA).to_pylist()
     clusters = {row["cluster_id"]: row for row in rows}
     names = {i: row["name"] for i, row in clusters.items() if row["name"] is not None}
-    if description.ids is not None:
-        names |= {i: name for i, name in registered_names(lake).items() if i in clusters}
+    names |= {i: name for i, name in registered_names(lake).items() if i in clusters}
     return ExplainedRun(lake, run_id, explanation, description, names, clusters)
 
 

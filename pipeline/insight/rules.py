@@ -32,7 +32,7 @@ def labelled_sample(
     model: ClusteringModel,
     features: Sequence[FeatureColumn],
     sample: Sample,
-    ids: StoredFile | None,
+    ids: StoredFile,
     clusters: Collection[int] | None = None,
 ) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
     """Label the rows of a sample as ``assign`` does, without outliers.
@@ -45,7 +45,7 @@ def labelled_sample(
         model: Model that labels the rows.
         features: Feature columns of a row.
         sample: The sample.
-        ids: Permanent ids of the model's clusters; None: ids are positions.
+        ids: Permanent ids of the model's clusters.
         clusters: Clusters whose rows are wanted; None: all.
 
     Returns:
@@ -57,12 +57,12 @@ def labelled_sample(
     """
     width = sum(column.width for column in features)
     loaded = load_model(lake, model, settings_of(lake, model), width)
-    permanent = ClusterIds.of(lake, ids) if ids else None
+    permanent = ClusterIds.of(lake, ids)
     rows, labels = [], []
     # Two of very many clusters would have too few rows left.
     every = 1 if clusters is not None else -(-sample.rows // _MOST_ROWS)
     for x_BF, assigned in sample_assignments(lake, loaded, sample, every=every):
-        label_B = (permanent.rename(assigned) if permanent else assigned)["cluster_id"]
+        label_B = permanent.rename(assigned)["cluster_id"]
         kept_B = label_B != OUTLIER
         if clusters is not None:
             kept_B &= np.isin(label_B, list(clusters))
@@ -80,12 +80,6 @@ def tree_features(
     x_NF: NDArray[np.generic],
 ) -> tuple[NDArray[np.generic], list[TreeFeature]]:
     """Convert raw rows for a tree: each frequent value of a category becomes an indicator.
-
-    Args:
-        lake: Output folder.
-        model: Model with the vocabulary of the categories.
-        features: Feature columns of a row.
-        x_NF: Raw rows, shape (rows, features).
 
     Returns:
         The rows for the tree, shape (rows, tree features), and the meaning of each value.

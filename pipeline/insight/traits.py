@@ -19,19 +19,13 @@ _COLUMNS = (
     *("cluster_id", "rows", "feature", "kind", "component", "value", "mean"),
     *("difference", "rank"),
 )
-_STRONGEST = 8
+_STRONGEST = 8  # features, and components, of each cluster
 _COMPONENTS = 3  # shown in place of a vector
 
 
-def strongest(lake: Store, profile: StoredFile, most: int = _STRONGEST) -> pa.Table:
-    """The rows of a profile with the strongest differences of each cluster, without outliers.
-
-    Args:
-        lake: Output folder.
-        profile: File of ``PROFILE_SCHEMA``.
-        most: Number of features, and of components, per cluster.
-    """
-    wanted = (pc.field("rank") <= most) & (pc.field("cluster_id") != OUTLIER)
+def strongest(lake: Store, profile: StoredFile) -> pa.Table:
+    """The rows of a profile with the strongest differences of each cluster, without outliers."""
+    wanted = (pc.field("rank") <= _STRONGEST) & (pc.field("cluster_id") != OUTLIER)
     return lake.read_table(profile.path, _COLUMNS, wanted)
 
 

@@ -39,10 +39,6 @@ def page_path(run_id: str) -> str:
 def make(lake: Store, run_id: str) -> Report:
     """Write ``report/index.html`` of a complete run, and its map where it has none.
 
-    Args:
-        lake: The output folder.
-        run_id: The run.
-
     Raises:
         InputError: The run is not there, is not complete, or is of a version that this one does
             not read.

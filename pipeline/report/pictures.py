@@ -15,12 +15,7 @@ _COLOR_TYPES = {1: 0, 3: 2}  # grey; red, green, blue
 
 
 def drawable(shape: Sequence[int] | None, width: int) -> bool:
-    """Whether rows of this width are pictures that can be drawn.
-
-    Args:
-        shape: ``source.image_shape``: height, width and, where given, channels.
-        width: F, the values of a row.
-    """
+    """Whether rows of so many values are pictures of this ``source.image_shape``, to be drawn."""
     if shape is None or int(np.prod(shape)) != width:
         return False
     return len(shape) == 2 or shape[2] in _COLOR_TYPES

@@ -72,10 +72,7 @@ class Recommendation:
     """The recommended trial, and how it was chosen.
 
     Attributes:
-        trial: The recommended trial.
-        score: Its score.
         best: The trial with the highest score.
-        best_score: The highest score.
         standard_error: Standard error of a score; see ``score_error``.
         front: The Pareto front of stability, modularity and silhouette.
         tied: Trials within one standard error of the best, the recommended one among them.

@@ -42,10 +42,8 @@ class Trial(Record):
     """A finished trial.
 
     Attributes:
-        settings: Settings tried.
         measures: Measures of its two fits; None where it failed.
         failure: Reason in one line; empty where it did not fail.
-        seconds: Duration.
     """
 
     settings: TrialSettings
@@ -58,7 +56,6 @@ class Study(Record):
     """``tuning/<id>/tuning.json``: what all trials of a tuning have in common.
 
     Attributes:
-        id: Id of the tuning.
         fingerprint: Fingerprint of settings, input, rows and range; trials with another one are of
             no use here.
         min_clusters: Lower bound of the number of clusters.
@@ -144,13 +141,7 @@ def order_of(settings: TrialSettings) -> tuple[float, ...]:
 
 
 def trials_bytes(trials: Sequence[Trial], scores: Sequence[float | None], chosen: str) -> bytes:
-    """All trials as a Parquet table: settings, measures, and which one is recommended.
-
-    Args:
-        trials: The trials, in order.
-        scores: Score of each; None where it is rejected.
-        chosen: Key of the recommended trial.
-    """
+    """All trials as a Parquet table: settings, measures, score (None: rejected), and the choice."""
     rows = []
     for trial, score in zip(trials, scores, strict=True):
         measures = trial.measures.model_dump() if trial.measures else dict.fromkeys(_MEASURES)
@@ -188,8 +179,6 @@ class Tuning:
     Attributes:
         config: Config that the trials' settings are applied to.
         folder: Folder that keeps the trials.
-        manifest: The pinned input.
-        sample: The sample.
         threads: Number of threads per trial.
         gpus: GPUs claimed per trial.
     """

@@ -29,8 +29,8 @@ from pipeline.engine import Context
 from pipeline.errors import InputError
 from pipeline.insight.profiles import layout as profile_layout
 from pipeline.insight.profiles.files import (
+    as_it_is_now,
     profile_path,
-    read_exemplars,
     read_profile,
     withdraw_copies,
 )
@@ -182,7 +182,8 @@ class Night:
     @property
     def exemplars(self) -> pa.Table:
         assert self.explanation is not None
-        return read_exemplars(self.lake.store, self.explanation)
+        store = self.lake.store
+        return store.read_table(as_it_is_now(store, self.explanation.exemplars.path))
 
     @property
     def parts(self) -> list[str]:

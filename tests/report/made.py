@@ -550,7 +550,7 @@ class Made:
             model=self.model,
             features=self.features,
             sample=self.sample,
-            ids=None,
+            ids=self.champion.ids,
         )
 
     # ---------------------------------------------------------------------------------- of nights

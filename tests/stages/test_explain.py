@@ -17,7 +17,7 @@ from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.nights import Serving
 from pipeline.engine import Context, Execution, StageReached
 from pipeline.errors import PipelineError
-from pipeline.insight.profiles.files import read_exemplars
+from pipeline.insight.profiles.files import as_it_is_now
 from pipeline.run import run
 from pipeline.stages.assign import assign
 from pipeline.stages.explain import explain
@@ -80,8 +80,11 @@ def test_a_tree_of_tasks_and_a_stage_that_fails(
     assert assigned.file_count == 4
     monkeypatch.setattr("pipeline.stages.explain._TOGETHER", 2)
     tree = explain.run(config, context, manifest, serving.champion, assigned)
-    exemplars = read_exemplars(context.lake, tree)
-    assert exemplars.equals(read_exemplars(context.lake, found))
+    exemplars, again = (
+        context.lake.read_table(as_it_is_now(context.lake, each.exemplars.path))
+        for each in (tree, found)
+    )
+    assert exemplars.equals(again)
     again_table = context.lake.read_table(tree.profile.path)
     for name in ("cluster_id", "rows", "feature", "kind", "min", "max"):
         assert again_table[name].equals(table[name])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artifacts.explanations import Explanation
 from pipeline.clustering.profile import GroupMoments, Points
 from pipeline.errors import PipelineError, TransientError
 from pipeline.insight.profiles.layout import CATEGORY_SCHEMA, EXEMPLAR_FIELDS, Layout
@@ -87,17 +86,11 @@ def withdraw_copies(lake: Store, ds: str, run_id: str, serves: Callable[[], bool
             log.warning("%s could not be emptied: %s", lake.locate(path), why(error))
 
 
-def gone_profiles(lake: Store, paths: Iterable[str]) -> list[str]:
+def gone_profiles(lake: Store, paths: Sequence[str]) -> list[str]:
     """Locations of missing profiles; lists each folder once."""
-    names: dict[str, set[str]] = {}
-    gone = []
-    for path in paths:
-        folder, _, name = path.rpartition("/")
-        if folder not in names:
-            names[folder] = {found.name for found in lake.list(folder)}
-        if name not in names[folder]:
-            gone.append(lake.locate(path))
-    return gone
+    folders = {path.rpartition("/")[0] for path in paths}
+    there = {f"{folder}/{file.name}" for folder in folders for file in lake.list(folder)}
+    return [lake.locate(path) for path in paths if path not in there]
 
 
 def write_profile(lake: Store, path: str, profile: Profile, identity: str) -> None:
@@ -139,12 +132,8 @@ def profile_bytes(profile: Profile, identity: str) -> bytes:
     with pq.ParquetWriter(sink, schema, **options) as writer:
         for name, table in zip(names, sections, strict=True):
             table = table.append_column("dec_section", pa.repeat(pa.scalar(name), len(table)))
-            columns = [
-                table[field.name]
-                if field.name in table.column_names
-                else pa.nulls(len(table), field.type)
-                for field in schema
-            ]
+            own = dict(zip(table.column_names, table.columns, strict=True))
+            columns = [own.get(f.name, pa.nulls(len(table), f.type)) for f in schema]
             writer.write_table(pa.table(columns, schema=schema), max(1, len(table)))
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
@@ -211,11 +200,6 @@ def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
 def _matrix(column: pa.ChunkedArray, width: int) -> NDArray[Any]:
     kind = np.int64 if column.type == pa.list_(pa.int64()) else np.float64
     return _flat(column).astype(kind, copy=False).reshape(len(column), width)
-
-
-def read_exemplars(lake: Store, explanation: Explanation) -> pa.Table:
-    """The exemplars table of a run, without rows that were forgotten since."""
-    return lake.read_table(as_it_is_now(lake, explanation.exemplars.path))
 
 
 def as_it_is_now(lake: Store, path: str) -> str:
