@@ -156,24 +156,19 @@ class Store:
     def list(self, path: str = "") -> list[FoundFile]:
         """Files directly in a folder, sorted by name; empty when there is no such folder."""
         location = self.locate(path)
+        files = []
         if location.startswith(S3_SCHEME):
             with answers_of(location), contextlib.suppress(FileNotFoundError):
                 entries = s3.client(location).ls(location, detail=True)
-                return sorted(
-                    (_from_s3(e, location) for e in entries if e["type"] == "file"),
-                    key=lambda file: file.name,
-                )
-            return []
-        try:
-            paths = sorted(entry.path for entry in os.scandir(location) if entry.is_file())
-        except FileNotFoundError:
-            return []
-        files = []
-        for path in paths:
-            # Another process's staged file may vanish during the listing.
+                files = [_from_s3(e, location) for e in entries if e["type"] == "file"]
+        else:
             with contextlib.suppress(FileNotFoundError):
-                files.append(_from_stat(path, location))
-        return files
+                for entry in os.scandir(location):
+                    # Another process's staged file may vanish during the listing.
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.is_file():
+                            files.append(_from_stat(entry.path, location))
+        return sorted(files, key=lambda file: file.name)
 
     def walk(self, path: str = "") -> Sequence[FoundFile]:
         """All files below a folder, hidden ones too; names are relative to it."""
@@ -310,7 +305,7 @@ def find_parquet(location: str) -> list[FoundFile]:
     location = absolute(location)
     if location.startswith(S3_SCHEME):
         with answers_of(location):
-            found = list(_find_on_s3(location))
+            found = _find_on_s3(location)
     else:
         found = list(_find_locally(location))
     return sorted(found, key=lambda file: file.name)
@@ -351,27 +346,23 @@ def _wanted_below(folder: str, root: str) -> Iterator[FoundFile]:
                 yield _from_stat(path, root)
 
 
-def _find_on_s3(location: str) -> Iterator[FoundFile]:
+def _find_on_s3(location: str) -> list[FoundFile]:
     client = s3.client(location)
     if glob.has_magic(location):
         root = _fixed_part(location)
+        entries: list[Any] = []
         for match, entry in client.glob(location, detail=True).items():
-            if entry["type"] == "directory":
-                entries = client.find(match, detail=True).values()
-                found = (_from_s3(inner, root) for inner in entries)
-                yield from (file for file in found if _wanted(file.name))
-            elif _wanted((file := _from_s3(entry, root)).name):
-                yield file
-        return
-    folder = location.rstrip("/")
-    entries = client.find(folder, detail=True)
-    if list(entries) == [folder.removeprefix(S3_SCHEME)]:
-        yield _from_s3(entries[folder.removeprefix(S3_SCHEME)], folder.rpartition("/")[0])
-        return
-    if not entries and not client.exists(folder):
-        raise FileNotFoundError(location)
-    found = (_from_s3(entry, folder) for entry in entries.values())
-    yield from (file for file in found if _wanted(file.name))
+            below = entry["type"] == "directory"
+            entries += client.find(match, detail=True).values() if below else [entry]
+    else:
+        root = location.rstrip("/")
+        entries = list(client.find(root, detail=True).values())
+        if [entry["name"] for entry in entries] == [root.removeprefix(S3_SCHEME)]:
+            return [_from_s3(entries[0], root.rpartition("/")[0])]
+        if not entries and not client.exists(root):
+            raise FileNotFoundError(location)
+    found = (_from_s3(entry, root) for entry in entries)
+    return [file for file in found if _wanted(file.name)]
 
 
 def _from_stat(path: str, root: str) -> FoundFile:
@@ -396,22 +387,17 @@ def check_writable(url: str) -> None:
     """
     store = Store(url)
     probe = f".write-check-{uuid.uuid4().hex}"
-    missing = _missing_parents(store.url)
-    store.write_bytes(probe, b"")
     location = store.locate(probe)
     if location.startswith(S3_SCHEME):
+        store.write_bytes(probe, b"")
         # A role may be allowed to write and not to delete.
         with contextlib.suppress(OSError, PipelineError), answers_of(location):
             s3.client(location).rm_file(location)
         return
+    path = Path(store.url)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    store.write_bytes(probe, b"")
     os.unlink(location)
     for folder in missing:  # leave no trace of a run that stops at the next check
         with contextlib.suppress(OSError):  # in use by another process
-            os.rmdir(folder)
-
-
-def _missing_parents(url: str) -> list[str]:
-    if url.startswith(S3_SCHEME):
-        return []
-    path = Path(url)
-    return [str(folder) for folder in (path, *path.parents) if not folder.exists()]
+            folder.rmdir()

@@ -146,11 +146,7 @@ def answers_of(location: str) -> Iterator[None]:
 
 
 def retried(call: Callable[[], T], location: str) -> T:
-    """Call until it succeeds, is refused, or has failed too often.
-
-    Args:
-        call: Makes one request, or several that can be repeated.
-        location: The request's location, for the log and the error.
+    """Call until it succeeds, is refused, or has failed too often; the call must be repeatable.
 
     Raises:
         TransientError: It failed every time.

@@ -42,11 +42,7 @@ _LARGEST_PUT = 5 * 2**30
 
 
 def use(settings: dict[str, Any]) -> None:
-    """Use these settings in this process and those that it starts.
-
-    Args:
-        settings: The config's `storage` section; None leaves a setting to the environment.
-    """
+    """Use the config's `storage` section in this process and those that it starts."""
     chosen = {name: value for name, value in settings.items() if value}
     if chosen:
         os.environ[SETTINGS_VARIABLE] = json.dumps(chosen)
