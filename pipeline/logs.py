@@ -175,11 +175,8 @@ def as_json_lines(content: bytes) -> bytes:
     """
     lines = []
     before = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")}
-    for text in content.decode(errors="replace").split(
-        "\n"
-    ):  # not splitlines, which splits at more
-        if not text.strip():
-            continue
+    text_lines = content.decode(errors="replace").split("\n")  # splitlines splits at more
+    for text in filter(str.strip, text_lines):
         forwarded = _FORWARDED.match(text)
         text = text[forwarded.end() :] if forwarded else text
         found = _own(text)

@@ -153,18 +153,12 @@ def feature_matrix(
         if spec.type is None and _has_missing(part)
     ]
     missing_B = np.logical_or.reduce(missing) if missing else None
-    if len(parts) == 1:
-        matrix = parts[0]
-        with np.errstate(invalid="ignore"):
-            return matrix.astype(dtype, copy=False), missing_B
-    width = sum(spec.width for spec in layout)
-    matrix = np.empty((len(parts[0]), width), dtype=dtype)
-    start = 0
     with np.errstate(invalid="ignore"):
-        for part in parts:
-            matrix[:, start : start + part.shape[1]] = part
-            start += part.shape[1]
-    return matrix, missing_B
+        if len(parts) == 1:
+            return parts[0].astype(dtype, copy=False), missing_B
+        matrix = np.empty((len(parts[0]), sum(spec.width for spec in layout)), dtype)
+        np.concatenate(parts, axis=1, out=matrix, casting="unsafe")
+        return matrix, missing_B
 
 
 def _has_missing(part: NDArray[np.generic]) -> bool:

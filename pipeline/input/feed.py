@@ -109,8 +109,7 @@ class WorkerRows:
         buffers = itertools.cycle([np.empty(shape, self._reader.dtype) for _ in range(2)])
         window, filled = next(buffers), 0
         order = random.permutation(len(self._tasks))
-        for block in self._blocks([self._tasks[i] for i in order]):
-            rest = block
+        for rest in self._blocks([self._tasks[i] for i in order]):
             while len(rest):
                 some = rest[: len(window) - filled]
                 window[filled : filled + len(some)] = some

@@ -56,9 +56,8 @@ class ShardFacts:
 class KnownFooters:
     """Facts of an earlier pinning of the same columns, by url, version and size.
 
-    Args:
-        shards: Table of ``with_schemas``; None for none.
-        selection: Columns that are selected now; facts about others are not used.
+    ``shards`` is a table of ``with_schemas``; without one, or with one of other columns, none are
+    known.
     """
 
     def __init__(self, shards: pa.Table | None, selection: Selection) -> None:

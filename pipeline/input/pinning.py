@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,7 +52,7 @@ class PinnedInput:
     features: tuple[FeatureColumn, ...]
     dtype: str
     carried: pa.Schema
-    quarantined: tuple[QuarantinedShard, ...] = ()
+    quarantined: tuple[QuarantinedShard, ...]
 
 
 def list_shards(config: Config) -> list[FoundFile]:
@@ -128,9 +127,6 @@ def pin(
     bad: list[QuarantinedShard] = []
     try:
         selection = _selection(config, files, hive_types, known, threads)
-        if selection is None:
-            check_enough_rows(config, 0)
-            raise AssertionError("no rows are never enough")
         common = _CommonSchema(config, selection, hive_types)
         footers = KnownFooters(known, selection)
         for start in range(0, len(files), _SHARDS_AHEAD):
@@ -154,8 +150,7 @@ def pin(
     if bad:
         list_shards(config)  # raises where all of the storage is gone, not some shards of it
     columns = dict(zip(SHARD_SCHEMA.names, zip(*rows, strict=True), strict=True))
-    pinned = common.pinned(pa.table(columns, schema=SHARD_SCHEMA))
-    return dataclasses.replace(pinned, quarantined=tuple(bad))
+    return common.pinned(pa.table(columns, schema=SHARD_SCHEMA), bad)
 
 
 def _set_aside(config: Config, file: FoundFile, bad: BadShard) -> QuarantinedShard:
@@ -188,8 +183,12 @@ def _selection(
     hive_types: dict[str, pa.DataType],
     known: pa.Table | None,
     threads: ThreadPoolExecutor,
-) -> Selection | None:
-    """The columns that the config names, found in the first shard that has rows; None: no rows."""
+) -> Selection:
+    """The columns that the config names, found in the first shard that has rows.
+
+    Raises:
+        InputError: No shard has rows.
+    """
     empty: set[tuple[str, str]] = set()
     if known is not None:
         without = known.filter(pc.equal(known["rows"], 0)).select(["url", "version"])
@@ -211,7 +210,8 @@ def _selection(
                 return Selection.of(config, schema, file.name, hive_types)
         start, some = start + some, min(2 * some, _SHARDS_AHEAD)
     check_bound(config, bad, len(files))
-    return None
+    check_enough_rows(config, 0)
+    raise AssertionError("no rows are never enough")
 
 
 class _CommonSchema:
@@ -270,7 +270,7 @@ class _CommonSchema:
                     f"expected {first} as in shard {first_shard}"
                 )
 
-    def pinned(self, shards: pa.Table) -> PinnedInput:
+    def pinned(self, shards: pa.Table, bad: Sequence[QuarantinedShard]) -> PinnedInput:
         """The result."""
         first = self._schemas[0][1]
         features = tuple(
@@ -297,6 +297,7 @@ class _CommonSchema:
             features=features,
             dtype=memory_dtype([kind for kind in types if kind], may_miss=may_miss),
             carried=unified(self._schemas, self._selection.carried),
+            quarantined=tuple(bad),
         )
 
 

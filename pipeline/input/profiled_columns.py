@@ -29,12 +29,7 @@ _ANOTHER_TYPE = "a column of explain.columns has different types in different sh
 def explained_columns(
     names: Sequence[str], schema: pa.Schema, shard: str
 ) -> tuple[ProfiledColumn, ...]:
-    """Find the columns of ``explain.columns`` in a shard.
-
-    Args:
-        names: Names of the columns.
-        schema: Schema of the shard, with the columns of its folders.
-        shard: Name of the shard.
+    """Find the columns of ``explain.columns`` in the schema of a shard and its folders.
 
     Raises:
         InputError: A column is missing, or its type is neither numeric nor categorical.
@@ -42,13 +37,14 @@ def explained_columns(
     found = []
     for name in names:
         kind = field_of(schema, name, shard, setting="explain.columns").type
-        if not (_is_number(kind) or _is_category(kind)):
+        number = _is_number(kind)
+        if not (number or _is_category(kind)):
             raise InputError(
                 f"shard {shard}, column {name}: type {kind} cannot be profiled; explain.columns "
                 "are numbers, booleans, text, dictionaries of those, dates and timestamps. "
                 "Convert the column or take it out of explain.columns"
             )
-        column = {"kind": "number" if _is_number(kind) else "category", "clustered": False}
+        column = {"kind": "number" if number else "category", "clustered": False}
         found.append(ProfiledColumn(name=name, type=str(value_type(kind)), **column))
     return tuple(found)
 
@@ -122,7 +118,6 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _is_category(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-        return _is_number(kind) or _is_category(kind)
+        return _is_number(kind.value_type) or _is_category(kind.value_type)
     texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return bool(texts or pa.types.is_string_view(kind) or pa.types.is_boolean(kind))

@@ -68,10 +68,7 @@ class MergedParts:
     """Parts in the order of their arrival, and the statistics of all of them.
 
     Statistics are merged in the order of the slices, so that sums of floats and dropped values do
-    not depend on that of arrival.
-
-    Args:
-        names: Names of all parts, in the order of the slices.
+    not depend on that of arrival. ``names`` are those of all parts, in the order of the slices.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -136,7 +133,7 @@ def write_sample_part(
             # sample is smaller by as many.
             first, last = np.searchsorted(chosen, [start, start + len(x_BF)])
             take = chosen[first:last] - start
-            vectors = pa.FixedSizeListArray.from_arrays(_flat(x_BF[take]), reader.width)
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_BF[take].ravel()), reader.width)
             carried = block.carried if block.carried is not None else pa.table({})
             held_B = held_out(block.shard, block.row_numbers_B[take], held_out_share, seed)
             rows = carried.take(take).append_column(FEATURES, vectors)
@@ -218,10 +215,6 @@ def sampled_classes(lake: Store, parts: tuple[StoredFile, ...], label: str) -> N
     codes = labels.dictionary_encode().indices
     classes: NDArray[np.int64] = codes.fill_null(-1).to_numpy(zero_copy_only=False)
     return classes.astype(np.int64)
-
-
-def _flat(x_BF: NDArray[np.generic]) -> pa.Array:
-    return pa.array(np.ascontiguousarray(x_BF).ravel())
 
 
 def _lists(schema: pa.Schema) -> pa.StructType:

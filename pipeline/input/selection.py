@@ -28,13 +28,7 @@ from pipeline.schema import value_type
 
 
 def field_of(schema: pa.Schema, name: str, shard: str, setting: str = "") -> pa.Field:
-    """The field of a column that a shard must have exactly once.
-
-    Args:
-        schema: Schema of the shard.
-        name: Name of the column.
-        shard: Name of the shard, for the message.
-        setting: Setting that names the column, for the message.
+    """The field of a column that a shard must have exactly once; ``setting`` is for the message.
 
     Raises:
         InputError: The shard has no such column, or several.
@@ -189,11 +183,7 @@ class Selection:
 
 
 def unified(schemas: Sequence[tuple[str, pa.Schema]], names: Sequence[str]) -> pa.Schema:
-    """One type for each column that holds the values of every shard.
-
-    Args:
-        schemas: Shards with their schemas; at least one.
-        names: Names of the columns.
+    """One type for each of these columns that holds the values of every shard, of at least one.
 
     Raises:
         InputError: No type holds the values of all shards.

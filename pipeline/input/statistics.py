@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -82,8 +82,8 @@ class RowStatistics:
             with np.errstate(invalid="ignore"):  # infinite values are missing values
                 places = on_circles(np.asarray(x_BF[:, first_T], np.float64))
             x_BF = np.hstack([x_BF, places])
-        stored = {} if block.stored is None else dict(_columns(block.stored))
-        counted = {name: _counted(name, column) for name, column in stored.items()}
+        stored = pa.table({}) if block.stored is None else block.stored
+        counted = {name: _counted(name, stored[name]) for name in stored.column_names}
         hashes = {
             name: _smallest(code_hashes(table["code"].to_numpy()))
             for name, table in counted.items()
@@ -142,10 +142,6 @@ class RowStatistics:
             tables.append(of if rows <= most else shorten(_by_rows(of)))
             cut |= {name} if rows > most else set()
         return replace(self, values=pa.concat_tables(tables), cut=frozenset(cut))
-
-
-def _columns(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    yield from zip(table.column_names, table.columns, strict=True)
 
 
 def _smallest(*hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
