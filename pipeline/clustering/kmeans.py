@@ -20,9 +20,9 @@ class KMeansResult:
     """The best of several k-means runs."""
 
     centroids_KD: NDArray[np.float32]
-    cluster_rows: tuple[int, ...]  # points nearest to each centroid
+    cluster_rows: tuple[int, ...]  # number of points nearest to each centroid
     objective: float  # Σ_i ‖x_i − μ‖² of the best run
-    objectives: tuple[float, ...]  # the same of every run, in the order of their seeds
+    objectives: tuple[float, ...]  # objective of every run, in the order of their seeds
 
 
 def nearest_centroid(

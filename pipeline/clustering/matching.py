@@ -147,13 +147,10 @@ def match(
     Raises:
         PipelineError: More ids than an int32 has.
     """
-    order_K = _order_of_occurrence(reference.new, tonight.new, clusters)
-    place_K = np.empty_like(order_K)
-    place_K[order_K] = np.arange(clusters)
+    place_K = np.argsort(_order_of_occurrence(reference.new, tonight.new, clusters))
     # From here on, old clusters are ordered by id, new ones by occurrence.
     by_id_J = np.argsort(old_ids_J)
-    place_J = np.empty_like(by_id_J)
-    place_J[by_id_J] = np.arange(len(by_id_J))
+    place_J = np.argsort(by_id_J)
     reference, tonight = (
         Labels(place_J[labels.old], place_K[labels.new]) for labels in (reference, tonight)
     )

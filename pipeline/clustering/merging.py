@@ -76,7 +76,7 @@ class Merge:
 
     kept: int
     gone: int
-    connectivity: float  # of the two, relative to that of the halves of each
+    connectivity: float  # connectivity of the two, relative to that of the halves of each
 
 
 def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found:

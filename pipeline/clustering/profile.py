@@ -23,13 +23,13 @@ _CHUNK_ROWS, _CHUNK_VALUES = 32, 2**15
 class GroupMoments:
     """Moments of each feature in each cluster, without missing values."""
 
-    ids_K: NDArray[np.int64]  # of clusters with rows, ascending
+    ids_K: NDArray[np.int64]  # ids of clusters with rows, ascending
     rows_K: NDArray[np.int64]
-    count_KF: NDArray[np.int64]  # values, shape (n_clusters, features); the others are missing
+    count_KF: NDArray[np.int64]  # number of values, shape (n_clusters, features), without missing
     mean_KF: NDArray[np.float64]
     m2_KF: NDArray[np.float64]  # Σ (x − mean)²
-    min_KF: NDArray[np.float64]  # +inf without values
-    max_KF: NDArray[np.float64]  # −inf without values
+    min_KF: NDArray[np.float64]  # smallest value; +inf without values
+    max_KF: NDArray[np.float64]  # largest value; −inf without values
 
     @classmethod
     def none(cls, features: int) -> GroupMoments:
@@ -158,8 +158,8 @@ class Contrast:
 class Points:
     """Values that represent equal shares of the rows of a cell: a cluster and a column."""
 
-    ids_K: NDArray[np.int64]  # ascending
-    number_KS: NDArray[np.int64]  # points of each cell, shape (n_clusters, columns)
+    ids_K: NDArray[np.int64]  # cluster ids, ascending
+    number_KS: NDArray[np.int64]  # number of points of each cell, shape (n_clusters, columns)
     values: NDArray[np.float64]  # points of all cells, concatenated, ascending in each
 
     @classmethod
@@ -355,14 +355,13 @@ def _by_weight(
     whole: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
     """The same for weighted points, of which a heavy one may represent several shares."""
-    total = np.cumsum(weight)
+    total = np.append(0.0, np.cumsum(weight))
     end = np.cumsum(number)
     first = end - number
-    base = np.where(first > 0, total[np.maximum(first - 1, 0)], 0.0) if len(total) else first * 0.0
-    held = np.where(number > 0, total[np.maximum(end - 1, 0)] - base, 0.0) if len(total) else base
+    base, held = total[first], total[end] - total[first]
     turn = np.arange(int(kept.sum())) - np.repeat(np.cumsum(kept) - kept, kept)
     target = np.repeat(base, kept) + (turn + 0.5) * np.repeat(held / np.maximum(kept, 1), kept)
-    place = np.searchsorted(total, target)
+    place = np.searchsorted(total[1:], target)
     place = np.clip(place, np.repeat(first, kept), np.repeat(np.maximum(end - 1, 0), kept))
     return np.where(np.repeat(whole, kept), np.repeat(first, kept) + turn, place)
 

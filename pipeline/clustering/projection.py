@@ -37,7 +37,7 @@ class Projection:
 def project(z_ND: NDArray[np.floating], seed: int) -> Projection:
     """t-SNE (van der Maaten & Hinton 2008), initialized with the two principal components.
 
-    It takes at least five rows; the same rows and seed give the same map.
+    Needs at least five rows; the same rows and seed give the same map.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

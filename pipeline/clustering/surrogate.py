@@ -153,9 +153,9 @@ class ClusterFidelity:
     """Fidelity of the rules for one cluster, on held-out rows."""
 
     cluster_id: int
-    rows: int  # that the model puts into the cluster
-    predicted: int  # that the rules put into it
-    correct: int  # that both put into it
+    rows: int  # held-out rows that the model puts into the cluster
+    predicted: int  # held-out rows that the rules put into it
+    correct: int  # held-out rows that both put into it
 
     @property
     def precision(self) -> float | None:

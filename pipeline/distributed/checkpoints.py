@@ -35,8 +35,8 @@ class Checkpoint:
     """The last checkpoint of one training."""
 
     lake: Store
-    folder: str  # below the output
-    job_id: str  # of the work: a checkpoint of other work is not resumed
+    folder: str  # folder below the output
+    job_id: str  # id of the work: a checkpoint of other work is not resumed
 
     @property
     def path(self) -> str:

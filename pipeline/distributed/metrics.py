@@ -36,7 +36,7 @@ class Metric:
 
     name: str
     kind: Literal["gauge", "counter"]
-    labels: tuple[str, ...]  # beside LABELS; never a shard or anything that grows with rows
+    labels: tuple[str, ...]  # labels beside LABELS; never a shard or anything that grows with rows
     meaning: str
 
 

@@ -81,11 +81,11 @@ class Crew:
     """Processes of one kind that work together."""
 
     kind: str  # "worker", "actor" or "task", as in the settings of execution
-    claim: Claim  # of each process
+    claim: Claim  # claim of each process
     fewest: int  # minimum number later in a run, after a loss of nodes
-    most: int
+    most: int  # maximum number
     begin: int  # minimum number that a run starts with
-    threads: float | None = None  # of each; None divides the CPUs of the nodes that hold them
+    threads: float | None = None  # threads of each; None divides the CPUs of their nodes
 
     def bundles(self, processes: int) -> list[dict[str, float]]:
         """Resources to request for this many processes and a task of Ray Data."""
@@ -97,8 +97,8 @@ class Resources:
     """Resources of a crew that fits the cluster: workers × threads = CPUs of their nodes."""
 
     workers: int
-    claim: Claim  # of each
-    threads: int  # of each
+    claim: Claim  # claim of each process
+    threads: int  # threads of each process
 
 
 def training_crew(settings: Execution) -> Crew:

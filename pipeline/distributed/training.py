@@ -61,9 +61,9 @@ class TrainingJob:
     build: Callable[[torch.device], Trainable]
     checkpoint: Checkpoint
     reader: Reader
-    pieces: pa.Table  # of all workers
+    pieces: pa.Table  # pieces of all workers
     config: Config
-    total_rows: int  # to train on
+    total_rows: int  # number of rows to train on
     held_out: float  # share of the rows that training does not see
     board: Any
 

@@ -86,11 +86,13 @@ class ColumnSpec:
 
     kind: Literal["number", "vector", "boolean", "timestamp", "category"]
     width: int = 1  # number of its components in a raw row
-    weight: float = 1.0  # of its group
+    weight: float = 1.0  # weight of its group
     masks: bool = False  # whether missing values have a channel of their own
-    values: tuple[str, ...] = ()  # of a category, with channels of their own
-    codes: tuple[float, ...] = ()  # of these; see pipeline.input.columns.category_codes
-    rows: tuple[int, ...] = ()  # of the sample with each value
+    values: tuple[str, ...] = ()  # values of a category with channels of their own
+    codes: tuple[
+        float, ...
+    ] = ()  # codes of these values; see pipeline.input.columns.category_codes
+    rows: tuple[int, ...] = ()  # rows of the sample with each value
 
 
 def on_circles(seconds_BT: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -185,16 +187,13 @@ class TypedScaler(Scaler):
         groups: list[list[Channel]] = []
         for first, column in zip(firsts[:-1].tolist(), columns, strict=True):
             observed = _Observed.of(moments, slice(first, first + column.width))
-            if column.kind == "category":
-                groups.append(_category(first, column, observed))
-            elif column.kind == "boolean":
-                groups.append(_boolean(first, column, observed))
-            elif column.kind == "timestamp":
+            if column.kind == "timestamp":
                 coordinates = _Observed.of(moments, slice(circle, circle + 2 * len(CIRCLES)))
                 circle += 2 * len(CIRCLES)
                 groups.append(_timestamp(first, column, observed, coordinates))
             else:
-                groups.append(_number(first, column, observed))
+                fit = {"boolean": _boolean, "category": _category}.get(column.kind, _number)
+                groups.append(fit(first, column, observed))
         return cls(moments.mean_F[: firsts[-1]], _together(columns, groups))
 
     def forward(self, x_BF: Tensor) -> Tensor:
@@ -275,7 +274,7 @@ class _Observed:
     """Moments of some features in the sample."""
 
     mean_F: NDArray[np.float64]
-    variance_F: NDArray[np.float64]  # of the values that are not missing
+    variance_F: NDArray[np.float64]  # variance of the values that are not missing
     missing: float  # share of the rows without a value
     rows: int
 

@@ -64,9 +64,9 @@ def soft_assignment(z_BD: Tensor, centroids_KD: Tensor, alpha: float = 1.0) -> T
 class Nearest:
     """The two clusters that each row is nearest to."""
 
-    clusters_B2: Tensor  # nearest first, shape (batch, 2), int64
+    clusters_B2: Tensor  # positions of the clusters, nearest first, shape (batch, 2), int64
     q_B2: Tensor  # soft assignments to them, shape (batch, 2)
-    distance_B: Tensor  # Euclidean, to the nearest; NaN where an embedding is not finite
+    distance_B: Tensor  # Euclidean distance to the nearest; NaN where an embedding is not finite
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ def to_device(x_BF: Tensor, device: torch.device) -> Tensor:
 def embeddings(encoder: nn.Module, scaler: nn.Module, x_BF: Tensor) -> Tensor:
     """Embeddings of any number of raw rows, as many at a time as suits the device.
 
-    Rows may be on any device; encoder and scaler are on the same, where z_BD will be.
+    Rows may be on any device; z_BD, shape (rows, embedding), is on that of encoder and scaler.
     """
     device = device_of(scaler)
     some = x_BF.split(_ENCODED_ROWS.get(device.type, 1_024))  # type: ignore[no-untyped-call]

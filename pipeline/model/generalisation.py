@@ -16,8 +16,8 @@ def generalisation(
     """KL of the rows that training saw over KL of held-out rows.
 
     G in Xie et al. 2016, section 5.2: near 1 where the model has learnt, small where it has
-    memorised. The frequencies of the target are those of the seen rows for both. ``unseen_N`` tells
-    which rows training did not see.
+    memorised. The frequencies of the target are those of the seen rows for both. ``unseen_N``
+    marks the rows that training did not see.
 
     Returns:
         The ratio; None where either kind of rows is missing, or the divisor is 0.

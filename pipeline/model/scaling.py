@@ -21,11 +21,11 @@ ScalingMode = Literal["standard", "minmax", "unit_norm", "none"]
 class Moments:
     """Mergeable statistics of each feature, without missing values."""
 
-    count_F: NDArray[np.int64]
+    count_F: NDArray[np.int64]  # number of values
     mean_F: NDArray[np.float64]
     m2_F: NDArray[np.float64]  # Σ (x − mean)²
-    min_F: NDArray[np.float64]  # +inf without values
-    max_F: NDArray[np.float64]  # −inf without values
+    min_F: NDArray[np.float64]  # smallest value; +inf without values
+    max_F: NDArray[np.float64]  # largest value; −inf without values
     missing_F: NDArray[np.int64]  # number of null, NaN or infinite values
 
     @classmethod
