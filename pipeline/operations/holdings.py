@@ -44,14 +44,22 @@ _AT_A_TIME = 16
 # Parts in memory at a time, each a slice.
 _REWRITTEN_AT_A_TIME = 4
 _EXEMPLARS = "exemplars"
-_PART = re.compile(rf"(runs/([^/]+)/assignments|{DELTA_FOLDER}/([^/]+))/.*\.parquet")
-_OF_STAGE = re.compile(r"(runs/([^/]+)/stages|registry)/.*\.parquet")
+_PART = re.compile(rf"(runs/[^/]+/assignments|{DELTA_FOLDER}/[^/]+)/.*\.parquet")
 # Exemplars of a part, or of several during a merge; of a run; and COPY, those that serve a ds.
 _OF_PARTS = re.compile(r"runs/[^/]+/(profiles|stages/explain/merged)/.*\.parquet")
 _OF_RUN = re.compile(r"runs/[^/]+/stages/explain/exemplars[^/]*\.parquet")
 # The map of a report, and the report: the map and the run's exemplars tell which keys it shows.
 _MAP = re.compile(r"runs/[^/]+/stages/report/map[^/]*\.parquet")
 PAGE = re.compile(r"runs/([^/]+)/report/index\.html")
+_OF_STAGE = re.compile(r"(runs/[^/]+/stages|registry)/.*\.parquet")
+# The first that a path matches decides.
+_KINDS: tuple[tuple[re.Pattern[str], Kind], ...] = (
+    (_PART, "assignments"),
+    (_OF_PARTS, "exemplars"),
+    (_OF_RUN, "exemplars"),
+    (_MAP, "report"),
+    (_OF_STAGE, "reference sample"),
+)
 COPY = re.compile(r"cluster_exemplars/ds=([^/]+)/exemplars\.parquet")
 
 
@@ -150,38 +158,29 @@ class Census:
             entry = registry.read_entry(self._lake, number)
             parts = entry.champion.reference.sample.parts
             named |= {entry.clusters.path, *(part.path for part in parts)}
-        of_run: dict[str, tuple[str, ...]] = {}
-        complete: dict[str, bool] = {}
+        runs: dict[str, tuple[tuple[str, ...], bool]] = {"": ((), True)}  # ds; whether complete
         for folder in ("runs", DELTA_FOLDER, registry.FOLDER, "cluster_exemplars"):
             for file in self._lake.walk(folder):
                 path = f"{folder}/{file.name}"
-                part, of_stage = _PART.fullmatch(path), _OF_STAGE.fullmatch(path)
                 if path in self._files or path.rpartition("/")[2].startswith("."):
                     continue
-                if part:
-                    run = part[2] or part[3]
-                elif copy := COPY.fullmatch(path):
+                if copy := COPY.fullmatch(path):
                     self._files[path] = Holding(path, "exemplars", ds=(copy[1],))
                     continue
-                elif _OF_PARTS.fullmatch(path):
-                    run = path.split("/")[1]
-                elif of_stage:
-                    run = of_stage[2] or ""
-                else:
+                matching = ((pattern, kind) for pattern, kind in _KINDS if pattern.fullmatch(path))
+                if not (found := next(matching, None)):
                     continue
-                if run not in of_run:
-                    ds = RunFolder(self._lake, run).ds if run else None
-                    of_run[run] = (ds,) if ds else ()
-                    complete[run] = bool(run) and self._lake.exists(f"runs/{run}/metrics.json")
-                kind: Kind = "assignments" if part else "reference sample"
+                pattern, kind = found
                 # The registry's folder has tables of challengers, too.
-                kept = path in named or (not part and (complete[run] or not run))
-                if (of_parts := bool(_OF_PARTS.fullmatch(path))) or _OF_RUN.fullmatch(path):
-                    # A part that is written again gets its own profile.
-                    kind, kept = "exemplars", kept and not of_parts
-                elif _MAP.fullmatch(path):
-                    kind = "report"
-                self._files[path] = Holding(path, kind, ds=of_run[run], named=kept, run=run)
+                run = "" if folder == registry.FOLDER else file.name.partition("/")[0]
+                if run not in runs:
+                    ds = RunFolder(self._lake, run).ds
+                    complete = self._lake.exists(f"runs/{run}/metrics.json")
+                    runs[run] = ((ds,) if ds else (), complete)
+                of_ds, complete = runs[run]
+                # A part that is written again gets its own profile.
+                kept = path in named or (complete and pattern not in (_PART, _OF_PARTS))
+                self._files[path] = Holding(path, kind, ds=of_ds, named=kept, run=run)
 
     def _looked_at(self, file: Holding) -> Holding | None:
         """The file with the number of its rows; None where it holds none."""
