@@ -27,12 +27,7 @@ FORMATS = ("plain", "json")
 class Place:
     """The run and stage that a process works for; sent to workers with their work.
 
-    Attributes:
-        run_id: Id of the run.
-        pipeline: Name of the pipeline.
-        stage: Name of the stage.
-        log_format: Format of log lines.
-        driver: Host and process id of the driver.
+    ``driver`` is the host and process id of the driver.
     """
 
     run_id: str = ""

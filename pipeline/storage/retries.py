@@ -89,17 +89,18 @@ def _arrow(error: BaseException) -> tuple[str, int]:
 
 def http_status(error: BaseException) -> int:
     """HTTP status of botocore's error, or of the one that s3fs translated; 0 for none."""
-    for one in (error, error.__cause__):
-        answer: dict[str, Any] = getattr(one, "response", None) or {}
-        if status := answer.get("ResponseMetadata", {}).get("HTTPStatusCode"):
-            return int(status)
-    return 0
+    return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    found = (getattr(one, "response", None) for one in (error, error.__cause__))
+    return next(filter(None, found), {})
 
 
 def _says_why(error: BaseException) -> bool:
     kind, _ = _arrow(error)
-    answer: dict[str, Any] = getattr(error.__cause__ or error, "response", None) or {}
-    return kind not in ("", "UNKNOWN") or answer.get("Error", {}).get("Code", "400") != "400"
+    code = _response(error).get("Error", {}).get("Code", "400")
+    return kind not in ("", "UNKNOWN") or code != "400"
 
 
 def reason(error: BaseException) -> str:
@@ -107,11 +108,9 @@ def reason(error: BaseException) -> str:
     kind, status = _arrow(error)
     if kind:
         return kind if kind != "UNKNOWN" else f"HTTP status {status}"
-    for one in (error, error.__cause__):
-        answer: dict[str, Any] = getattr(one, "response", None) or {}
-        if "Error" in answer:
-            code, status = answer["Error"].get("Code"), http_status(error)
-            return f"HTTP status {code}" if code == str(status) else f"{code}, HTTP status {status}"
+    if answer := _response(error).get("Error"):
+        code, status = answer.get("Code"), http_status(error)
+        return f"HTTP status {code}" if code == str(status) else f"{code}, HTTP status {status}"
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
