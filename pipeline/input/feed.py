@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.input.reading import Reader
-from pipeline.input.slices import held_out
+from pipeline.input.slices import cut_where_changed, held_out
 
 T = TypeVar("T")
 
@@ -143,8 +143,7 @@ def _reading_tasks(pieces: pa.Table, task_rows: int) -> list[pa.Table]:
     """Cut a share into tasks of whole pieces, about this many rows each."""
     rows = pieces["rows"].to_numpy()
     task = (np.cumsum(rows) - rows) // task_rows
-    edges = np.flatnonzero(np.diff(task, prepend=-1, append=-1))
-    return [pieces.slice(a, b - a) for a, b in itertools.pairwise(edges)]
+    return cut_where_changed(pieces, task)
 
 
 def in_parallel(work: Iterator[Callable[[], T]], threads: int) -> Iterator[T]:

@@ -24,7 +24,7 @@ from pipeline.input.columns import RaggedVectors, feature_matrix, missing_values
 from pipeline.input.footers import ragged_error
 from pipeline.input.hive import hive_column, hive_values
 from pipeline.input.pinning import PinnedInput
-from pipeline.input.slices import cut_slices
+from pipeline.input.slices import cut_slices, cut_where_changed
 from pipeline.schema import SHARD_KEY_FIELDS, decoded
 from pipeline.storage import S3_SCHEME, Store, open_input, version_of
 
@@ -107,11 +107,8 @@ class Reader:
             BadShard: A shard is corrupt or gone, or has changed since it was pinned.
             InputError: Vectors differ in width, or a value is missing with ``nulls="error"``.
         """
-        start = 0
-        shards = pieces["shard"].to_numpy()
-        for edge in [*np.flatnonzero(np.diff(shards)) + 1, len(shards)]:  # runs of one shard
-            yield from self._shard(pieces.slice(start, edge - start).to_pylist())
-            start = int(edge)
+        for of_shard in cut_where_changed(pieces, pieces["shard"].to_numpy()):
+            yield from self._shard(of_shard.to_pylist())
 
     def _shard(self, pieces: list[dict[str, Any]]) -> Iterator[RowBlock]:
         shard = ShardVersion(*(pieces[0][name] for name in ("url", "name", "version")))

@@ -94,6 +94,11 @@ def by_slice(pieces: pa.Table) -> list[pa.Table]:
     if (np.diff(numbers) < 0).any():  # late shards lie between others of a slice
         pieces = pieces.take(pa.array(np.argsort(numbers, kind="stable")))
         numbers = pieces["slice"].to_numpy()
+    return cut_where_changed(pieces, numbers)
+
+
+def cut_where_changed(pieces: pa.Table, numbers: NDArray[np.integer]) -> list[pa.Table]:
+    """Cut pieces wherever their numbers, which are not negative, change."""
     edges = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))
     return [pieces.slice(a, b - a) for a, b in itertools.pairwise(edges)]
 
