@@ -13,7 +13,6 @@ class ProfiledColumn(Record):
     """A column that clusters are profiled by.
 
     Attributes:
-        name: Name of the user's column.
         kind: "number": a scalar feature, a number, or a timestamp in seconds since 1970;
             "category": text, booleans; "vector": a vector of features; "code": a feature that raw
             rows hold as a code, with a "category" column for its original values beside it.

@@ -83,13 +83,6 @@ class CostInputs:
         return replace(core, train_gflop_s=train, encode_gflop_s=encode)
 
     @property
-    def learner(self) -> tuple[Device, int]:
-        """Rates of a device that trains, and the number of these."""
-        if self.cluster.worker_gpus:
-            return self.rates.gpu, self.cluster.workers * self.cluster.worker_gpus
-        return self.core, self.cluster.compute
-
-    @property
     def refine_passes(self) -> int:
         """Number of passes that refinement makes, or may make."""
         refreshes = self.action == "refresh"
@@ -217,7 +210,9 @@ def training_costs(
         costs: ``passes`` that learn, and what else ``StageCosts`` should have.
     """
     manifest, cluster, rates, passes = run.manifest, run.cluster, run.rates, costs["passes"]
-    (device, units), network = run.learner, run.network
+    network, device, units = run.network, run.core, cluster.compute
+    if cluster.worker_gpus:
+        device, units = rates.gpu, cluster.workers * cluster.worker_gpus
     rows = round(run.fit_rows * (1 - held_out_share(run.config.source.held_out, manifest.rows)))
     row_s = row_flop / (device.train_gflop_s * 1e9) + clusters * device.learn_ns * 1e-9
     row_s += run.augments * manifest.width * device.augment_ns * 1e-9

@@ -67,9 +67,9 @@ def names_by_features(
         used |= set(alone.values())
         left = [cluster for cluster in left if cluster not in alone]
     for cluster in left:
-        name = _numbered(_joined(traits_of[cluster], _FEWEST), cluster)
+        name = f"{_joined(traits_of[cluster], _FEWEST)} ({cluster})"
         while name in used:  # another cluster has this very name
-            name = _numbered(name, cluster)
+            name = f"{name} ({cluster})"
         found[cluster] = name
         used.add(name)
     return dict(sorted(found.items()))
@@ -85,8 +85,7 @@ def accepted(name: object) -> str | None:
 
 def short(text: str) -> str:
     """A column or a category for a name: printable, in one line, cut to length."""
-    shown = "".join(c if c.isprintable() else " " for c in text)
-    shown = " ".join(shown.split())
+    shown = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return shown if len(shown) <= _MOST_WORD else f"{shown[: _MOST_WORD - 1]}…"
 
 
@@ -103,7 +102,3 @@ def _joined(traits: Sequence[Trait], parts: int) -> str:
             break
         name = longer
     return name
-
-
-def _numbered(name: str, cluster: int) -> str:
-    return f"{name} ({cluster})"

@@ -82,7 +82,7 @@ def _render(run: RunFiles, map_file: StoredFile | None) -> tuple[bytes, tuple[st
         "map": _or_nothing(lambda: rows.map_of(run, map_file, clusters)),
         "confidence": _or_nothing(lambda: rows.confidence(run, clusters)),
         "heat": _or_nothing(clusters.heat),
-        "flow": _or_nothing(lambda: rows.flow(run, clusters)),
+        "flow": _or_nothing(lambda: rows.flow(run)),
         "since": _or_nothing(lambda: rows.since_last_night(run, clusters)),
         "times": facts.times(run),
     }
@@ -103,7 +103,6 @@ def _render(run: RunFiles, map_file: StoredFile | None) -> tuple[bytes, tuple[st
     )
     environment.filters |= {"number": number, "duration": duration}
     text = environment.get_template("page.html").render(
-        run=run,
         summary=summary,
         night=summary.ds != UNDATED,
         version=pipeline.__version__,

@@ -10,7 +10,6 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts.explanations import Description, Explanation
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.models import Comparison
 from pipeline.artifacts.nights import Champion, NightDecision, Serving
@@ -43,12 +42,6 @@ class RunFiles(RunFolder):
             return None
 
     @cached_property
-    def finished_at(self) -> str:
-        """Time of publishing, UTC; empty where it is unknown."""
-        marker = self.marker("publish")
-        return marker.finished_at if marker else ""
-
-    @cached_property
     def manifest(self) -> Manifest | None:
         """Artifact of the stage pin."""
         return self.found("pin", Manifest)
@@ -57,16 +50,6 @@ class RunFiles(RunFolder):
     def comparison(self) -> Comparison | None:
         """Artifact of the stage evaluate."""
         return self.found("evaluate", Comparison)
-
-    @cached_property
-    def explanation(self) -> Explanation | None:
-        """Artifact of the stage explain."""
-        return self.found("explain", Explanation)
-
-    @cached_property
-    def description(self) -> Description | None:
-        """Artifact of the stage describe."""
-        return self.found("describe", Description)
 
     @cached_property
     def champion(self) -> Champion | None:

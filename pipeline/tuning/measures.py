@@ -101,12 +101,8 @@ class TuningRows:
     ) -> TuningRows:
         """Prepare rows for any number of trials.
 
-        Args:
-            x_NF: Raw rows, shape (rows, features).
-            widths: Number of features in each column.
-            scaling: Scaler from raw rows to the common space; None: every column to variance 1.
-            seed: Seed of the halves and of the rows whose neighbours are found.
-            classes_N: True classes, −1 where unknown, shape (rows,).
+        ``scaling`` leads from raw rows to the common space, without one every column to variance 1;
+        classes are −1 where unknown.
         """
         scaling = scaling or Scaler.fit("standard", Moments.of(x_NF), widths)
         order_N = np.random.default_rng(seed).permutation(len(x_NF))

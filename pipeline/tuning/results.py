@@ -33,9 +33,7 @@ class TuneResult:
 
     Attributes:
         config: Config that the tuning started from.
-        folder: Folder of the tuning.
         study: Sample and range of the number of clusters.
-        trials: All trials.
         found: The recommendation and how it came about.
         requested: Number of trials requested; larger than that of ``trials`` where the search
             suggested the same settings twice.

@@ -79,9 +79,7 @@ def hidden_of(config: Config, width: float) -> list[int]:
 def cluster_range(text: str | None, rows: int) -> tuple[int, int]:
     """Minimum and maximum number of clusters to try on a sample of this many rows.
 
-    Args:
-        text: "5:50" or one number; None for the default, as far as the sample allows it.
-        rows: Number of rows.
+    The text is "5:50" or one number; None is the default, as far as the sample allows it.
 
     Raises:
         ConfigError: The text is not a range, or the sample is too small for it.
@@ -120,11 +118,8 @@ def parsed_range(text: str) -> tuple[int, int]:
 def choices(config: Config, *, typed: bool = False) -> dict[str, list[Any]]:
     """Values to try for each setting except the number of clusters.
 
-    Settings with a single value are not searched.
-
-    Args:
-        config: Config that the tuning starts from.
-        typed: Whether columns have types, each of which has a scaling of its own.
+    Settings with a single value are not searched. With ``typed`` columns, each has a scaling of its
+    own.
     """
     embedding, passes = config.model.embedding, config.refine.passes
     # The widest of equals.

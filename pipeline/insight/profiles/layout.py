@@ -91,12 +91,7 @@ class Layout(Record):
     ) -> Layout:
         """Fit a layout into the bounds; the same for every slice of a table.
 
-        Args:
-            clusters: Number of clusters.
-            features: Feature columns of the manifest.
-            explained: Further columns, from ``pipeline.input.profiled_columns``.
-            exemplars: Exemplars wanted per cluster and kind.
-            dtype: Type of raw rows in memory.
+        ``explained`` are further columns, from ``pipeline.input.profiled_columns``.
         """
         columns = [*(_profiled_feature(column, dtype) for column in features), *explained]
         room, left_out = MOST_CELLS // max(1, clusters), []

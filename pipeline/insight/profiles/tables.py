@@ -86,11 +86,7 @@ class _Rows:
     """The same entries for every cluster: arrays of shape (n_clusters, entries), NaN for null.
 
     Attributes:
-        features: Column ``feature`` of each entry.
-        kinds: Column ``kind`` of each entry.
-        values: Column ``value`` of each entry.
-        difference_KE: Column ``difference``.
-        null_share_KE: Column ``null_share``.
+        features: Column ``feature`` of each entry, as ``kinds`` and ``values``.
         numbers: Columns mean, std, min, max and the quantiles, as far as there are any.
         component_KE: Column ``component``; None where all are null.
         vectors: Columns mean_vector and difference_vector of a single entry, shape

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.artifacts.explanations import Description, Explanation
 from pipeline.artifacts.records import StoredFile
 from pipeline.clustering.surrogate import point_in_time
 from pipeline.insight.explained_runs import (
@@ -69,7 +70,6 @@ class Card:
     """Details of a cluster.
 
     Attributes:
-        cluster: The cluster.
         features: Strongest features: text, difference in standard deviations, and detail.
         picture: Mean row as an image; empty where rows are not images.
         rule: Rule of the surrogate tree with most rows; empty without one.
@@ -97,7 +97,8 @@ class Clusters:
 
     def __init__(self, run: RunFiles) -> None:
         self._run = run
-        self.explanation, self.description = run.explanation, run.description
+        self.explanation = run.found("explain", Explanation)
+        self.description = run.found("describe", Description)
         self._times = timestamp_columns(self.explanation) if self.explanation else {}
         self._profile_file = self.explanation.profile if self.explanation else None
         summary, names = run.summary, self._names()

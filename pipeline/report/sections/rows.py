@@ -131,7 +131,7 @@ def confidence(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
     }
 
 
-def flow(run: RunFiles, clusters: Clusters) -> dict[str, Any]:
+def flow(run: RunFiles) -> dict[str, Any]:
     """Rows shared by the previous champion's clusters and a new model's; empty without one."""
     identity = run.found("identify", Identity)
     table = run.table(identity.transitions) if identity else None

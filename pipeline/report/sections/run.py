@@ -161,8 +161,8 @@ def details(run: RunFiles) -> list[tuple[str, str]]:
     if summary.ds != UNDATED:
         found.append(("Logical date", summary.ds))
     found.append(("Action", f"{_ACTIONS[summary.action]}, because {summary.why}"))
-    if run.finished_at:
-        published = run.finished_at.replace("T", " ").removesuffix("+00:00")
+    if marker := run.marker("publish"):
+        published = marker.finished_at.replace("T", " ").removesuffix("+00:00")
         found.append(("Published", f"{published} UTC"))
     if config:
         path = config.source.path
