@@ -19,11 +19,9 @@ FALSE_ALARMS = 1e-3
 
 
 def bin_edges(x_NF: NDArray[np.generic], bins: int = 10) -> NDArray[np.float64]:
-    """The inner edges of bins of about equal size.
+    """The inner edges of bins of about equal size, at most ``bins`` for each feature.
 
-    Args:
-        x_NF: The reference sample, shape (rows, features); NaN and infinite values are missing.
-        bins: Maximum number of bins per feature.
+    NaN and infinite values are missing.
 
     Returns:
         edges_FB, float64, shape (features, bins - 1), ascending; +inf where a feature needs fewer.

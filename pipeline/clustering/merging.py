@@ -82,11 +82,8 @@ class Merge:
 def find_clusters(points_ND: NDArray[np.float32], most: int, seed: int) -> Found:
     """The number of clusters in these points, from 2 to ``most``.
 
-    Args:
-        points_ND: Shape (n_points, dimensions).
-        most: Maximum number of clusters; merging starts from twice as many cells, at least 60, or
-            fewer where points are few. The last half of the merges counts.
-        seed: Same seed and points, same number.
+    Merging starts from twice as many cells as ``most``, at least 60, or fewer where points are few.
+    The last half of the merges counts. Same seed and points, same number.
     """
     rows, cells = rows_and_cells(len(points_ND), most)
     last = cells // 2

@@ -158,15 +158,10 @@ def modularity(
 ) -> float:
     """How much more often neighbours share a cluster than by chance, given the clusters' sizes.
 
-    Σ_k (e_kk − a_k · b_k) over the edges from points to their neighbours: e_kk is the share within
-    cluster k, a_k the share that start there, b_k the share that end there (Newman 2006; for
-    directed graphs Leicht & Newman 2008). It rewards boundaries where points are few, whatever the
-    shape of clusters; a single cluster scores 0.
-
-    Args:
-        neighbours_QM: Neighbours of the first Q points, shape (Q, M); see ``nearest_neighbours``.
-        labels_N: Cluster of each point, shape (n_points,).
-        clusters: K.
+    Σ_k (e_kk − a_k · b_k) over the edges from the first Q points to their neighbours: e_kk is the
+    share within cluster k, a_k the share that start there, b_k the share that end there (Newman
+    2006; for directed graphs Leicht & Newman 2008). It rewards boundaries where points are few,
+    whatever the shape of clusters; a single cluster scores 0.
 
     Returns:
         At most 1 − 1/K; near 0 for labels unrelated to the points.

@@ -343,6 +343,14 @@ class Outage:
             self._since = min(self._since, now) if missing else math.inf
         return now - self._since >= self._wait_s
 
+    def check(self) -> None:
+        """Raise NodesLost when it lasts."""
+        if self.lasts():
+            raise NodesLost(
+                f"nodes were lost: the cluster no longer has room for {self._processes} processes "
+                f"of {self._claim}, after execution.node_wait_seconds={self._wait_s}"
+            )
+
 
 def cluster_nodes() -> list[Node]:
     """The nodes that are alive."""

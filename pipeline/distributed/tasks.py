@@ -27,7 +27,6 @@ from pipeline.distributed.resources import (
 )
 from pipeline.distributed.retries import with_retries
 from pipeline.distributed.workers import enter
-from pipeline.errors import NodesLost
 
 log = logging.getLogger(__name__)
 
@@ -130,19 +129,7 @@ def map_slices(
         # Ray Data's default spreads tasks over all nodes, those with GPUs too.
         options["scheduling_strategy"] = "DEFAULT"
 
-    def check() -> Callable[[], None]:
-        outage = Outage(settings, claim, fewest)
-
-        def raise_if_lost() -> None:
-            if outage.lasts():
-                raise NodesLost(
-                    f"nodes were lost: the cluster no longer has room for {fewest} processes of "
-                    f"{claim}, after execution.node_wait_seconds={settings.node_wait_seconds}"
-                )
-
-        return raise_if_lost
-
-    private_ray.call_at_each_step(context, check)
+    private_ray.call_at_each_step(context, lambda: Outage(settings, claim, fewest).check)
     try:
         results = private_ray.map_blocks(
             ray.data.from_blocks(slices),  # a slice is a block

@@ -89,10 +89,7 @@ def augmentation_of(settings: Augment, image_shape: Sequence[int] | None) -> Aug
 def hide(x_BF: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Masking noise (Vincent et al. 2010): set inputs to 0 and scale up the others in exchange.
 
-    Args:
-        x_BF: Scaled rows, shape (batch, features).
-        share: Share of the inputs that are hidden, in [0, 1).
-        generator: Source of randomness.
+    ``share`` of the inputs of scaled rows, in [0, 1), are hidden.
     """
     keep = 1 - share
     if keep == 1:

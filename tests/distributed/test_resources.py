@@ -22,7 +22,7 @@ from pipeline.distributed.resources import (
     task_crew,
     training_crew,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NodesLost
 
 HEAD = Node(0)  # as on Kubernetes
 DATA, CARDS = Node(8), Node(8, 4)  # nodes for data, and for training
@@ -228,6 +228,8 @@ def test_an_outage_ends_work_only_after_the_wait(monkeypatch: pytest.MonkeyPatch
     assert not lasts(100)  # the second outage is not as old as the first
     assert not lasts(55)
     assert lasts(5)
+    with pytest.raises(NodesLost, match="no longer has room for 1 processes of 2 CPUs"):
+        outage.check()
 
 
 def test_a_worker_has_a_whole_gpu_or_none() -> None:
