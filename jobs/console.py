@@ -324,15 +324,15 @@ def verdict(comparison: Comparison, shipped: str) -> list[str]:
 
 def _sizes(summary: Summary) -> Table:
     rows_of = zip(summary.cluster_ids, summary.cluster_rows, strict=True)
-    all_rows = summary.rows_out
+    all_rows = max(1, summary.rows_out)
     columns = ("cluster_id", "rows", "share")
     shown = table(*columns, numbers=columns)
     order = sorted(rows_of, key=lambda item: -item[1])
     for cluster, rows in order[:_LISTED_CLUSTERS]:
-        shown.add_row(str(cluster), f"{rows:,}", f"{rows / max(1, all_rows):.1%}")
+        shown.add_row(str(cluster), f"{rows:,}", f"{rows / all_rows:.1%}")
     if rest := order[_LISTED_CLUSTERS:]:
         rows = sum(n for _, n in rest)
-        shown.add_row(f"{len(rest):,} more", f"{rows:,}", f"{rows / max(1, all_rows):.1%}")
+        shown.add_row(f"{len(rest):,} more", f"{rows:,}", f"{rows / all_rows:.1%}")
     return shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 
@@ -50,13 +51,8 @@ def promote(
         raise ConfigError("--why is empty; say in a few words why this model should serve")
     config = configured(config_path, overrides)
     checked_run_id(run_id)
-
-    def rematch(decision: NightDecision, manifest: Manifest, challenger: Champion) -> Identity:
-        return _matched_anew(config, decision, manifest, challenger)
-
-    lake = Store(config.output)
-    entry = promote_challenger(lake, run_id, who=login(), why=why, rematch=rematch)
-    _show(entry, as_json)
+    lake, rematch = Store(config.output), functools.partial(_matched_again, config)
+    _show(promote_challenger(lake, run_id, who=login(), why=why, rematch=rematch), as_json)
 
 
 def rollback(
@@ -67,7 +63,7 @@ def rollback(
     _show(roll_back(lake, who=login(), why=why or "no reason given", again=again), as_json)
 
 
-def _matched_anew(
+def _matched_again(
     config: Config, decision: NightDecision, manifest: Manifest, challenger: Champion
 ) -> Identity:
     """Run the stage identify again with today's champion, on Ray; no marker changes."""

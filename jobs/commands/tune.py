@@ -39,15 +39,7 @@ from pipeline.tuning.trials import Study, TrialFolder, Tuning
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """Options of ``dec tune``.
-
-    Attributes:
-        clusters: Range of the number of clusters, "5:50"; None for the default.
-        trials: Total number of trials, those of earlier attempts included.
-        rows: Maximum number of rows in the sample.
-        run_id: Id of the tuning; None: derived from the request.
-        ds: Logical date, where the source's path contains one.
-    """
+    """Options of ``dec tune``, as its help describes them."""
 
     clusters: str | None
     trials: int
@@ -84,12 +76,7 @@ def tune_config(
 
 
 class _Tuner:
-    """One attempt at a tuning.
-
-    Attributes:
-        id: Id of the tuning.
-        screen: Receiver of progress lines.
-    """
+    """One attempt at a tuning."""
 
     def __init__(self, given: Config, config: Config, request: TuneRequest) -> None:
         if request.clusters is not None:

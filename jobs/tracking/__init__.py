@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from pipeline.artifacts.records import Artifact
@@ -36,15 +35,7 @@ _PACKAGES = {"mlflow": "mlflow", "tensorboard": "tensorboard", "openlineage": "o
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attempt at a run, as it starts.
-
-    Attributes:
-        config: Settings.
-        run_id: Id of the run.
-        ds: Logical date.
-        lake: Output folder.
-        started: Start in UTC, which distinguishes attempts at the same run.
-    """
+    """An attempt at a run; its start in UTC distinguishes attempts at the same run."""
 
     config: Config
     run_id: str
@@ -55,13 +46,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Ending:
-    """End of an attempt.
-
-    Attributes:
-        error: Error that it failed with; None: it did not fail.
-        stage: Last stage that started.
-        summary: Summary of the run; None where the run is not complete.
-    """
+    """End of an attempt: its error, the last stage that started, the summary of a complete run."""
 
     error: PipelineError | None
     stage: str
@@ -104,9 +89,7 @@ class Trackers:
                     f"track.{name} needs a package that is not installed; run: "
                     f"pip install 'dec-pipeline[{name}]'"
                 )
-        self._channels = [
-            _Channel(name, partial(_tracker, name, attempt), on_failure) for name in wanted
-        ]
+        self._channels = [_Channel(name, attempt, on_failure) for name in wanted]
         self._begun = False
 
     def begin(self) -> None:
@@ -153,10 +136,8 @@ class Trackers:
 class _Channel:
     """A tracker with its queue of events and its thread."""
 
-    def __init__(
-        self, name: str, make: Callable[[], Tracker], on_failure: Callable[[str], None]
-    ) -> None:
-        self._name, self._make, self._on_failure = name, make, on_failure
+    def __init__(self, name: str, attempt: Attempt, on_failure: Callable[[str], None]) -> None:
+        self._name, self._attempt, self._on_failure = name, attempt, on_failure
         self._events: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=self._work, name=f"track.{name}", daemon=True)
         self._failed = False
@@ -180,7 +161,8 @@ class _Channel:
 
     def _work(self) -> None:
         try:
-            tracker = self._make()
+            module = importlib.import_module(f"jobs.tracking.{self._name}")
+            tracker: Tracker = getattr(module, f"{self._name.capitalize()}Tracker")(self._attempt)
             while event := self._events.get():
                 what, arguments = event
                 getattr(tracker, what)(*arguments)
@@ -194,12 +176,6 @@ class _Channel:
             self._on_failure(f"track.{self._name}: {reason}; the run goes on without it")
 
 
-def _tracker(name: str, attempt: Attempt) -> Tracker:
-    module = importlib.import_module(f"jobs.tracking.{name}")
-    tracker: Tracker = getattr(module, f"{name.capitalize()}Tracker")(attempt)
-    return tracker
-
-
 def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
@@ -208,13 +184,13 @@ def _is_installed(package: str) -> bool:
 
 
 def final_tags(summary: Summary) -> dict[str, str]:
-    """What a run left, and what was decided."""
+    """Tags of a complete run."""
     names = ("model_id", "shipped", "challenger", "snapshot", "action", "refused")
     return {name: str(getattr(summary, name)) for name in names}
 
 
 def final_figures(summary: Summary) -> dict[str, float]:
-    """What a run is judged by: each candidate's quality, and the totals; names by ``/``."""
+    """Final metrics of a run: its totals, and the quality of each candidate."""
     comparison = summary.comparison
     figures: dict[str, float | None] = {
         "run/rows": summary.rows_out,
