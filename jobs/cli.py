@@ -300,17 +300,15 @@ def plan(
             "--run", metavar="RUN_ID", help="Show a run's estimate beside its measured times."
         ),
     ] = None,
-    ds: Annotated[
-        str | None,
-        typer.Option(metavar="DATE", help="Date of the night. Default: the day after the last."),
-    ] = None,
+    ds: Ds = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would do, and its estimated cost, without starting Ray.
 
     Prints settings, shards and slices; rows, bytes, requests, passes, memory, core-hours and time
     of each stage; the price, if the config has prices. The last run's measured times calibrate the
-    estimate. If the output has nights, or the config a schedule, it plans the next night.
+    estimate. If the output has nights, or the config a schedule, it plans the night of --ds, by
+    default the day after the last.
     """
     from jobs.commands.inspection import show_comparison, show_plan
 
@@ -329,10 +327,7 @@ def check(
     footers_only: Annotated[
         bool, typer.Option("--footers-only", help="Check schemas only, not values.")
     ] = False,
-    ds: Annotated[
-        str | None,
-        typer.Option(metavar="DATE", help="Date that replaces {ds} in source.path."),
-    ] = None,
+    ds: Ds = None,
     as_json: AsJson = False,
 ) -> None:
     """Validate config and input: schemas, widths, and every value of the features."""

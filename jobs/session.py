@@ -19,7 +19,8 @@ from pipeline import logs
 from pipeline.config import Config, load_config
 from pipeline.distributed.private_ray import listen_locally
 from pipeline.engine import Stop
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TransientError
+from pipeline.storage import s3, why
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +114,6 @@ def keep_to_this_machine() -> None:
 
 def configured(config_path: str, overrides: Sequence[str]) -> Config:
     """Load a config, and apply its settings of the object store to this process."""
-    from pipeline.storage import s3
-
     try:
         logs.log_format()
     except ValueError as error:
@@ -146,8 +145,6 @@ def start_ray(config: Config, on_wait: Callable[[str], None]) -> None:
     import ray
 
     from pipeline.distributed.resources import check_shared, share_out
-    from pipeline.errors import TransientError
-    from pipeline.storage import why
 
     if not ray.is_initialized():
         connect_ray()
@@ -168,9 +165,6 @@ def connect_ray() -> None:
         TransientError: It can't be reached.
     """
     import ray
-
-    from pipeline.errors import TransientError
-    from pipeline.storage import s3, why
 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
