@@ -66,14 +66,10 @@ def fit(
     device: torch.device | None = None,
     typed: TypedScaler | None = None,
 ) -> Fit:
-    """Fit scaler, autoencoder, k-means and DEC as the stages of a run do, on these rows alone.
+    """Fit scaler, autoencoder, k-means and DEC as the stages of a run do, on these raw rows alone.
 
-    Args:
-        config: Settings of the model and of both trainings.
-        x_NF: Raw rows, shape (rows, features).
-        widths: Number of features in each column.
-        device: Device to compute on; None: CPU.
-        typed: Scaler of typed columns, with the vocabulary of the whole sample.
+    ``widths`` are those of the columns; ``typed`` is the scaler of typed columns, with the
+    vocabulary of the whole sample.
 
     Raises:
         NumericalError: A training diverged, or ended without a partition.

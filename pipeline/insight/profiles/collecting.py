@@ -30,12 +30,7 @@ _WAITING_ROWS, _WAITING_EXEMPLARS = 2**16, 128
 class SliceProfile:
     """Collects the profile of a slice, block by block, in the order of its rows.
 
-    Args:
-        layout: Content of the profile.
-        clusters: Number of clusters.
-        rows: Number of rows in the slice.
-        keys: Schema of the key columns.
-        shards: Names of the slice's shards, by number.
+    ``shards`` are the names of the slice's shards, by number.
     """
 
     def __init__(

@@ -64,12 +64,7 @@ def withdraw_copies(lake: Store, ds: str, run_id: str, serves: Callable[[], bool
     """Empty the copies that an earlier run left for a ds which now has another run's rows.
 
     A copy that cannot be emptied stays, with a warning: publishing does not depend on it.
-
-    Args:
-        lake: Output folder.
-        ds: The partition.
-        run_id: Run whose copies stay.
-        serves: Whether the ds still has the rows of this run.
+    ``serves`` says whether the ds still has the rows of the run ``run_id``, whose copies stay.
     """
     for table in COPIES:
         path = copy_path(table, ds)

@@ -55,11 +55,9 @@ def merged(profiles: Sequence[Profile]) -> Profile:
 
 
 def counted(tables: Sequence[pa.Table], most: int) -> pa.Table:
-    """Add up the counts of values; rarer values of a column are counted together.
+    """Add up counts of ``CATEGORY_SCHEMA``; keep the ``most`` frequent values of each column.
 
-    Args:
-        tables: Counts, of ``CATEGORY_SCHEMA``.
-        most: Number of most frequent values to keep per column; ties go by their text.
+    Ties go by their text. Rarer values of a column are counted together.
     """
     names = ["dec_cluster_id", "dec_column", "dec_value"]
     table = _summed(pa.concat_tables(tables), names)

@@ -27,13 +27,7 @@ _ACTIONS = {
 
 
 class Figure(NamedTuple):
-    """A large number at the top.
-
-    Attributes:
-        value: The number as text.
-        name: Meaning of the number.
-        note: Explanation in small print.
-    """
+    """A large number at the top: as text, with its meaning and an explanation in small print."""
 
     value: str
     name: str
