@@ -153,9 +153,7 @@ def exemplar_key(name: str) -> str:
 def exemplar_schema(carried: pa.Schema, keys: Sequence[str]) -> pa.Schema:
     """Schema of cluster_exemplars: origin, cluster, kind and rank, the keys, the features.
 
-    Args:
-        carried: Schema with a field for each key, and possibly others.
-        keys: Names of the key columns; none: shard name and row number.
+    For the arguments see ``assignment_schema``.
     """
     key_fields = [carried.field(name) for name in keys] or SHARD_KEY_FIELDS
     renamed = [field.with_name(exemplar_key(field.name)) for field in key_fields]

@@ -208,11 +208,10 @@ def sampled_held_out(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.b
 
 def sampled_classes(lake: Store, parts: tuple[StoredFile, ...], label: str) -> NDArray[np.int64]:
     """True classes of the sample's rows, numbered from 0, shape (rows,); −1 where unknown."""
-    columns = [lake.read_table(part.path, [label])[label] for part in parts]
-    columns = [decoded(column) for column in columns]  # each part has a dictionary of its own
-    chunks = [chunk for column in columns for chunk in column.chunks]
-    labels = pa.chunked_array(chunks, type=columns[0].type).combine_chunks()
-    codes = labels.dictionary_encode().indices
+    # Decoded, since each part has its own dictionary.
+    columns = [decoded(lake.read_table(part.path, [label])[label]) for part in parts]
+    labels = pa.concat_tables([pa.table([column], [label]) for column in columns])[label]
+    codes = labels.combine_chunks().dictionary_encode().indices
     classes: NDArray[np.int64] = codes.fill_null(-1).to_numpy(zero_copy_only=False)
     return classes.astype(np.int64)
 

@@ -83,11 +83,7 @@ class Removal:
 class Collection:
     """What ``dec gc`` did, or with ``dry_run`` would do.
 
-    Attributes:
-        removals: Removed files.
-        skipped: Names of what could not be removed, with the reasons.
-        kept_snapshots: Numbers of the kept snapshots.
-        kept_runs: Runs that are kept whole.
+    ``skipped`` has what could not be removed, with the reason; ``kept_runs`` are kept whole.
     """
 
     removals: list[Removal] = field(default_factory=list)
@@ -167,62 +163,60 @@ def _require_tables_in_step(lake: Store, latest: SnapshotFile) -> None:
             )
 
 
+@dataclass(frozen=True)
 class _Remover:
-    def __init__(
-        self,
-        lake: Store,
-        dry_run: bool,
-        newest: tuple[int, int],
-        on_wait: Callable[[str], None],
-        result: Collection,
-    ) -> None:
-        self._lake, self._dry_run, self._newest = lake, dry_run, newest
-        self._on_wait, self._result = on_wait, result
+    """Removes files unless log or registry have newer entries than the census saw."""
+
+    lake: Store
+    dry_run: bool
+    newest: tuple[int, int]  # numbers of the newest snapshot and of the registry's newest entry
+    on_wait: Callable[[str], None]
+    result: Collection
 
     def __call__(self, removal: Removal) -> None:
         """Remove these files, or record why not."""
-        if self._dry_run:
-            self._result.removals.append(removal)
+        if self.dry_run:
+            self.result.removals.append(removal)
             return
         try:
             with ExitStack() as held:
                 lease = None
                 if removal.ds is not None:
                     lease = take(
-                        self._lake, removal.ds, "dec gc", seconds=_LEASE_S, on_wait=self._on_wait
+                        self.lake, removal.ds, "dec gc", seconds=_LEASE_S, on_wait=self.on_wait
                     )
                     held.callback(lease.release)
                 if reason := self._changed(removal):
-                    self._result.skipped.append(f"{removal.name}: {reason}")
+                    self.result.skipped.append(f"{removal.name}: {reason}")
                     return
                 for start in range(0, len(removal.files), _DELETED_AT_A_TIME):
                     if lease:
                         lease.confirm()  # a run that took it over may use these files again
-                    self._lake.delete(removal.files[start : start + _DELETED_AT_A_TIME])
+                    self.lake.delete(removal.files[start : start + _DELETED_AT_A_TIME])
                 if "/" in removal.name:
                     for folder in {"/".join(path.split("/")[:2]) for path in removal.files}:
-                        self._lake.prune(folder)
-                self._result.removals.append(removal)
+                        self.lake.prune(folder)
+                self.result.removals.append(removal)
         except LeaseHeld as held:
-            self._result.skipped.append(f"{removal.name}: {held}")
+            self.result.skipped.append(f"{removal.name}: {held}")
         except PermissionError as error:
             raise ConfigError(
-                f"{self._lake.locate(removal.name)} cannot be removed: {why(error)}; "
+                f"{self.lake.locate(removal.name)} cannot be removed: {why(error)}; "
                 "dec gc needs the right to delete below output"
             ) from None
         except OSError as error:
             raise TransientError(
-                f"{self._lake.locate(removal.name)} cannot be removed: {why(error)}; "
+                f"{self.lake.locate(removal.name)} cannot be removed: {why(error)}; "
                 "run it again, it continues with what is left"
             ) from error
 
     def _changed(self, removal: Removal) -> str | None:
-        snapshot, entry = self._newest
-        if max(snapshot_files(self._lake), default=0) != snapshot:
+        snapshot, entry = self.newest
+        if max(snapshot_files(self.lake), default=0) != snapshot:
             return "another run published meanwhile; run it again"
-        if max(entry_numbers(self._lake), default=0) != entry:
+        if max(entry_numbers(self.lake), default=0) != entry:
             return "the registry changed meanwhile; run it again"
-        if removal.seen and removal.seen != _versions(self._lake.walk(removal.name)):
+        if removal.seen and removal.seen != _versions(self.lake.walk(removal.name)):
             return "resumed meanwhile"
         return None
 

@@ -53,12 +53,7 @@ MOST_ROWS = 20  # maximum number of rows to show for one key
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of the published assignments that have a key.
-
-    Attributes:
-        table: At most ``MOST_ROWS`` rows, with all columns.
-        more: Whether there are more.
-    """
+    """At most ``MOST_ROWS`` assignments with a key, and whether there are more."""
 
     table: pa.Table
     more: bool
@@ -321,7 +316,7 @@ def evidence(
     """
     names = {name: place for place, name in enumerate(feature_names(found.description.features))}
     words = _words(found)
-    told = []
+    weighed = []
     for row, mean, other_mean, spread in means_of_two(profile, one, other):
         label, category = feature_label(row), row["value"]
         value = float(x_F[names[label]]) if label in names else np.nan
@@ -332,8 +327,8 @@ def evidence(
             continue  # of booleans, whose raw rows are 1 where they are true
         if spread is not None and np.isfinite(value):
             away, other_away = abs(value - mean) / spread, abs(value - other_mean) / spread
-            told.append(Evidence(label, value, mean, other_mean, away, other_away))
-    return sorted(told, key=lambda e: -abs(e.weight))
+            weighed.append(Evidence(label, value, mean, other_mean, away, other_away))
+    return sorted(weighed, key=lambda e: -abs(e.weight))
 
 
 @dataclass(frozen=True)

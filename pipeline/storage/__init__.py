@@ -66,11 +66,7 @@ def why(error: BaseException) -> str:
 
 
 class Store:
-    """A folder, local or on S3; can be sent to workers.
-
-    Args:
-        url: A path or s3://bucket/prefix, which need not exist yet.
-    """
+    """A folder, local or s3://bucket/prefix, that need not exist yet; can be sent to workers."""
 
     def __init__(self, url: str) -> None:
         self.url = absolute(url).rstrip("/") or "/"
