@@ -36,12 +36,12 @@ A = TypeVar("A", bound=Artifact)
 
 @dataclass
 class Stop:
-    """Whether this attempt is to end, and what the work under way does about it.
+    """Request to checkpoint and exit, and whether the running work heeds it.
 
     Attributes:
-        requested: Somebody wants it to leave something behind that goes on, and to end.
-        heeded: The work under way looks at ``requested`` every second or so; all other work has
-            nothing to lose and may be interrupted as it is.
+        requested: Whether this attempt should save a checkpoint and end.
+        heeded: Whether the running work checks ``requested`` about every second; other work has
+            nothing to save and may be interrupted at once.
     """
 
     requested: bool = False
@@ -50,21 +50,21 @@ class Stop:
 
 @dataclass(frozen=True)
 class Context:
-    """Where a run's files lie and who watches it.
+    """A run's ids, its output, and its callbacks.
 
     Attributes:
-        run_id: Names the run; a retry keeps it.
-        ds: The logical date that the assignments are published for.
-        lake: The output folder.
-        progress: Told what happens.
+        run_id: Id of the run; a retry keeps it.
+        ds: Logical date that the assignments are published for.
+        lake: Output folder.
+        progress: Progress callback.
         start_ray: Called before the first stage that works on Ray.
-        hold: Called before each stage that has work to do, and before what it did becomes visible;
+        hold: Called before each stage that has work to do, and before its result becomes visible;
             raises where another attempt works on the same ds.
-        stop: Looked at by long work that has something to save.
-        by_schedule: ``dec nightly``: fit or not by ``config.schedule``, and let the gate judge the
-            new model; else ``dec run``: always fit a new model, which always serves.
+        stop: Request to checkpoint and exit, for long work.
+        by_schedule: Whether ``config.schedule`` decides on a fit and the gate judges the new model
+            (``dec nightly``); else a new model is always fitted and serves (``dec run``).
         stages_of: Returns the stages of a run that takes this action; for its cost estimate.
-        times: What each stage took when it ran, in order; grows as stages complete.
+        times: Duration of each completed stage, in order.
     """
 
     run_id: str
@@ -80,16 +80,16 @@ class Context:
 
     @property
     def folder(self) -> RunFolder:
-        """What the run has left so far."""
+        """The run's folder, with readers of its records."""
         return RunFolder(self.lake, self.run_id)
 
     @property
     def run_path(self) -> str:
-        """The run's folder, below the output."""
+        """Path of the run's folder, below the output."""
         return self.folder.path
 
     def stage_path(self, stage: str, name: str = "") -> str:
-        """A stage's folder, or a file in it, below the output."""
+        """Path of a stage's folder, or of a file in it, below the output."""
         return self.folder.stage_path(stage, name)
 
     def store(self, path: str, content: bytes) -> StoredFile:
@@ -102,12 +102,12 @@ class Stage(Generic[P, A]):
     """A step of the pipeline.
 
     Attributes:
-        name: Also the name of its folder in the run.
-        version: Raised when the same inputs shall give another result than before.
-        settings: The settings that change its result, as JSON values.
-        distributed: Whether it works on Ray; a run that has nothing to do there never starts it.
+        name: Name of the stage, and of its folder in the run.
+        version: Number that is raised when the same inputs give another result than before.
+        settings: Settings that change its result, as JSON values.
+        distributed: Whether it works on Ray, which is started only for work to do there.
         run: ``run(config, context, *inputs) -> artifact``.
-        cost: Declares what it costs: ``cost(inputs)``, of ``pipeline.bill.costs.CostInputs``.
+        cost: Cost estimate from ``pipeline.bill.costs.CostInputs``.
     """
 
     name: str
@@ -119,11 +119,11 @@ class Stage(Generic[P, A]):
 
     @property
     def artifact_type(self) -> type[A]:
-        """What it leaves, by its return annotation."""
+        """Type of its artifact, from the return annotation."""
         return typing.cast(type[A], typing.get_type_hints(self.run)["return"])
 
     def fingerprint(self, config: Config, inputs: tuple[Artifact | None, ...]) -> str:
-        """Identifies the work: equal fingerprints mean that it need not be done again."""
+        """Digest of the work: with an equal fingerprint it need not be done again."""
         return fingerprint_of(
             {
                 "stage": self.name,
@@ -147,7 +147,7 @@ def stage(
 
 
 class StageReached(Exception):
-    """Internal: the one stage that was asked for is complete."""
+    """Internal: the one stage to run is complete."""
 
 
 @dataclass
@@ -155,9 +155,9 @@ class Reached:
     """How far an execution has come.
 
     Attributes:
-        stage: Name of the stage that began last.
-        artifact: Artifact of the stage that completed last.
-        worked: Whether a stage had work to do, and has done it.
+        stage: Name of the latest stage that began.
+        artifact: Artifact of the latest stage that completed.
+        worked: Whether any stage had work to do and completed it.
     """
 
     stage: str = ""
@@ -170,11 +170,11 @@ class Execution:
     """One attempt at a run.
 
     Attributes:
-        config: The settings.
-        context: Where the run's files lie, and who watches it.
-        only: Run this stage alone: those before it must be complete.
-        on_first_work: Called once a first stage has something to mark as complete.
-        reached: How far it has come; executions under other settings share it.
+        config: Settings.
+        context: The run's ids, output and callbacks.
+        only: Name of the one stage to run; those before it must be complete.
+        on_first_work: Called when the first stage with work to do is done, before its marker.
+        reached: Progress; executions under other settings share it.
     """
 
     config: Config
@@ -188,7 +188,7 @@ class Execution:
         return replace(self, config=config)
 
     def complete(self, stage: Stage[P, A], *inputs: P.args, **named: P.kwargs) -> A:
-        """The stage's artifact: loaded when its marker matches, made and marked otherwise.
+        """The stage's artifact: loaded where its marker matches, else made and marked.
 
         Raises:
             InputError: ``only`` names a later stage and this one is not complete.

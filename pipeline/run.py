@@ -52,7 +52,7 @@ STAGES: tuple[Stage[..., Any], ...] = (
     *(pin, decide, *_FIT),
     *(assign, publish, explain, describe, summary, report),
 )
-# Stages that a run does not have, by the action that was decided.
+# Stages that a run skips, by its action.
 _LEFT_OUT: dict[Action, tuple[Stage[..., Any], ...]] = {
     "refit": (warm_start,),
     "refresh": _FROM_SCRATCH,
@@ -61,14 +61,14 @@ _LEFT_OUT: dict[Action, tuple[Stage[..., Any], ...]] = {
 
 
 def stages_of(action: Action) -> tuple[Stage[..., Any], ...]:
-    """The stages of a run that was decided to do this, in order."""
+    """Stages of a run that takes this action, in order."""
     return tuple(stage for stage in STAGES if stage not in _LEFT_OUT[action])
 
 
 def run(execution: Execution) -> Summary:
     """Publish the cluster of every row, by a new model or by the champion.
 
-    Each line completes a stage, or loads what it left when an earlier attempt completed it.
+    Each line completes a stage, or loads its artifact where an earlier attempt completed it.
     """
     manifest = execution.complete(pin)  # which shards, which version of them, which slices
     decision = execution.complete(decide, manifest)  # refit, refresh, or assign
@@ -99,7 +99,7 @@ def run(execution: Execution) -> Summary:
 
 @dataclass(frozen=True)
 class Fit:
-    """A new model, and what it was made from."""
+    """A new model, with the artifacts that it was made from."""
 
     sample: Sample
     autoencoder: PretrainedAutoencoder
@@ -111,7 +111,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The model that labels the rows, and what became of a new one, if there was one."""
+    """The model that labels the rows, and how the fit of a new one ended, if there was one."""
 
     serving: Serving
     fit: Fit | None = None
@@ -155,7 +155,7 @@ def _refit(execution: Execution, manifest: Manifest) -> Fit:
 
 
 def _refresh(execution: Execution, manifest: Manifest, decision: NightDecision) -> Fit:
-    """A few passes of refinement more, from the champion's encoder and centroids."""
+    """A few more passes of refinement, from the champion's encoder and centroids."""
     execution = execution.under(refreshed(execution.config))
     reference = execution.complete(sample, manifest)
     warm = execution.complete(warm_start, decision, reference)
@@ -181,7 +181,7 @@ def _optional(
 ) -> A | None:
     """Complete a stage after publishing; None where it fails.
 
-    A run that is published is a success without it; the same run id tries it again.
+    A published run is a success without it; the same run id tries it again.
     """
     try:
         return execution.complete(stage, *inputs, **named)
@@ -196,7 +196,7 @@ def _optional(
 
 
 def _check_only(execution: Execution, decision: NightDecision) -> None:
-    """Refuse to run one stage alone that this run does not have."""
+    """Raise InputError where the one stage to run is none of this run's."""
     if execution.only not in (None, *(stage.name for stage in stages_of(decision.action))):
         raise InputError(
             f"stage {execution.only} does not run in {execution.context.run_id}; its action is "

@@ -1,8 +1,8 @@
-"""What a run has left below ``runs/<run_id>/``: the one reader of its records.
+"""The one reader of a run's records below ``runs/<run_id>/``.
 
-``run.json`` is there from the start, ``config.yaml`` from the first completed stage, a marker
+``run.json`` exists from the start, ``config.yaml`` from the first completed stage, a marker
 ``stages/<stage>/done.json`` from the end of each stage, and ``metrics.json`` from the end of the
-run. Those but the markers outlive ``dec gc``.
+run. ``dec gc`` keeps all of them but the markers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ A = TypeVar("A", bound=Artifact)
 
 
 class Marker(Record):
-    """``stages/<stage>/done.json``: the stage is complete, and its artifact."""
+    """Content of ``stages/<stage>/done.json``: the artifact of a complete stage."""
 
     stage: str
     fingerprint: str
@@ -39,12 +39,7 @@ class Marker(Record):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Folder of a run.
-
-    Attributes:
-        lake: The output folder.
-        run_id: Run id.
-    """
+    """Folder of a run in the output ``lake``."""
 
     lake: Store
     run_id: str
@@ -115,7 +110,7 @@ class RunFolder:
         )
 
     def read_config(self) -> Config:
-        """Settings that the run was made with.
+        """Settings of the run.
 
         Raises:
             FileNotFoundError: No stage is complete.
@@ -128,7 +123,7 @@ class RunFolder:
         return Config.model_validate(content)
 
     def read_manifest(self) -> Manifest:
-        """Input of the run, also where ``dec gc`` removed its markers.
+        """Manifest of the run, also after ``dec gc`` removed its markers.
 
         Raises:
             FileNotFoundError: The input is not pinned.
@@ -137,7 +132,7 @@ class RunFolder:
         return Manifest.model_validate(self._json("manifest.json"))
 
     def read_summary(self) -> Summary:
-        """End of the run.
+        """Summary of the run.
 
         Raises:
             InputError: The run is not complete, or of another version.

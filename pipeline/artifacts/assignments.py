@@ -1,4 +1,4 @@
-"""What labelling and publishing leave."""
+"""Artifacts of labelling and publishing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Assignments(Artifact):
 
     Attributes:
         files: JSON file that lists the part files.
-        file_count: How many.
+        file_count: Number of part files.
         rows_in: Rows of the input, as far as footers could be read.
         rows_dropped: Rows left out by ``source.nulls: drop``.
         rows: Rows written; rows_in = rows + rows_dropped + rows_quarantined.
@@ -62,9 +62,9 @@ class Snapshot(Artifact):
     """A publish: ``snapshots/<number>.json`` now names this run's files for its ds.
 
     Attributes:
-        number: Of the snapshot.
-        path: Of its file.
-        table: The Iceberg or Delta table that has them too.
+        number: Number of the snapshot.
+        path: Path of its file.
+        table: Iceberg or Delta table that has the files too.
     """
 
     number: int

@@ -10,11 +10,11 @@ from pipeline.artifacts.records import Artifact, Name, Record, StoredFile
 
 
 class Reference(Record):
-    """The frozen reference sample of a model that serves: rows that later models label as well.
+    """The frozen reference sample of a champion: rows that later models label as well.
 
     Attributes:
-        sample: As the run that fitted the model drew it, keys and raw features.
-        features: The feature columns that it has, in their order.
+        sample: Sample with keys and raw features, as drawn by the run that fitted the model.
+        features: Its feature columns, in order.
         bins: Parquet file with one row a feature: ``edges``, float64, the inner edges of at most
             ten bins of about equal size, and ``rows``, int64, rows of the sample in each bin.
     """
@@ -29,9 +29,9 @@ class Champion(Artifact):
 
     Attributes:
         model: Scaler, encoder and centroids.
-        run_id: That fitted it.
-        ds: Of that run.
-        refit_ds: Of the last run that fitted from scratch; later ones refreshed what it made.
+        run_id: Run that fitted it.
+        ds: Logical date of that run.
+        refit_ds: Logical date of the last run that fitted from scratch; later ones refreshed it.
         ids: Parquet file, one row a centroid in the order of the model's file: ``position`` and
             ``cluster_id``, int32, and ``most_distance``, float32: farther rows are outliers by the
             rule of ``assign.outliers``; infinite without one.
@@ -52,14 +52,14 @@ Action = Literal["refit", "refresh", "assign"]
 
 
 class NightDecision(Artifact):
-    """What a night does, and why.
+    """Action of a run, and its reason.
 
     Attributes:
-        action: "refit": everything anew; "refresh": from the champion's encoder and centroids;
+        action: "refit": fit from scratch; "refresh": from the champion's encoder and centroids;
             "assign": the champion labels the rows.
-        why: In words, for the log.
-        entry: Number of the registry's entry that was the newest; 0 before the first.
-        champion: Of that entry; None before the first.
+        why: Reason, in words.
+        entry: Number of the newest registry entry; 0 before the first.
+        champion: Champion of that entry; None before the first.
         usable: Whether that champion can label tonight's rows: its files are there, and it was
             fitted on the same features.
     """
@@ -72,17 +72,17 @@ class NightDecision(Artifact):
 
 
 class Identity(Artifact):
-    """The permanent ids of a challenger's clusters, as they are once it is promoted.
+    """The permanent ids of a challenger's clusters, valid once it is promoted.
 
     Attributes:
-        challenger: With those ids.
+        challenger: Champion that it becomes.
         clusters: Parquet file: the ``clusters`` table; see ``pipeline.registry.entries``.
         transitions: Parquet file: the rows that it adds to ``cluster_transitions``.
-        survived: Clusters that keep their id.
-        split: Clusters that broke in several.
-        merged: Clusters that went up in another.
-        born: Ids that are new.
-        died: Ids that end, merged ones too.
+        survived: Number of clusters that keep their id.
+        split: Number of clusters that split.
+        merged: Number of clusters merged into another.
+        born: Number of new ids.
+        died: Number of ids that end, those of merged clusters too.
         churn: Share of the champion's reference sample whose id changes; None without champion.
     """
 
@@ -101,11 +101,11 @@ class GateRule(Record):
     """One rule of the gate.
 
     Attributes:
-        name: Of the rule, as in the config's ``gate``.
-        value: What was measured; None where the rule does not apply.
-        limit: What the config allows; None: the rule is off.
-        passed: Whether it holds, or does not apply.
-        detail: In words: which feature, which cluster, why it does not apply.
+        name: Name of the rule, as in the config's ``gate``.
+        value: Measured value; None where the rule does not apply.
+        limit: Limit in the config; None: the rule is off.
+        passed: Whether the rule holds, or does not apply.
+        detail: Details in words: the feature, the cluster, or why the rule does not apply.
     """
 
     name: str
@@ -116,11 +116,11 @@ class GateRule(Record):
 
 
 class Verdict(Artifact):
-    """What the gate says of a challenger.
+    """The gate's verdict on a challenger.
 
     Attributes:
-        passed: Every rule holds.
-        rules: All of them, also those that are off or do not apply.
+        passed: Whether every rule holds.
+        rules: All rules, also those that are off or do not apply.
         reason: Why no rule was applied: ``dec run`` applies none, and a fit may fail; else empty.
     """
 
@@ -130,13 +130,13 @@ class Verdict(Artifact):
 
 
 class Serving(Artifact):
-    """What labels tonight's rows.
+    """The model that labels tonight's rows.
 
     Attributes:
-        champion: The challenger, where it passed; else the one before.
+        champion: Challenger where it passed; else the previous champion.
         entry: Number of its entry in the registry.
-        refused: The gate refused the run's own challenger. The champion before serves; the
-            challenger all the same where there is none that could label these rows.
+        refused: Whether the gate refused the run's own challenger. Then the previous champion
+            serves, or the challenger where no champion can label these rows.
     """
 
     champion: Champion
@@ -145,7 +145,7 @@ class Serving(Artifact):
 
 
 class WarmStart(Artifact):
-    """Where a refresh goes on from: what the champion is, in the words of the stages of a fit."""
+    """The start of a refresh: the champion, as the artifacts of the first stages of a fit."""
 
     sample: Sample
     autoencoder: PretrainedAutoencoder

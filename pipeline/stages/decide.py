@@ -1,4 +1,4 @@
-"""decide: what a night does, by the schedule and by what serves."""
+"""decide: whether a run refits, refreshes, or assigns by the champion."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def _cost(_: CostInputs) -> StageCosts:
     cost=_cost,
 )
 def decide(config: Config, context: Context, manifest: Manifest) -> NightDecision:
-    """Refit, refresh or assign; the run keeps to it however often it is started again."""
+    """Decide to refit, refresh or assign; a run that is started again keeps its decision."""
     return decision_of(config, context, manifest.features)
 
 
 def decision_of(
     config: Config, context: Context, features: tuple[FeatureColumn, ...]
 ) -> NightDecision:
-    """What a run does with these features; it reads a few small files, and writes none.
+    """Decision for a run with these features; reads a few small files, and writes none.
 
     Raises:
-        InputError: A night has an earlier date than the champion, which cannot label its rows.
+        InputError: The champion cannot label the rows of a night with an earlier date than its own.
     """
     entry = latest_entry(context.lake)
     champion = entry.champion if entry else None
@@ -132,7 +132,7 @@ def _days(before: str, now: str) -> int | None:
 
 
 def _refused_lately(config: Config, context: Context) -> str:
-    """Which night's challenger was refused so lately that another one has to wait."""
+    """Why no challenger is fitted yet after one was refused; empty where one may be."""
     latest = latest_snapshot(context.lake)
     refused = [
         ds
@@ -143,7 +143,10 @@ def _refused_lately(config: Config, context: Context) -> str:
 
 
 def _drift(config: Config, context: Context, champion: Champion) -> str:
-    """What the night before says of its features against the champion's reference sample."""
+    """Drift on the night before from the champion's reference sample, where it exceeds the limit.
+
+    Empty where it does not, or where it is unknown.
+    """
     limit = config.gate.max_psi
     latest = latest_snapshot(context.lake)
     ds = latest.before(context.ds) if latest else None

@@ -1,4 +1,4 @@
-"""describe: what the clusters are called, and rules in the user's columns that tell them apart."""
+"""describe: names of the clusters, and rules in the user's columns that predict them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pipeline.storage import Store, parquet_bytes, why
 
 log = logging.getLogger(__name__)
 
-# Of a value of the sample on each level of the tree.
+# Seconds per value of the sample and level of the tree.
 _TREE_VALUE_S = 1e-7
 _NOT_OURS = (Interrupted, LeaseHeld)  # the run is to end, whatever it is at
 
@@ -61,8 +61,8 @@ def describe(
 ) -> Description:
     """Fit decision rules on the model's sample, and name clusters that have no name.
 
-    The rows are published by now: whatever goes wrong here is a warning, and a description that
-    says less. Names go into the registry, where a name given by a person is never changed.
+    The rows are published by now, so that a failure here is a warning and leaves the description
+    incomplete. Names go into the registry, where a name given by a person never changes.
     """
     rules, why_none = _rules(config, context, champion)
     rows_of = zip(assignments.cluster_ids, assignments.cluster_rows, strict=True)
@@ -105,7 +105,7 @@ _NO_RULES |= dict.fromkeys(("fitted_rows", "held_out_rows", "considered_features
 
 
 def _rules(config: Config, context: Context, champion: Champion) -> tuple[_Rules | None, str]:
-    """The rules; or None, and why there are none."""
+    """The rules; or None and the reason."""
     depth = config.explain.tree_depth
     if depth is None:
         return None, "explain.tree_depth is null"
@@ -122,7 +122,7 @@ def _rules(config: Config, context: Context, champion: Champion) -> tuple[_Rules
         )
     except _NOT_OURS:
         raise
-    except Exception as error:  # the rows are published: that nobody explains them is no failure
+    except Exception as error:  # the rows are published: missing rules are no failure
         if isinstance(error, TransientError) and not isinstance(error, OutOfMemory):
             raise  # another attempt of the run has rules
         log.warning("no rules: %s", why(error))
@@ -167,12 +167,12 @@ def _fitted(lake: Store, path: str, champion: Champion, depth: int, seed: int) -
 
 @dataclass(frozen=True)
 class _Names:
-    """What clusters are called.
+    """Names of clusters.
 
     Attributes:
         of: All names by cluster id.
-        given: Who gave those that are new.
-        entry: Of the registry, that has them; 0: none has.
+        given: Source of each new name: "openai" or "features".
+        entry: Number of the registry entry with the new names; 0: there is none.
     """
 
     of: Mapping[int, str] = field(default_factory=dict)
@@ -195,7 +195,7 @@ def _names(
 def _registered(
     config: Config, context: Context, explanation: Explanation, model: ClusteringModel
 ) -> _Names:
-    """Names that the registry has, and new ones for living clusters that it has none of."""
+    """Names in the registry, and new ones for living clusters without a name."""
     who = f"run {context.run_id}"
     _, known = name_clusters(context.lake, {}, who, model_id=model.model_id)
     new = _proposed(config, context, explanation, known)
@@ -215,9 +215,9 @@ def _registered(
 def _proposed(
     config: Config, context: Context, explanation: Explanation, known: Mapping[int, str]
 ) -> _Names:
-    """New names, the same whenever they are asked for: an attempt may have ended right behind them.
+    """New names, kept in a file so that each attempt at the run proposes the same.
 
-    By then the registry knows them, and a language model may say something else.
+    An earlier attempt may have registered them, and a language model may answer differently now.
     """
     path = context.stage_path("describe", "names.json")
     of = fingerprint_of([explanation.fingerprint, describe.settings(config)])
@@ -257,7 +257,7 @@ def _new_names(
 
 
 def _described(living: list[int], rules: _Rules | None, names: _Names) -> pa.Table:
-    """One row a cluster, as ``DESCRIBED_SCHEMA`` has it."""
+    """One row per cluster, see ``DESCRIBED_SCHEMA``."""
     measured = rules.clusters if rules else {}
     rows = [
         {

@@ -1,4 +1,4 @@
-"""explain: what the clusters are, as two tables, from the profiles that assigning left."""
+"""explain: tables of cluster profiles and exemplars, from the profiles of all part files."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from pipeline.storage import Store, parquet_bytes
 
 log = logging.getLogger(__name__)
 
-# Profiles that a task puts together; a million of them take five rounds.
+# Profiles that a task merges; a million of them take five rounds.
 _TOGETHER = 16
-# To merge a profile: of its file, and of each of its clusters × features.
+# Cost of merging a profile: per file, and per cluster × feature.
 _PROFILE_S, _CELL_S, _CELL_BYTES = 0.005, 1e-7, 40
 
 
@@ -71,14 +71,13 @@ def explain(
     champion: Champion,
     assignments: Assignments,
 ) -> Explanation:
-    """Merge the profiles of all parts in tasks, as a tree, and write the tables and their copies.
+    """Merge the profiles of all parts in a tree of tasks, and write the tables and their copies.
 
-    Profiles are put together in the order of their names, so that the same parts lead to the same
-    bytes, whoever did what and however often.
+    Profiles are merged in the order of their names, so that the same parts always lead to the same
+    bytes.
 
     Raises:
-        InputError: Profiles are gone or damaged. What is published stays as it is, and so does what
-            assign says of it.
+        InputError: Profiles are missing or damaged. The published assignments stay as they are.
     """
     lake = context.lake
     parts = [file.path for file in read_file_list(lake, assignments.files.path).files]
@@ -115,7 +114,7 @@ def explain(
 
 
 def _round(config: Config, lake: Store, paths: Sequence[str], folder: str) -> list[str]:
-    """Put together some profiles a task; the files of what comes of it, in their order."""
+    """Merge some profiles per task; returns the files of merged profiles, in their order."""
     groups = [paths[n : n + _TOGETHER] for n in range(0, len(paths), _TOGETHER)]
     names = [f"{folder}/{n:06}.parquet" for n in range(len(groups))]
     work = [

@@ -1,4 +1,4 @@
-"""pin: decide what the input is, and hold on to it."""
+"""pin: fix the versions of all input shards, and cut them into slices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.storage import parquet_bytes
 
 
 def _cost(run: CostInputs) -> StageCosts:
-    """All footers; those that an earlier run of the output read cost nothing."""
+    """All footers; those that an earlier run read cost nothing."""
     shards, threads = run.manifest.shard_count, 16
     return StageCosts(
         at_most=True,
@@ -42,7 +42,7 @@ def _cost(run: CostInputs) -> StageCosts:
     version=1,
     settings=content_of(
         *("source", "evaluate.label", "execution.target_slice_mib", "clusters"),
-        # A run that a bad shard ended goes on without it as it was pinned.
+        # A run that failed on a bad shard continues without it, with the same pinned input.
         without=(
             *("source.scaling", "source.fit_rows", "source.held_out"),
             *("source.on_bad_shard", "source.max_bad_share"),
@@ -60,7 +60,7 @@ def pin(config: Config, context: Context) -> Manifest:
         known=known_footers(config, context.lake),
         on_footer=lambda n: context.progress.stage_advanced(n, len(files), "shards"),
     )
-    # Known here, and not when all the work is done.
+    # Checked here, before all the work.
     check_table(config, context.lake, assignment_schema(pinned.carried, config.source.keys))
     check_enough_rows(config, int(pinned.shards["rows"].to_numpy().sum()))
     target_bytes = config.execution.target_slice_mib * 2**20
@@ -75,7 +75,7 @@ def pin(config: Config, context: Context) -> Manifest:
 
 
 def _earlier_runs(config: Config, context: Context) -> list[pa.Table]:
-    """Shards of published runs: the last, that of the newest ds, that of this ds."""
+    """Shards of the last published run, and of those that serve the newest ds and this ds."""
     latest = latest_snapshot(context.lake)
     nights = []
     if latest is not None:

@@ -1,4 +1,4 @@
-"""publish: from now on, readers of this ds see this run's assignments, all of them at once."""
+"""publish: let readers of this ds see this run's assignments, all at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def _cost(run: CostInputs) -> StageCosts:
-    """A look at all part files, and the commit."""
+    """A listing of all part files, and the commit."""
     return StageCosts(gets=12, puts=11 + run.manifest.slice_count // LISTED_KEYS)
 
 
@@ -34,19 +34,19 @@ def _cost(run: CostInputs) -> StageCosts:
 def publish(
     config: Config, context: Context, serving: Serving, assignments: Assignments
 ) -> Snapshot:
-    """Add a snapshot to the commit log, once all files that it shall name are there.
+    """Add a snapshot to the commit log, after checking that all its files exist.
 
-    A table, where there is one, follows the log.
+    An Iceberg or Delta table, where there is one, follows the log.
 
     Raises:
-        TransientError: Files are missing. Assign is not complete then, whatever its marker says.
+        TransientError: Files are missing; the same run id assigns again.
     """
     lake, ds = context.lake, context.ds
     listing = read_file_list(lake, assignments.files.path)
     withdrawn = withdrawn_parts(lake)  # by `dec forget`, since assign found them
     wrong = [lake.locate(file.path) for file in listing.files if file.path in withdrawn]
     if wrong := wrong or wrong_parts(lake, listing.files):
-        # A marker that says nothing counts as none; not every role may delete.
+        # An empty marker counts as none; not every role may delete.
         lake.write_bytes(context.stage_path("assign", "done.json"), b"")
         raise TransientError(
             f"{len(wrong):,} of {len(listing.files):,} part files are gone or not what assign "
@@ -69,7 +69,7 @@ def publish(
     snapshot = publish_partition(lake, ds, partition, commit_id, hold=context.hold)
     if table and not table.follow(commit, lambda: _serves(lake, ds, partition)):
         log.warning("%s: ds %s is another run's by now, and is left to it", table.location, ds)
-    # What an earlier run said of the clusters; the stage explain says it of this one's.
+    # Copies of an earlier run's explanation; the stage explain writes this run's.
     withdraw_copies(lake, ds, context.run_id, lambda: _serves(lake, ds, partition))
     return Snapshot(
         number=snapshot.snapshot,
@@ -95,6 +95,6 @@ def _table_commit(lake: Store, ds: str, partition: Partition, commit_id: str) ->
 
 
 def _serves(lake: Store, ds: str, partition: Partition) -> bool:
-    """Whether the log says that this is what the ds consists of."""
+    """Whether this partition is what the log has for the ds."""
     latest = latest_snapshot(lake)
     return latest is not None and latest.partitions.get(ds) == partition

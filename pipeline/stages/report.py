@@ -1,4 +1,4 @@
-"""report: a page for people, made of what the run has left."""
+"""report: one HTML page about the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.report.page import make
 
 # t-SNE of 1,797 digits took 4 s of one core.
 _MAP_ROW_S = 2.2e-3
-# Markers, tables and parts that the page is made of, and its size.
+# Number of files that the page is made of, and its size.
 _PAGE_GETS, _PAGE_BYTES = 60, 2_000_000
 
 
@@ -38,10 +38,9 @@ def report(
     explanation: Explanation | None,
     description: Description | None,
 ) -> Report:
-    """Lay out the map, and write ``report/index.html``; ``dec report`` does the same later.
+    """Compute the map, and write ``report/index.html``; ``dec report`` does the same later.
 
-    Everything on the page is read from the run's folder, so that a page can be made again from
-    there alone; the summary says that it is complete. One that was made without an explanation is
-    made again once there is one.
+    The page is made from the run's folder alone. One that was made without an explanation is made
+    again once there is one.
     """
     return make(context.lake, context.run_id)

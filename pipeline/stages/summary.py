@@ -1,4 +1,4 @@
-"""summary: what the run did, as metrics.json and for the closing tables."""
+"""summary: figures of the run, as metrics.json and for the closing tables."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def summary(
     identity: Identity | None,
     verdict: Verdict | None,
 ) -> Summary:
-    """Collect the figures of all stages, and the estimate that was made for them."""
+    """Collect the figures of all stages, and the estimate made before the run."""
     labelled = assignments.labelled_rows / assignments.rows if assignments.rows else 1.0
     model, last = serving.champion.model, refined.updates[-1] if refined else None
-    # A refresh takes both over from the champion, and they have no figures of their own.
+    # A refresh takes both from the champion; they have no figures of their own.
     trained = autoencoder if autoencoder and autoencoder.losses else None
     started = centroids if centroids and centroids.objectives else None
     products: str = trained.products if trained else products_here(config.model.precision)

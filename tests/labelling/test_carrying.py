@@ -24,7 +24,7 @@ import torch
 from pipeline import counts
 from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.inputs import Manifest, Sample
-from pipeline.artifacts.nights import Champion, Reference
+from pipeline.artifacts.nights import Champion, Reference, Serving
 from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config
 from pipeline.distributed.resources import Claim, Resources
@@ -68,6 +68,10 @@ def write(folder: Path, name: str, seed: int, *, shift: float = 0.0) -> None:
         use_dictionary=False,
         column_encoding={"id": "DELTA_BINARY_PACKED"},
     )
+
+
+def serving(champion: Champion) -> Serving:
+    return Serving(champion=champion, entry=0, refused=False)
 
 
 @dataclass
@@ -155,7 +159,7 @@ class Lake:
         finally:
             counts.send_to(None)
         if config.lake.format == "parquet":
-            publish.run(config, context, champion.model, found)
+            publish.run(config, context, serving(champion), found)
         assert found.rows == found.carried_rows + found.labelled_rows
         assert found.rows + found.rows_quarantined == manifest.rows
         assert sum(found.cluster_rows) + found.outliers == found.rows
@@ -511,7 +515,7 @@ def test_a_carried_part_that_is_gone_is_not_published(lake: Lake) -> None:
     found = assign.run(config, context, manifest, lake.champion)
     Path(lake.store.locate(first[0])).unlink()
     with pytest.raises(TransientError, match=r"1 of 3 part files are gone .*night-2026-01-01"):
-        publish.run(config, context, lake.champion.model, found)
+        publish.run(config, context, serving(lake.champion), found)
     assert lake.night("2026-01-02").carried_files == 2
 
 

@@ -1,9 +1,9 @@
-"""Iceberg and Delta tables: the same part files, for engines that ask a table format for them.
+"""Iceberg and Delta tables over the same part files, for engines that read table formats.
 
 The snapshot log decides what is published; a table follows it. So a publish has three steps: the
 table *prepares* (everything that can be refused is refused here), the log decides, and the table
-*follows*, unless another run has replaced ours in the log meanwhile. Killed between the last two,
-readers of the table see what was published before, whole, until the run is run again
+*follows*, unless another run has replaced ours in the log meanwhile. After a kill between the last
+two, readers of the table see all of the previous publish until the run is run again
 (infra/decisions/0013-tables-follow-the-log.md).
 """
 
@@ -32,7 +32,7 @@ from pipeline.storage import Store, why
 # Each lost race means that somebody else committed to the table; more than this is a livelock.
 ATTEMPTS = 20
 
-# In the properties of a table's commits.
+# Names of properties of a table's commits.
 DS_PROPERTY = "dec.ds"
 COMMIT_PROPERTY = "dec.commit-id"
 
@@ -41,15 +41,15 @@ _LIBRARY = {"iceberg": "pyiceberg", "delta": "deltalake"}
 
 @dataclass(frozen=True)
 class TableCommit:
-    """What one publish does to a table: this ds consists of these files, and of no others.
+    """One publish to a table: replace the ds by these files.
 
     Attributes:
-        ds: The partition.
-        run_id: Who publishes.
-        model_id: What the rows were assigned by.
-        commit_id: The same for every attempt at this publish, and for no other.
-        rows: In all files.
-        files: Paths below the output.
+        ds: Partition that is replaced.
+        run_id: Run that publishes.
+        model_id: Model that labelled the rows.
+        commit_id: Id of this publish, the same for each attempt at it.
+        rows: Number of rows in all files.
+        files: Part files.
         columns: Schema of the files.
     """
 
@@ -63,7 +63,7 @@ class TableCommit:
 
     @property
     def properties(self) -> dict[str, str]:
-        """What the table's history keeps of it."""
+        """Properties of the commit in the table's history."""
         return {
             "dec.run-id": self.run_id,
             "dec.model-id": self.model_id,
@@ -77,31 +77,31 @@ class Table(Protocol):
 
     @property
     def location(self) -> str:
-        """Where it is, for people."""
+        """Location or name of the table, for messages."""
 
     def columns(self) -> pa.Schema | None:
-        """What it has; None when there is no such table yet."""
+        """Columns of the table; None where it does not exist yet."""
 
     def prepare(self, commit: TableCommit) -> None:
-        """Do all that can be done before readers see it.
+        """Do everything that can be done before readers see the commit.
 
         Raises:
-            PipelineError: It can never become visible; nothing did.
+            PipelineError: The commit is impossible; readers see no change.
         """
 
     def follow(self, commit: TableCommit, serves: Callable[[], bool]) -> bool:
-        """Let readers see it, once, however often this is called.
+        """Make a prepared commit visible; a second call changes nothing.
 
         Args:
-            commit: As it was prepared.
-            serves: Whether the log still says so; asked after the table's state was read, so that
-                a commit that the log replaced never comes on top of the one that replaced it.
+            commit: The prepared commit.
+            serves: Whether the log still has this publish. Called after the table's state was read,
+                so that a commit never overwrites the one that replaced it in the log.
 
         Returns:
-            Whether the table has it; False where the log has moved on.
+            Whether the table has the commit; False where the log has moved on.
 
         Raises:
-            CommitStateUnknown: Whether it landed cannot be told.
+            CommitStateUnknown: It is unknown whether the commit succeeded.
         """
 
 
@@ -129,12 +129,12 @@ def open_table(config: Config, lake: Store) -> Table | None:
 
 
 def check_table(config: Config, lake: Store, columns: pa.Schema | None = None) -> None:
-    """Find out before the night's work whether its result will fit into the table.
+    """Check before the night's work that its result will fit into the table.
 
     Args:
-        config: The settings.
-        lake: The output folder.
-        columns: Of the assignments; None where they are not known yet.
+        config: Settings.
+        lake: Output folder.
+        columns: Columns of the assignments; None where they are not known yet.
 
     Raises:
         ConfigError: The table cannot be opened.
@@ -164,11 +164,11 @@ _PASSING = (
 
 
 def failed(what: str, error: BaseException) -> PipelineError:
-    """What to raise where a table cannot be used and nothing is published yet.
+    """The error to raise where a table cannot be used and nothing is published yet.
 
     Args:
-        what: The table, and what could not be done.
-        error: What its library raised; these share no base class.
+        what: Name of the table, and what failed.
+        error: Exception of its library; these share no base class.
     """
     name = type(error).__name__
     if isinstance(error, PermissionError) or _REFUSALS.search(f"{name} {error}"):
@@ -182,12 +182,12 @@ def failed(what: str, error: BaseException) -> PipelineError:
 
 
 def _why(error: BaseException) -> str:
-    """Without the colours and statements that some put into their messages."""
+    """Message without terminal colours and SQL statements."""
     return _COLOURS.sub("", why(error)).replace(" ↳", ":").partition(" [SQL:")[0]
 
 
 def unknown_state(location: str, commit: TableCommit, error: BaseException) -> CommitStateUnknown:
-    """What to raise where nobody can tell whether the table has this commit."""
+    """The error to raise where it is unknown whether the table has this commit."""
     return CommitStateUnknown(
         f"{location}: {_why(error)}; run {commit.run_id} is published in the snapshot log, whether "
         "in the table too is not known, and nothing was deleted. Run the same run id again: it "
@@ -196,7 +196,7 @@ def unknown_state(location: str, commit: TableCommit, error: BaseException) -> C
 
 
 def lost_every_race(location: str, commit: TableCommit) -> CommitConflict:
-    """What to raise where others always came first."""
+    """The error to raise where other writers always committed first."""
     return CommitConflict(
         f"{location}: others committed {ATTEMPTS} times while run {commit.run_id} was about to; "
         "run the same run id again"

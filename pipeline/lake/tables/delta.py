@@ -42,16 +42,16 @@ class DeltaLakeTable:
 
     @property
     def location(self) -> str:
-        """The folder."""
+        """URL of the folder."""
         return self._url
 
     def columns(self) -> pa.Schema | None:
-        """What it has; None when there is no such table yet."""
+        """Columns of the table; None where it does not exist yet."""
         table = self._load()
         return pa.schema(table.schema().to_arrow()) if table else None
 
     def prepare(self, commit: TableCommit) -> None:
-        """Create the table, or see that it has the same columns."""
+        """Create the table, or check that it has the same columns."""
         there = self.columns()
         if there is not None:
             check_same_columns(self.location, there, commit.columns)
@@ -111,15 +111,15 @@ class DeltaLakeTable:
             partition_filters=[(_DS, "=", commit.ds)],
             commit_properties=CommitProperties(
                 custom_metadata=dict(commit.properties),
-                # Delta takes two writers of one partition for friends where it was empty before;
-                # so it must not try again by itself, but come back and look.
+                # Delta sees no conflict between two writers of a partition that was empty; so it
+                # must not retry by itself: `follow` looks again first.
                 max_commit_retries=0,
                 app_transactions=[Transaction(commit.commit_id, 1)],
             ),
         )
 
     def _has(self, table: DeltaTable, commit: TableCommit) -> bool:
-        """Whether this commit is what the ds consists of: nobody has published that since."""
+        """Whether this commit is the newest of its ds in the table."""
         for version in table.history():
             if version.get(DS_PROPERTY) == commit.ds:
                 return bool(version.get(COMMIT_PROPERTY) == commit.commit_id)
@@ -142,7 +142,7 @@ class DeltaLakeTable:
 
 
 def storage_options(url: str) -> dict[str, str] | None:
-    """What deltalake does not find in the environment by itself. No credential is in it."""
+    """Options that deltalake does not find in the environment by itself; no credentials."""
     if not url.startswith(S3_SCHEME):
         return None
     settings = s3.settings_here()

@@ -49,7 +49,7 @@ _MAIN = "main"
 _DS = "ds"
 _FILE_IO = "pipeline.lake.tables.iceberg.LakeFileIO"
 
-# It says of every column and file that a dictionary is an encoding, not a type; which is so.
+# It warns for every column and file that a dictionary is an encoding, not a type.
 logging.getLogger("pyiceberg.io.pyarrow").setLevel(logging.ERROR)
 
 
@@ -78,11 +78,11 @@ class IcebergTable:
 
     @property
     def location(self) -> str:
-        """The table's name, and where its catalog is."""
+        """The table's name, and the location of its catalog."""
         return f"Iceberg table {self._name} in {self._properties.get('uri', 'the catalog')}"
 
     def columns(self) -> pa.Schema | None:
-        """What it has; None when there is no such table yet."""
+        """Columns of the table; None where it does not exist yet."""
         if self._sqlite and not os.path.exists(self._sqlite):
             return None  # looking would create it
         try:
@@ -95,7 +95,7 @@ class IcebergTable:
             raise failed(f"{self.location} cannot be read", error) from error
 
     def prepare(self, commit: TableCommit) -> None:
-        """Write the ds to a branch of its own, and compare what is there with what should be."""
+        """Write the ds to a branch of its own, and check its files and rows."""
         try:
             self._stage(commit)
         except PipelineError:
@@ -141,7 +141,7 @@ class IcebergTable:
             except (CommitFailedException, ValidationException):
                 continue
             except ValueError as error:
-                if "sequence number" in str(error):  # so says pyiceberg where others were faster
+                if "sequence number" in str(error):  # pyiceberg's error where others were faster
                     continue
                 raise
             return
@@ -162,7 +162,7 @@ class IcebergTable:
             transaction.add_files(
                 files_of(self._lake, commit.files),
                 snapshot_properties=commit.properties,
-                # It would look for them in main, where a run that is published anew has them.
+                # The check looks in main, where a run that is published again has its files.
                 check_duplicate_files=False,
                 branch=branch,
             )
@@ -191,7 +191,7 @@ class IcebergTable:
     def _drop_branch(self, table: PyIcebergTable, commit: TableCommit) -> None:
         branch = _branch(commit)
         if branch in table.refs():
-            # Somebody at work on the table: it stays, until the next attempt finds it.
+            # Where others change the table, the branch stays until the next attempt.
             with contextlib.suppress(CommitFailedException, RESTError):
                 table.manage_snapshots().remove_branch(branch).commit()
 
@@ -261,7 +261,7 @@ def _rows(snapshot: Snapshot | None) -> int:
 
 
 def _landed(table: PyIcebergTable, commit: TableCommit) -> bool:
-    """Whether this commit is what main has for its ds: nobody has published that since."""
+    """Whether this commit is the newest of its ds in main."""
     for snapshot in ancestors_of(_head(table), table.metadata):
         if snapshot.summary and snapshot.summary.get(DS_PROPERTY) == commit.ds:
             return snapshot.summary.get(COMMIT_PROPERTY) == commit.commit_id

@@ -1,4 +1,4 @@
-"""evaluate: DEC and two baselines, by the same label-free measures on the same rows."""
+"""evaluate: compare DEC with two baselines by label-free measures on the same rows."""
 
 from __future__ import annotations
 
@@ -45,18 +45,17 @@ from pipeline.model.generalisation import generalisation
 from pipeline.registry.models import centroids_bytes, load_autoencoder, load_centroids, load_scaler
 from pipeline.storage import Store
 
-# Of each row that is asked; few, for it is the near ones that tell where a cluster ends.
+# Neighbours per row; few, since the nearest ones show where a cluster ends.
 _NEIGHBOURS = 10
-# Rows that are asked: with 100,000 edges the noise of their choice is below 0.002.
+# Rows whose neighbours are searched: with 100,000 edges sampling noise is below 0.002.
 _ASKED_ROWS = 10_000
-# What is equal in modularity to these decimals goes to the simpler method.
+# Where modularity is equal to these decimals, the simpler method wins.
 _DECIMALS = 3
-# Rows of the sample that k-means is fitted to here, and that neighbours are looked for among, or 39
-# a cluster where that is more; the rest is measured on all rows of the sample. For centroids it
-# makes no visible difference, and scaled features can be a hundred times as wide as the embeddings
-# that init_centroids clusters.
+# Rows of the sample that k-means is fitted to and neighbours are searched in, or 39 per cluster
+# where that is more; all else is measured on all rows of the sample. Centroids hardly differ, and
+# scaled features can be a hundred times as wide as the embeddings that init_centroids clusters.
 _FIT_ROWS = 20_000
-# Fits of the stability measure, which looks at differences between fits and not at the best one.
+# Restarts of the stability measure, which compares fits and does not need the best one.
 _STABILITY_RESTARTS = 5
 # Multiplications that the restarts may take: about half a minute on two cores for each of the six
 # fits of the stability measure, and as long as in init_centroids for the baseline.
@@ -95,7 +94,7 @@ def evaluate(
     centroids: InitialCentroids,
     model: RefinedModel,
 ) -> Comparison:
-    """One task holds the sample in all three spaces and measures; rows stay off the driver."""
+    """Measure all candidates in one task, which holds the sample in all three spaces."""
     return run_task(
         config.execution,
         SAMPLE_IN_MEMORY,
@@ -137,7 +136,7 @@ def _compared(
         iterations=config.centroids.iterations,
         seed=config.seed,
     )
-    # Each in its own space.
+    # Centroids of each, and the space they are in.
     partitions: dict[ModelKind, tuple[str, NDArray[np.float32]]] = {
         "kmeans": ("features", baseline.centroids_KD),
         "autoencoder": ("pretrained", first_KD),
@@ -197,7 +196,7 @@ def _spaces(
 
 
 def _fit_rows(config: Config, rows: int, clusters: int) -> NDArray[np.int64]:
-    """Rows that k-means is fitted to here, drawn by seed, in random order."""
+    """Rows that k-means is fitted to, drawn by seed, in random order."""
     most = max(_FIT_ROWS, MIN_SAMPLE_ROWS_PER_CLUSTER * clusters)
     return np.random.default_rng(config.seed).permutation(rows)[:most]
 
@@ -236,10 +235,10 @@ def _candidate(
 def _stability(config: Config, points: NDArray[np.float32], clusters: int) -> float | None:
     """ARI, on all rows of the sample, of k-means fitted to two disjoint random halves.
 
-    The halves are the same for every candidate, and so are the restarts. For "kmeans" that is the
-    whole method. For "autoencoder" and "dec" the encoder stays as it is and only the centroids are
-    fitted again, for DEC by k-means on its refined embeddings: it tells how clearly that embedding
-    separates clusters, not what another training would give.
+    Halves and restarts are the same for every candidate. For "kmeans" that is the whole method. For
+    "autoencoder" and "dec" only the centroids are fitted again, for DEC by k-means on its refined
+    embeddings: the measure shows how clearly an embedding separates clusters, not what another
+    training would give.
     """
     rows = _fit_rows(config, len(points), clusters)
     half = len(rows) // 2

@@ -1,4 +1,4 @@
-"""gate: whether a challenger may take the champion's place, rule by rule."""
+"""gate: whether a challenger may replace the champion, rule by rule."""
 
 from __future__ import annotations
 
@@ -51,10 +51,9 @@ def gate(
     model: ClusteringModel,
     identity: Identity,
 ) -> Verdict:
-    """Every rule of ``config.gate``, also those that are off or do not apply.
+    """Apply every rule of ``config.gate``; the verdict also lists those that are off.
 
-    The verdict is in ``runs/<run_id>/gate.json`` too. ``dec run`` asks for a new model, and no rule
-    is applied to it.
+    It is in ``runs/<run_id>/gate.json`` too. ``dec run`` always wants a new model: no rule applies.
     """
     if not context.by_schedule:
         verdict = Verdict(passed=True, rules=(), reason="dec run applies no rule of the gate")
@@ -92,7 +91,7 @@ def gate(
 
 @dataclass(frozen=True)
 class _Silhouettes:
-    """Of two partitions of one sample, in one embedding."""
+    """Silhouettes of two partitions of one sample, in one embedding."""
 
     champion: float
     challenger: float
@@ -100,18 +99,18 @@ class _Silhouettes:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the task reports: figures, never rows. NaN where embeddings are not finite.
+    """Result of the task: figures, never rows. NaN where embeddings are not finite.
 
     Attributes:
-        largest_share: Of tonight's sample, in the challenger's largest cluster.
+        largest_share: Share of tonight's sample in the challenger's largest cluster.
         largest: Id of that cluster.
-        clusters: K of the challenger.
-        empty: Clusters of it without a row of tonight's sample.
-        spaces: The champion's embedding and the challenger's, on the champion's reference sample;
-            empty without champion.
+        clusters: Number of clusters of the challenger.
+        empty: Number of its clusters without a row of tonight's sample.
+        spaces: Silhouettes in the champion's embedding and in the challenger's, on the champion's
+            reference sample; empty without champion.
         spaces_now: The same on tonight's sample.
-        psi: Of the feature that moved most since the champion's reference sample.
-        psi_feature: Its name.
+        psi: PSI of the feature that drifted most from the champion's reference sample.
+        psi_feature: Name of that feature.
     """
 
     largest_share: float
@@ -126,7 +125,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Labelled:
-    """A sample as a model sees it: embeddings, and the cluster of each row by position."""
+    """A sample under a model: embeddings, and the position of each row's cluster."""
 
     z_ND: NDArray[np.float32]
     labels_N: NDArray[np.int64]
@@ -168,7 +167,7 @@ def _measure(
             for by in (champion, challenger)
         )
     except FileNotFoundError as error:
-        # As identify does: what both make of tonight's rows, rather than no verdict at all.
+        # As identify does: compare on tonight's rows, rather than not at all.
         log.warning(
             "the reference sample of champion %s is gone (%s): quality is measured on tonight's "
             "sample alone",
@@ -194,11 +193,11 @@ def _labelled(lake: Store, model: ClusteringModel, sample: Sample, width: int) -
 
 
 def _silhouettes(old: _Labelled, new: _Labelled, seed: int) -> tuple[_Silhouettes, ...]:
-    """Both partitions in both embeddings, each on as many rows of every cluster as it has.
+    """Both partitions in both embeddings, on rows drawn from every cluster of each.
 
-    A silhouette is a ratio of distances in one space, so that two of different spaces cannot be
-    compared: an embedding that collapses rows onto centroids raises its own. A partition that is
-    better in the other's embedding, too, is better.
+    A silhouette is a ratio of distances in one space: values of different spaces cannot be
+    compared, since an embedding that collapses rows onto centroids raises its own. A partition that
+    is better in the other's embedding, too, is better.
     """
     if not old.finite or not new.finite:
         return (_Silhouettes(math.nan, math.nan),) * 2
@@ -215,7 +214,7 @@ def _silhouettes(old: _Labelled, new: _Labelled, seed: int) -> tuple[_Silhouette
 
 
 def _drift(lake: Store, champion: Champion, sample: Sample) -> tuple[float, str]:
-    """PSI of the feature that moved most, and its name."""
+    """PSI of the feature that drifted most, and its name."""
     edges_FB, expected_FB = load_bins(lake, champion.reference.bins)
     actual_FB = np.zeros_like(expected_FB)
     for x_BF in feature_parts(lake, sample.parts):
@@ -231,9 +230,9 @@ class _NightBefore:
 
     Attributes:
         ds: Its date.
-        model_id: That labelled it.
-        rows: Of its input.
-        psi: Of the feature that moved most against that model's reference; None: not known.
+        model_id: Model that labelled it.
+        rows: Rows of its input.
+        psi: PSI of the feature that drifted most from that model's reference; None: unknown.
     """
 
     ds: str
@@ -243,7 +242,7 @@ class _NightBefore:
 
     @classmethod
     def of(cls, lake: Store, ds: str) -> _NightBefore | None:
-        """That before a date; None where there is none."""
+        """The night before a date; None where there is none."""
         latest = latest_snapshot(lake)
         before = latest.before(ds) if latest else None
         if latest is None or before is None:
@@ -253,7 +252,7 @@ class _NightBefore:
 
 
 def _figures(lake: Store, partition: Partition) -> tuple[int, float | None]:
-    """Rows of the input of a night and its drift, as far as its run is still there."""
+    """Rows of the input of a night and its drift, as far as its run can be read."""
     run = RunFolder(lake, partition.run_id)
     try:
         rows, assignments = run.read_manifest().rows, run.found("assign", Assignments)
@@ -267,7 +266,7 @@ def _figures(lake: Store, partition: Partition) -> tuple[int, float | None]:
 
 
 def _rule(name: str, value: float, limit: float | None, detail: str = "") -> GateRule:
-    """At most the limit; what is not a finite number never passes."""
+    """A value passes up to the limit; one that is not finite never does."""
     if not math.isfinite(value):
         detail = f"measured {value}, which no limit allows; {detail}"
         return GateRule(name=name, value=None, limit=limit, passed=limit is None, detail=detail)
@@ -281,7 +280,7 @@ def _does_not_apply(name: str, limit: float | None, why: str) -> GateRule:
 
 
 def _no_champion(decision: NightDecision) -> str:
-    """Why there is nothing to compare with; empty where there is."""
+    """Why there is no champion to compare with; empty where there is one."""
     if decision.champion is None:
         return "there is no champion"
     return "" if decision.usable else f"nothing to compare with, for {decision.why}"
@@ -292,8 +291,8 @@ def _quality_rule(limit: float | None, found: _Found, decision: NightDecision) -
     if nothing := _no_champion(decision):
         return _does_not_apply(name, limit, nothing)
     then, now = (_quality_loss(spaces) for spaces in (found.spaces, found.spaces_now))
-    # Where the rows have changed for good, a model of tonight's rows is worse on those of then.
-    # One that is worse on both is worse. What is not a number never passes.
+    # Where the input has changed for good, a model of tonight's rows is worse on the old ones. So
+    # a model is worse only where it is worse on both. NaN never passes.
     loss = math.nan if math.isnan(then + now) else min(then, now)
     lines = [
         f"on {which}: {theirs.challenger:.3f} after {theirs.champion:.3f} in the champion's "
@@ -307,7 +306,7 @@ def _quality_rule(limit: float | None, found: _Found, decision: NightDecision) -
 
 
 def _quality_loss(spaces: tuple[_Silhouettes, ...]) -> float:
-    """Silhouette of the champion less that of the challenger, the mean over both embeddings."""
+    """Silhouette of the champion minus that of the challenger, averaged over both embeddings."""
     return sum(s.champion - s.challenger for s in spaces) / len(spaces)
 
 
@@ -336,10 +335,10 @@ def _empty_share_rule(limit: float | None, found: _Found) -> GateRule:
 def _psi_rule(
     limit: float | None, found: _Found, decision: NightDecision, before: _NightBefore | None
 ) -> GateRule:
-    """Drift that came tonight; what was there last night too is what a refit is for.
+    """Limit of new drift; drift that last night had already is a reason to refit.
 
-    Otherwise ``schedule.refit.on_drift`` would fit a challenger each night that the same drift
-    forbids.
+    Otherwise ``schedule.refit.on_drift`` would fit a challenger every night, and the same drift
+    would refuse it.
     """
     name, champion = "max_psi", decision.champion
     if nothing := _no_champion(decision):
@@ -371,7 +370,7 @@ def _row_change_rule(
 
 def _bad_shards_rule(limit: float | None, manifest: Manifest) -> GateRule:
     bad = len(manifest.quarantined)
-    # Those that pin found are not among the manifest's shards; later ones are.
+    # Shards that pin excluded are not among the manifest's; those excluded later are.
     every = manifest.shard_count + sum(shard.stage == "pin" for shard in manifest.quarantined)
     return _rule("max_bad_shards", bad / max(1, every), limit, f"{bad} of {every} shards")
 

@@ -1,4 +1,4 @@
-"""identify: the permanent ids of a new model's clusters, matched to those that we know."""
+"""identify: permanent ids of a new model's clusters, matched to the champion's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
-# Rows that stand for a cluster: enough to see what it is about, few enough to show in a table.
+# Exemplars per cluster: enough to see what it contains, few enough to show in a table.
 _EXEMPLARS = 5
 
 
@@ -76,9 +76,9 @@ def identify(
     sample: Sample,
     model: ClusteringModel,
 ) -> Identity:
-    """Label two samples with both models, match clusters by membership; see decision 0023.
+    """Label two samples with both models, and match clusters by their rows; see decision 0023.
 
-    Files lie beside the registry's log, named by their content; nothing names them before the
+    Files lie beside the registry's log, named by their content; no entry refers to them before the
     challenger is promoted.
     """
     found = run_task(
@@ -186,7 +186,7 @@ def _matched(
         frozen = champion.reference.sample
         reference = Labels(*(_nearest(lake, m, frozen).labels_N for m in (old, new)))
     except FileNotFoundError as error:
-        # Better ids by the rows that there are than a night without any.
+        # Matching on tonight's rows is better than a night that fails.
         log.warning(
             "the reference sample of champion %s is gone (%s): its clusters are matched on "
             "tonight's sample alone",
@@ -211,8 +211,8 @@ def _nearest(lake: Store, model: LoadedModel, sample: Sample) -> _Nearest:
 def _quantiles(sample: _Nearest, clusters: int, quantile: float) -> NDArray[np.float32]:
     """A quantile of the distances in each cluster, shape (n_clusters,); infinite in empty ones.
 
-    The next distance that occurs, and not a value between two: of a cluster of fewer than
-    1 / (1 - quantile) rows it is the largest, so that none of them is an outlier.
+    It is rounded up to a distance that occurs: in a cluster of fewer than 1 / (1 - quantile) rows
+    to the largest, so that no row is an outlier.
     """
     order = np.lexsort((sample.distance_N, sample.labels_N))
     rows_K = np.bincount(sample.labels_N, minlength=clusters)
@@ -227,7 +227,7 @@ def _quantiles(sample: _Nearest, clusters: int, quantile: float) -> NDArray[np.f
 def _exemplars(
     lake: Store, manifest: Manifest, sample: Sample, tonight: _Nearest, size_K: NDArray[np.int64]
 ) -> pa.ListArray:
-    """Keys of the rows next to each centroid, nearest first."""
+    """Keys of the rows nearest to each centroid, nearest first."""
     order = np.lexsort((tonight.distance_N, tonight.labels_N))
     first_K = np.cumsum(size_K) - size_K
     near = order[np.arange(len(order)) - np.repeat(first_K, size_K) < _EXEMPLARS]
@@ -239,7 +239,7 @@ def _exemplars(
 
 
 def _bins(lake: Store, manifest: Manifest, sample: Sample) -> bytes:
-    """See ``Reference.bins``. A timestamp has one bin: that it follows the date is no drift."""
+    """See ``Reference.bins``. A timestamp has one bin: following the date is no drift."""
     edges_FB = bin_edges(sampled_features(lake, sample.parts))
     types_F = [column.type for column in manifest.features for _ in range(column.width)]
     edges_FB[np.array([kind == "timestamp" for kind in types_F])] = np.inf

@@ -1,4 +1,4 @@
-"""init_centroids: k-means on the embeddings of the reference sample, and how many clusters."""
+"""init_centroids: k-means on the embeddings of the reference sample; chooses K where it is auto."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
-# Of a core, to cut a cluster in two and count what crosses: measured on 10,000 rows, 60 cells.
+# Seconds of a core to split a cluster and count crossing edges: with 10,000 rows, 60 cells.
 _CUT_SECONDS = 0.001
 
 
 def _cost(run: CostInputs) -> StageCosts:
-    """k-means on the embedded sample; where ``clusters`` is auto, as if it came to the most."""
+    """k-means on the embedded sample; where ``clusters`` is auto, with its maximum."""
     clusters, width, rows = run.config.clusters, run.config.model.embedding, run.sample_rows
     core_s = run.encode_s(rows) + run.kmeans_s(rows, width)
     if isinstance(clusters, AutoClusters):
@@ -61,10 +61,10 @@ def init_centroids(
     sample: Sample,
     autoencoder: PretrainedAutoencoder,
 ) -> InitialCentroids:
-    """One task encodes the sample and runs every restart; rows stay off the driver.
+    """Encode the sample and run every restart of k-means, in one task.
 
-    Where ``clusters`` is auto, the same task decides the number before, from the embeddings that
-    it then clusters: all later stages take it from the centroids.
+    Where ``clusters`` is auto, the task first chooses the number from the same embeddings; later
+    stages take it from the centroids.
     """
     arguments = (config, context.lake, manifest, sample, autoencoder)
     result, found = run_task(config.execution, SAMPLE_IN_MEMORY, _embed_and_cluster, *arguments)

@@ -1,4 +1,4 @@
-"""pretrain: the autoencoder learns to reconstruct the rows."""
+"""pretrain: train the autoencoder to reconstruct the rows."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _cost(run: CostInputs) -> StageCosts:
 def pretrain(
     config: Config, context: Context, manifest: Manifest, sample: Sample
 ) -> PretrainedAutoencoder:
-    """Train on many workers, from the rows as the scaler of the sample sees them."""
+    """Train on many workers, on rows scaled by the sample's statistics."""
     trained = train(
         config,
         context,

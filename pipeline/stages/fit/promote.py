@@ -1,4 +1,4 @@
-"""promote: a challenger that passed the gate serves from now on."""
+"""promote: make a challenger that passed the gate the champion."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ def _cost(_: CostInputs) -> StageCosts:
 def promote(
     config: Config, context: Context, decision: NightDecision, identity: Identity, verdict: Verdict
 ) -> Serving:
-    """Before any row is labelled: an id that a reader may see is in the registry already.
+    """Add an entry to the registry before any row is labelled with the new ids.
 
     Raises:
-        CommitConflict: Somebody changed the registry since the night was decided; the same run id
-            decides anew.
+        CommitConflict: The registry changed since the decision; the same run id decides anew.
     """
     if not verdict.passed and decision.champion is not None and decision.usable:
         log.warning("the gate refused %s", identity.challenger.model.model_id)
@@ -39,7 +38,7 @@ def promote(
         return Serving(champion=latest.champion, entry=latest.number, refused=not verdict.passed)
     after, clusters = decision.entry, identity.clusters
     if latest is not None and latest.number != decision.entry:
-        # A name that was given meanwhile is taken over. With another champion, matching was vain.
+        # Names given meanwhile are kept. With another champion, the matching is void.
         since = clusters_since(lake, identity, decision, latest)
         if since is not None:
             after, clusters = latest.number, since
@@ -60,7 +59,7 @@ def promote(
             hold=context.hold,
         )
     except CommitConflict:
-        # Ids were matched to clusters that are the newest no longer.
+        # The ids were matched to clusters that are no longer the newest.
         lake.write_bytes(context.stage_path("decide", "done.json"), b"")
         raise
     return Serving(champion=entry.champion, entry=entry.number, refused=not verdict.passed)

@@ -1,4 +1,4 @@
-"""refine: DEC trains encoder and centroids together, and the result becomes a model."""
+"""refine: train encoder and centroids together by DEC, and store the model."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def _embedding_factor(config: Config, centroids: InitialCentroids) -> float:
 
 
 def _cost(run: CostInputs) -> StageCosts:
-    """Passes that learn, and one that measures before each update and after the last."""
+    """Training passes, and one measuring pass before each update and after the last."""
     settings, network, clusters = run.config.refine, run.network, run.config.most_clusters
     row_flop = 2 * (3 * network.encoder - network.first)
     parameters = network.encoder_parameters + clusters * run.config.model.embedding
     if settings.target == "frozen" or run.augments or settings.noise:
-        row_flop += 2 * network.encoder  # the target is of the row as it is
+        row_flop += 2 * network.encoder  # the target comes from the unchanged row
     if settings.reconstruction_weight:
         row_flop += 6 * network.encoder
         parameters += network.decoder_parameters
@@ -111,7 +111,7 @@ def refine(
     pretrained: PretrainedAutoencoder,
     centroids: InitialCentroids,
 ) -> RefinedModel:
-    """Refine on many workers, then write the model's files under an id of their content."""
+    """Refine on many workers, then write the model's files under an id made of their content."""
     lake = context.lake
     build = partial(_build, config, lake, manifest.width, sample, pretrained, centroids)
     trained = train(

@@ -1,4 +1,4 @@
-"""sample: statistics for the scaler, and the reference sample, from a seeded choice of rows."""
+"""sample: draw the reference sample by seed, and compute the scaler's statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.registry.models import scaler_bytes
 
 
 def _cost(run: CostInputs) -> StageCosts:
-    """Some row groups, read whole; some of their rows, written."""
+    """Some row groups read whole, and some of their rows written."""
     manifest, groups, parts = run.manifest, run.sampled_groups, run.sample_parts
     share, readers = groups / max(1, manifest.row_groups), min(parts, run.cluster.cores)
     return StageCosts(
@@ -53,7 +53,7 @@ def _cost(run: CostInputs) -> StageCosts:
 )
 @without_bad_shards
 def sample(config: Config, context: Context, manifest: Manifest) -> Sample:
-    """Read the chosen row groups on many workers; each writes its part of the sample itself."""
+    """Read the chosen row groups on many workers, which write the parts of the sample."""
     pieces = pieces_of(manifest, context.lake)
     chosen = sample_share(pieces, config.centroids.sample_rows, config.seed)
     reader = Reader.of(config, manifest, carry=True)

@@ -1,4 +1,4 @@
-"""select: which of the compared clusterings is shipped, and its model."""
+"""select: choose the model that the run ships."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def select(
     model: RefinedModel,
     comparison: Comparison,
 ) -> ClusteringModel:
-    """DEC's model, or under ``refine.select: auto`` that of the winner."""
+    """DEC's model, or the winner of the comparison where ``refine.select`` is auto."""
     kind = comparison.winner if config.refine.select == "auto" else "dec"
     if kind == "dec":
         return ClusteringModel(**{n: getattr(model, n) for n in ClusteringModel.model_fields})

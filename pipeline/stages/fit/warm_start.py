@@ -1,4 +1,4 @@
-"""warm_start: a refresh begins where the champion is, instead of at random weights."""
+"""warm_start: start a refresh from the champion instead of random weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def warm_start(
 
 
 def refreshed(config: Config) -> Config:
-    """The settings of a refresh: fewer passes, and embeddings as wide as they are."""
+    """Settings of a refresh: fewer passes, and the scale of embeddings unchanged."""
     refine = config.refine.model_copy(
         update={"passes": config.schedule.refresh.passes, "start_spread": None}
     )
