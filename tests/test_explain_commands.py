@@ -159,7 +159,7 @@ def test_one_against_another_without_the_sample(tmp_path: Path) -> None:
         (("--cluster", "0", "--versus", "9"), "known", 3, "has no cluster 9"),
         (("--versus", "1"), "known", 2, "give that one with --cluster"),
         (("--cluster", "1", "--versus", "1"), "known", 2, "give two clusters"),
-        ((), "unknown", 3, "run unknown does not exist"),
+        ((), "unknown", 3, "run unknown is not there"),
         ((), "../../etc", 2, "must be letters"),
     ],
 )

@@ -52,7 +52,6 @@ from pipeline.operations.garbage import collect
 from pipeline.registry import entries as registry
 from pipeline.registry.champions import promote_challenger
 from pipeline.registry.clusters import keys_as_json
-from pipeline.stages import publish as publishing
 from pipeline.storage import Store
 
 SECRET = "person-4711"
@@ -661,9 +660,9 @@ def test_a_run_that_took_up_a_part_meanwhile_is_not_published(tmp_path: Path) ->
     night.publish()
     forget(night.lake, keys_of(3), who="me")
     night.lake.write_json("runs/a/stages/assign/done.json", {"complete": True})
-    late = dataclasses.replace(night.context, run_id="late")
+    night.context = dataclasses.replace(night.context, run_id="late")
     with pytest.raises(TransientError, match=r"1 of 2 part files are gone.*part-0.*nothing is pub"):
-        publishing.publish.run(night.config, late, night.model, night.assignments)
+        night.publish()
     assert read(night.lake, "runs/late/stages/assign/done.json") == b""
     assert served(night.lake) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
