@@ -1,1 +1,1 @@
-"""Labelling: slices of the input to part files of assignments."""
+"""Labelling: from slices of the input to part files of assignments."""

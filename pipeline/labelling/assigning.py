@@ -1,4 +1,4 @@
-"""Assigning: the rows of a slice → their clusters → one part file."""
+"""Assigning: label the rows of a slice, and write one part file."""
 
 from __future__ import annotations
 
@@ -53,21 +53,18 @@ _BINNED_VALUES = 2**17
 
 @dataclass(frozen=True)
 class AssignJob:
-    """What every actor is told.
+    """Input of every actor.
 
     Attributes:
         model: The champion's model.
         ids: Permanent ids of its clusters; see ``Champion.ids``.
         bins: Distribution of the rows that it was fitted on; see ``Reference.bins``.
-        lake: The output folder.
-        folder: Where parts go, below it.
-        run_id: Written into every row, like the ones below.
-        ds: The logical date.
-        threads: To compute with.
-        gpus: The share of a GPU that each has claimed.
-        published: Parts of earlier nights, by name, that may be carried; None: parts are of this
-            run and ds alone.
-        explained: Columns that rows are not clustered by, but profiled.
+        folder: Folder of the parts, below the output.
+        run_id: Run id, written into every row like ``ds``.
+        threads: Number of threads per actor.
+        gpus: Share of a GPU per actor.
+        published: Parts of earlier nights, by name, that may be carried; None: none may.
+        explained: Columns that are profiled, but not clustered by.
     """
 
     config: Config
@@ -88,9 +85,8 @@ class AssignJob:
 class Assigner:
     """An actor that assigns slices, several calls at a time.
 
-    Each call computes with one thread of its own, no more of them at once than the actor may use;
-    the others read and write meanwhile. Calls that share out each product among all threads would
-    wait for one another whenever one of them reads or writes.
+    Each call computes with one thread, and at most ``threads`` calls compute at once; the others
+    read and write meanwhile. Calls that shared all threads would wait for each other's reads.
     """
 
     def __init__(self, job: AssignJob) -> None:
@@ -114,13 +110,10 @@ class Assigner:
         self._edges_FB, _ = load_bins(job.lake, job.bins)
 
     def __call__(self, pieces: pa.Table) -> pa.Table:
-        """Assign a slice, unless its part is there already, of this run or of an earlier night.
-
-        Args:
-            pieces: The slice.
+        """Assign a slice, unless this run or an earlier night has written its part.
 
         Returns:
-            One row: the part's path, size in bytes, statistics as JSON, and who was at work where.
+            One row: the part's path, size in bytes, statistics as JSON, and the actor's name.
         """
         torch.set_num_threads(1)  # of the thread that calls
         job = self._job

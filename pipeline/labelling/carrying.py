@@ -1,7 +1,7 @@
-"""Carried parts: what an earlier night wrote of a slice that is the same, published again as it is.
+"""Carried parts: part files of earlier nights, published again where their slice is the same.
 
-A part's name follows from its slice, the model, the ids of its clusters, the schema and the
-settings, so that tonight's slices find theirs among the files that live partitions list.
+A part's name is derived from its slice, the model, the ids of its clusters, the schema and the
+settings, so that tonight's slices find theirs among the files of published partitions.
 """
 
 from __future__ import annotations
@@ -21,13 +21,7 @@ _MOST_LISTS = 8
 
 
 def published_parts(lake: Store, model_id: str, ds: str) -> dict[str, PartFile]:
-    """The part files that a model wrote and that readers see now, by name.
-
-    Args:
-        lake: The output folder.
-        model_id: The model.
-        ds: Tonight; what this date consisted of before is looked at first, then the newest.
-    """
+    """Published part files of a model, by name: first those of ``ds``, then of the newest dates."""
     latest = latest_snapshot(lake)
     if latest is None:
         return {}

@@ -1,1 +1,1 @@
-"""The input as pinned shards and slices, and the output as part files and snapshots."""
+"""The output: part files, snapshots, leases, receipts, and tables over them."""

@@ -29,10 +29,10 @@ class CommitLog(Generic[R]):
     """One log.
 
     Attributes:
-        folder: Where it lies, below the output.
-        kind: What its files hold.
-        number_of: The number that a record says it has.
-        noun: What a record is called in messages, with its article.
+        folder: Path of its folder, below the output.
+        kind: Type of its records.
+        number_of: Returns the number in a record.
+        noun: Name of a record in messages, with its article.
     """
 
     folder: str
@@ -41,11 +41,11 @@ class CommitLog(Generic[R]):
     noun: str
 
     def path(self, number: int) -> str:
-        """Of the file with this number, below the output."""
+        """Path of the file with this number, below the output."""
         return f"{self.folder}/{number}.json"
 
     def files(self, lake: Store) -> dict[int, FoundFile]:
-        """Those that are kept, by number, ascending."""
+        """Existing files by number, ascending."""
         found = {
             int(match[1]): file
             for file in lake.list(self.folder)
@@ -58,7 +58,7 @@ class CommitLog(Generic[R]):
 
         Raises:
             FileNotFoundError: There is none.
-            InputError: It cannot be understood.
+            InputError: This version cannot read it.
         """
         try:
             record = self.kind.model_validate(lake.read_json(self.path(number)))
@@ -72,21 +72,21 @@ class CommitLog(Generic[R]):
         return record
 
     def put(self, lake: Store, record: R, *, who: str, landed: str, again: str) -> R:
-        """Put a record where there is none, and say what is there now, ours or another's.
+        """Create a record unless its number exists; returns the record that is there then.
 
-        A put that failed, or that is said to have come too late, may have landed all the same: the
-        client may have sent it twice. So the log is asked before anything else happens.
+        A put that was reported as failed, or as too late, may have succeeded: the client may have
+        sent it twice. So the log is read before anything else happens.
 
         Args:
-            lake: The output folder.
-            record: With its number.
-            who: Puts it; for messages, like the two below.
-            landed: What is so once it is there, as in "run a is published".
-            again: What has to be run again.
+            lake: Output folder.
+            record: Record with its number.
+            who: Run or login, for messages like the next two.
+            landed: Effect of success, such as "run a is published".
+            again: Command to run again.
 
         Raises:
             CommitError: The storage refuses, and nothing was published.
-            CommitStateUnknown: The storage failed, and whether it landed cannot be told.
+            CommitStateUnknown: The storage failed, and it is unknown whether the put succeeded.
         """
         number = self.number_of(record)
         try:

@@ -26,15 +26,15 @@ _ATTEMPTS = 20  # each lost race means that another run published; more than thi
 
 
 class Partition(Record):
-    """What serves one ds.
+    """Published assignments of one ds.
 
     Attributes:
         run_id: Run that wrote it.
         model_id: Model that assigned its rows.
         rows: Number of rows.
         files: JSON file that lists its part files.
-        quarantined_shards: Bad shards of the input that it holds no row of.
-        refused: The gate refused the model that was fitted for it; the one before labelled it.
+        quarantined_shards: Number of bad shards of the input, whose rows it lacks.
+        refused: Whether the gate refused the model fitted for it; the previous one labelled it.
     """
 
     run_id: Name
@@ -106,22 +106,22 @@ def publish(
     *,
     hold: Callable[[], None] = lambda: None,
 ) -> SnapshotFile:
-    """Let the newest snapshot name this partition for its ds.
+    """Add a snapshot with this partition for its ds.
 
-    Publishing the same commit again finds it in the log and changes nothing, also where an earlier
-    attempt never heard that it had succeeded.
+    A second call with the same commit finds it in the log and changes nothing, also where the
+    answer to the first was lost.
 
     Args:
-        lake: The output folder.
-        ds: The partition to replace.
-        partition: By what.
-        commit_id: The same for every attempt at this publish, and for no other.
-        hold: Called right before the commit; raises if it must not happen.
+        lake: Output folder.
+        ds: Date of the partition.
+        partition: New partition.
+        commit_id: Id of this publish, the same for each attempt at it.
+        hold: Called right before the commit; raises where it must not happen.
 
     Raises:
         CommitConflict: Another run published the same ds meanwhile.
         CommitError: The storage refuses, and nothing was published.
-        CommitStateUnknown: The storage failed, and whether the commit landed cannot be told.
+        CommitStateUnknown: The storage failed, and it is unknown whether the commit succeeded.
     """
     before = published_by(lake, partition.run_id)
     if before and before.commit_id == commit_id:
@@ -210,10 +210,9 @@ def _put(lake: Store, snapshot: SnapshotFile, who: str, again: str) -> SnapshotF
 
 
 def published_by(lake: Store, run_id: str) -> SnapshotFile | None:
-    """What a run published last, also where it never heard of it.
+    """The last snapshot that a run published, also where the answer to the commit was lost.
 
-    Goes by the number that it tried: later snapshots may have replaced it, and ten thousand of
-    them are not to be read one by one.
+    Found by the number that the run tried, without reading all later snapshots.
     """
     try:
         attempt = PublishAttempt.model_validate(lake.read_json(_attempt_path(run_id)))
@@ -239,11 +238,11 @@ def assignment_files(lake: Store, ds: str | None = None) -> list[str]:
 
 
 def read_file_list(lake: Store, path: str) -> FileList:
-    """The part files that a run lists.
+    """The part files in a run's list.
 
     Raises:
         FileNotFoundError: There is no such list.
-        InputError: It cannot be understood.
+        InputError: This version cannot read it.
     """
     try:
         return FileList.model_validate(lake.read_json(path))
@@ -257,8 +256,8 @@ def _update_current(lake: Store) -> None:
     """Copy the newest snapshot, whoever published it, to ``current.json``."""
     written = 0
     try:
-        # Whoever writes last has looked after it wrote: so that the copy does not stay old where
-        # two publish at the same time.
+        # Each writer looks again after it wrote, so that the copy does not stay old where two
+        # publish at the same time.
         while (latest := latest_snapshot(lake)) and latest.snapshot > written:
             lake.write_json("current.json", latest.model_dump(mode="json"))
             written = latest.snapshot
