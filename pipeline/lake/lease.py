@@ -67,7 +67,7 @@ class Claim(Record):
 
 @dataclass(frozen=True)
 class _Seen:
-    """The newest claim as it stood when we looked; ``claim`` is None if we cannot read it."""
+    """The newest claim at the time of a look; ``claim`` is None where it cannot be read."""
 
     number: int
     content: bytes
@@ -75,7 +75,7 @@ class _Seen:
 
 
 class Lease:
-    """A lease that this process has; it is renewed in the background until it is released."""
+    """A lease of this process, renewed in the background until it is released."""
 
     def __init__(
         self, lake: Store, ds: str, number: int, claim: Claim, on_lost: Callable[[str], None]
@@ -88,10 +88,10 @@ class Lease:
         self._thread.start()
 
     def confirm(self) -> None:
-        """Make sure that it is still ours, and will be for its whole duration from now.
+        """Renew the lease, and check that it is still ours.
 
         Raises:
-            LeaseHeld: It was taken over, because this process stood still or was cut off.
+            LeaseHeld: It was taken over, because this process was suspended or cut off.
             TransientError: The storage does not answer.
         """
         try:
@@ -104,7 +104,7 @@ class Lease:
             ) from error
 
     def release(self) -> None:
-        """Give it back: the next start need not wait."""
+        """Give the lease back, so that the next start need not wait."""
         self._stop.set()
         self._thread.join(timeout=10)  # a storage that hangs must not keep the process
         if self._lock.acquire(timeout=1):
@@ -161,17 +161,17 @@ def take(
     """Get the lease on a ds, waiting for one whose holder may be dead.
 
     Args:
-        lake: The output folder.
-        ds: What to work on.
-        holder: Who asks, for people, such as "run 2026-01-31-0123abcd".
-        seconds: How long it lasts when nobody renews it.
-        on_wait: Told, in one line, why this call waits.
-        on_lost: Told, in one line and from another thread, that the lease went to somebody else.
+        lake: Output folder.
+        ds: Logical date.
+        holder: Name of the holder, for people, such as "run 2026-01-31-0123abcd".
+        seconds: Seconds without renewal after which it ends.
+        on_wait: Called with the reason why this call waits.
+        on_lost: Called, from another thread, when the lease was taken over.
 
     Raises:
-        LeaseHeld: Somebody works on it; found out at once on the same machine, else within a
-            twelfth of the lease's duration.
-        ConfigError: Nobody may write there.
+        LeaseHeld: Another attempt works on the ds; known at once on the same machine, else within
+            a twelfth of the lease's duration.
+        ConfigError: The output may not be written to.
         TransientError: The storage does not answer.
     """
     claim = Claim(
@@ -258,17 +258,17 @@ def _is_over(lake: Store, ds: str, seen: _Seen) -> bool:
 def _watch(
     lake: Store, ds: str, seen: _Seen, seconds: float, on_wait: Callable[[str], None]
 ) -> None:
-    """Look at a claim until it has stood still for as long as it lasts, by our own clock.
+    """Watch a claim until it was not renewed for its duration, by our own clock.
 
     Raises:
-        LeaseHeld: It was renewed, or went to somebody else.
+        LeaseHeld: It was renewed, or another attempt took it.
     """
     lasts = seen.claim.seconds if seen.claim else seconds
     on_wait(
         f"ds {ds} may still be worked on by {_described(seen)}: waiting for a sign of life, "
         f"{lasts:g} s at most"
     )
-    # So many looks, rather than until a time: a machine that is suspended meanwhile looks as often.
+    # A number of looks, not a deadline: a machine suspended meanwhile looks as often.
     for _ in range(2 * _RENEWALS):
         time.sleep(lasts / _RENEWALS / 2)
         now = _newest(lake, ds)
@@ -319,7 +319,7 @@ def _age(lake: Store, ds: str, number: int) -> float:
 
 
 def store_time(lake: Store) -> float:
-    """What the clock of the store says, in seconds since 1970."""
+    """Time by the clock of the store, in seconds since 1970."""
     lake.write_bytes(f"{_FOLDER}/clock", b"")
     return next(file.modified for file in lake.list(_FOLDER) if file.name == "clock")
 
@@ -334,7 +334,7 @@ def _path(ds: str, number: int) -> str:
 
 @functools.cache
 def _boot() -> str:
-    """Names the kernel's boot and the namespace of process ids; empty where nothing does."""
+    """Ids of the kernel's boot and of the namespace of process ids; empty where unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -360,5 +360,5 @@ def _born(process: int) -> str:
     except OSError:
         return ""
     state, *fields = stat.rpartition(")")[2].split()
-    # One that was killed, and whose parent has not noticed yet, is dead all the same.
+    # A zombie is dead, too.
     return "" if state == "Z" else fields[18]

@@ -1,8 +1,8 @@
-"""Receipts of what was forgotten: ``forgotten/<n>.json``, which never have a key.
+"""Receipts of ``dec forget``: ``forgotten/<n>.json``, which never contain a key.
 
-A receipt is written, by put-if-absent, once all rewritten files are in place, and before anything
-names them: from then on it says what takes the place of what, and whoever comes next finishes what
-it began. Part files that it names as old count as absent for every run that comes after it.
+A receipt is written, by put-if-absent, once all rewritten files are in place and before anything
+refers to them. From then on it maps old files to new ones, and a later ``dec forget`` finishes what
+it began. Later runs treat the old part files as absent.
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ class Receipt(Record):
 
 
 def read_receipts(lake: Store) -> list[Receipt]:
-    """All of them, oldest first.
+    """All receipts, oldest first.
 
     Raises:
-        InputError: One cannot be understood.
+        InputError: This version cannot read one of them.
     """
     found = []
     for file in lake.list(FOLDER):
@@ -125,7 +125,7 @@ def read_receipts(lake: Store) -> list[Receipt]:
 
 
 def withdrawn_parts(lake: Store) -> frozenset[str]:
-    """Paths of part files that only snapshots which were published before may name."""
+    """Paths of old part files, which only earlier snapshots may name."""
     return frozenset(
         file.old
         for receipt in read_receipts(lake)
@@ -135,7 +135,7 @@ def withdrawn_parts(lake: Store) -> frozenset[str]:
 
 
 def folder_for_parts(lake: Store, folder: str) -> str:
-    """Where a run may write its parts: not where it would take up one that is withdrawn."""
+    """Folder for a run's parts: another one where it would reuse withdrawn parts."""
     times = sum(
         any(file.new and file.old.startswith(f"{folder}/") for file in receipt.files)
         for receipt in read_receipts(lake)
@@ -144,5 +144,5 @@ def folder_for_parts(lake: Store, folder: str) -> str:
 
 
 def replacements(receipts: list[Receipt]) -> Mapping[str, Rewritten]:
-    """Files that took the place of others, by the path of the old one."""
+    """New files by the path of the old one."""
     return {file.old: file for r in receipts for file in r.files if file.new is not None}
