@@ -98,7 +98,7 @@ def evaluate(
     return run_task(
         config.execution,
         SAMPLE_IN_MEMORY,
-        _compared,
+        _measure,
         *(config, context.lake, manifest, sample, autoencoder, centroids, model),
         context.stage_path("evaluate", "kmeans_centroids.parquet"),
     )
@@ -114,7 +114,7 @@ def margin_of(candidates: Sequence[Candidate]) -> float:
     return max(0.0, round(first - second, _DECIMALS))
 
 
-def _compared(
+def _measure(
     config: Config,
     lake: Store,
     manifest: Manifest,
