@@ -191,7 +191,7 @@ def test_a_run_that_grows(cluster: Cluster, pace: Path, tmp_path: Path) -> None:
     assert "finds no CUDA" in logs
     tasks = re.findall(r"(\w+): ran in a task on node (\w+)", logs)
     assert dict(tasks) == dict.fromkeys(
-        ("embed_and_cluster", "measure", "explain", "imitated"), data.node_id
+        ("embed_and_cluster", "measure", "identify", "explain", "fitted"), data.node_id
     )
     assert placement.seen["RayTrainWorker"] == cards
     assert placement.seen["MapBatches(read"] == {data.node_id}
