@@ -29,7 +29,7 @@ from pipeline.clustering.drift import bin_counts, bin_edges
 from pipeline.config import Config
 from pipeline.distributed.resources import Claim, Resources
 from pipeline.engine import Context
-from pipeline.errors import InputError, TransientError
+from pipeline.errors import TransientError
 from pipeline.input import pinning
 from pipeline.lake.parts import BinnedRows, PartStatistics
 from pipeline.lake.receipts import withdrawn_parts
@@ -442,17 +442,6 @@ def test_the_champion_has_its_own_layers(lake: Lake) -> None:
     assert second.cluster_rows == first.cluster_rows
     assert second.mean_confidence == first.mean_confidence
     assert lake.night("2026-01-03").labelled_rows == 0
-
-
-def test_a_champion_of_other_features(lake: Lake) -> None:
-    champion = lake.champion
-    assert champion is not None
-    (feature,) = champion.reference.features
-    other = feature.model_copy(update={"name": "y"})
-    reference = champion.reference.model_copy(update={"features": (other,)})
-    lake.champion = champion.model_copy(update={"reference": reference})
-    with pytest.raises(InputError, match=r"source.features are x .* fitted on y"):
-        lake.night("2026-01-01")
 
 
 # -------------------------------------------------------------------------- damage and other ends
