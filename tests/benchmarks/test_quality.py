@@ -34,6 +34,7 @@ def line_of(table: str, row: str) -> str:
     return next(line for line in table.splitlines() if line.startswith(f"| {row} |"))
 
 
+@pytest.mark.slow
 def test_the_short_benchmark_measures_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

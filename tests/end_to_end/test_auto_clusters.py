@@ -26,6 +26,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_address")
 def test_the_number_is_found_once_and_used_by_every_stage(
     settings: dict[str, Any], context: Context, tmp_path: Path

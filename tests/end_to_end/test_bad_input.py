@@ -158,6 +158,7 @@ def on_ray(ray_address: str) -> dict[str, str]:
     return {"RAY_ADDRESS": ray_address}
 
 
+@pytest.mark.slow
 def test_too_few_cpus(dec_process: Dec, settings: dict[str, Any], on_ray: dict[str, str]) -> None:
     settings["execution"] = {"workers": 50}
     result = dec_process("run", settings=settings, env=on_ray)

@@ -110,6 +110,7 @@ def test_stages_one_by_one_and_in_the_wrong_order(
     assert {path.parent.name for path in run.glob("*/done.json")} == {"pin", "decide", "sample"}
 
 
+@pytest.mark.slow
 def test_nightly_publishes_under_its_date(
     settings: dict[str, Any], ray_address: str, tmp_path: Path
 ) -> None:

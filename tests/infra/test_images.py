@@ -187,6 +187,7 @@ def test_images_say_what_they_are() -> None:
     }
 
 
+@pytest.mark.slow
 def test_health_check_asks_the_cluster_where_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def config(settings: dict[str, Any]) -> Config:
     return config_of(settings)
 
 
+@pytest.mark.slow
 def test_stages_one_by_one(settings: dict[str, Any], context: Context, tmp_path: Path) -> None:
     settings["execution"] = {"workers": 2}  # Ray Train starts them; the other tests train in place
     config = config_of(settings)
@@ -242,7 +243,8 @@ def test_streamed_and_cached_passes_see_every_row_once(
     assert 0.1 < 1 - len(learnt) / len(everything) < 0.3
 
 
-@pytest.mark.parametrize("nulls", ["mean", pytest.param("drop", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("nulls", ["mean", "drop"])
 def test_missing_values_are_replaced_or_dropped_by_rule(
     settings: dict[str, Any], context: Context, table_folder: Path, tmp_path: Path, nulls: str
 ) -> None:
