@@ -66,7 +66,7 @@ def test_of_a_large_sample_an_even_choice_is_looked_at(
 ) -> None:
     several = {"parts": run.sample.parts * 3, "rows": run.sample.rows * 3}
     sample = run.sample.model_copy(update=several)
-    given = (run.lake, run.model, run.manifest.features, sample, None)
+    given = (run.lake, run.model, run.manifest.features, sample, run.champion.ids)
     x, label = labelled_sample(*given)
     monkeypatch.setattr("pipeline.insight.rules._MOST_ROWS", len(x) // 7 + 1)
     some, of_some = labelled_sample(*given)
