@@ -125,6 +125,8 @@ class Night:
             shutil.rmtree(self.run_folder / "stages" / later, ignore_errors=True)
         if stage == "pin":
             shutil.rmtree(self.lake / "footers")
+        if EVERY_STAGE.index(stage) <= EVERY_STAGE.index("promote"):
+            shutil.rmtree(self.lake / "registry")
         shutil.rmtree(self.run_folder / "assignments")
         shutil.rmtree(self.lake / "snapshots")
         (self.lake / "current.json").unlink()
