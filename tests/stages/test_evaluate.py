@@ -15,6 +15,8 @@ from sklearn.metrics import adjusted_rand_score
 from pipeline.artifacts.models import Candidate, Comparison
 from pipeline.artifacts.summaries import Summary
 from pipeline.engine import Context, Execution
+from pipeline.registry.cluster_ids import ClusterIds
+from pipeline.registry.entries import latest_entry
 from pipeline.run import run
 from pipeline.stages.fit.evaluate import margin_of
 
@@ -163,7 +165,8 @@ def test_auto_ships_kmeans_where_it_wins(
     auto = summary()
     # Another choice among the same candidates: nothing is fitted again.
     assert redone(lake, before) == {
-        *("select", "assign", "publish", "explain", "describe", "summary", "report"),
+        *("decide", "select", "identify", "gate", "promote"),
+        *("assign", "publish", "explain", "describe", "summary", "report"),
     }
     assert auto.shipped == "kmeans"
     assert auto.model_id != dec.model_id
@@ -185,7 +188,10 @@ def test_auto_ships_kmeans_where_it_wins(
     file = pq.read_table(lake / "models" / auto.model_id / "centroids.parquet")
     centers = file["centroid"].combine_chunks().flatten().to_numpy().reshape(6, 6)
     squared = np.square(scaled[:, None] - centers).sum(axis=2)
-    np.testing.assert_array_equal(rows["cluster_id"].to_numpy(), squared.argmin(axis=1))
+    entry = latest_entry(context.lake)
+    assert entry is not None
+    ids = ClusterIds.of(context.lake, entry.champion.ids).cluster_id_K
+    np.testing.assert_array_equal(rows["cluster_id"].to_numpy(), ids[squared.argmin(axis=1)])
     q = 1 / (1 + squared)
     q /= q.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(rows["confidence"].to_numpy(), q.max(axis=1), atol=1e-5)
