@@ -54,3 +54,8 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., NoReturn]:
         raise typer.Exit(exit_code_of(lambda: command(**options), as_json))
 
     return run_command
+
+
+def command(function: Callable[..., int | None]) -> Callable[..., NoReturn]:
+    """A guarded command of ``dec``."""
+    return app.command()(guarded(function))

@@ -11,14 +11,13 @@ from jobs.application import (
     ConfigPath,
     Overrides,
     RunOf,
-    app,
+    command,
     example_app,
     guarded,
 )
 
 
-@app.command()
-@guarded
+@command
 def gc(
     config: ConfigPath,
     dry_run: Annotated[
@@ -49,8 +48,7 @@ def gc(
     collect_garbage(config, [*(overrides or []), *settings], dry_run=dry_run, as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def gate(
     config: ConfigPath, run: RunOf, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
@@ -60,8 +58,7 @@ def gate(
     explain(config, overrides or [], run, as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def explain(
     config: ConfigPath,
     run: RunOf,
@@ -84,8 +81,7 @@ def explain(
     show_explanation(config, overrides or [], run, cluster=cluster, versus=versus, as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def locate(
     config: ConfigPath,
     run: RunOf,
@@ -108,8 +104,7 @@ def locate(
     locate_row(config, overrides or [], run, keys, as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def report(
     config: ConfigPath,
     run: RunOf,
@@ -126,8 +121,7 @@ def report(
     make_report(config, overrides or [], run, open_it=open_it, as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def promote(
     config: ConfigPath,
     run: RunOf,
@@ -146,8 +140,7 @@ def promote(
     promote_run(config, overrides or [], run, why, as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def rollback(
     config: ConfigPath,
     why: Annotated[
@@ -168,8 +161,7 @@ def rollback(
     roll_back(config, overrides or [], why, again=again, as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def diff(
     config: ConfigPath,
     before: Annotated[str, typer.Argument(metavar="DS1", help="Date of the first night.")],
@@ -183,8 +175,7 @@ def diff(
     show_difference(config, overrides or [], before, after, as_json)
 
 
-@app.command()
-@guarded
+@command
 def forget(
     config: ConfigPath,
     keys: Annotated[
@@ -210,8 +201,7 @@ def forget(
     forget_rows(config, overrides or [], keys, dry_run=dry_run, as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def clusters(
     config: ConfigPath,
     everything: Annotated[bool, typer.Option("--all", help="Include clusters that ended.")] = False,
@@ -227,8 +217,7 @@ def clusters(
     show_clusters(config, overrides or [], everything=everything, as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def rename(
     config: ConfigPath,
     cluster_id: Annotated[int, typer.Argument(metavar="ID", help="Id of a living cluster.")],

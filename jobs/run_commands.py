@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.application import AsJson, ConfigPath, Ds, Overrides, RunId, app, guarded
+from jobs.application import AsJson, ConfigPath, Ds, Overrides, RunId, command
 
 
-@app.command()
-@guarded
+@command
 def run(
     config: ConfigPath,
     ds: Ds = None,
@@ -31,8 +30,7 @@ def run(
     return run_night(config, ds=ds, run_id=run_id, overrides=overrides or [], as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def nightly(
     config: ConfigPath,
     ds: Annotated[
@@ -62,8 +60,7 @@ def nightly(
     )
 
 
-@app.command()
-@guarded
+@command
 def backfill(
     config: ConfigPath,
     first: Annotated[str, typer.Option("--from", metavar="DATE", help="First date, YYYY-MM-DD.")],
@@ -81,8 +78,7 @@ def backfill(
     return run_backfill(config, first, last, overrides or [], as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def stage(
     name: Annotated[str, typer.Argument(metavar="NAME", help="pin, sample, pretrain, …")],
     config: ConfigPath,
@@ -124,8 +120,7 @@ def stage(
     )
 
 
-@app.command()
-@guarded
+@command
 def tune(
     config: ConfigPath,
     clusters: Annotated[
@@ -164,8 +159,7 @@ def tune(
     tune_config(config, overrides or [], request, as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def submit(
     config: ConfigPath,
     address: Annotated[
@@ -220,8 +214,7 @@ def submit(
     return submit_night(submission, address=address, wait=wait, follow=follow, as_json=as_json)
 
 
-@app.command()
-@guarded
+@command
 def plan(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -270,8 +263,7 @@ def plan(
     show_plan(config, overrides or [], as_json, cluster, measure=measure, ds=ds)
 
 
-@app.command()
-@guarded
+@command
 def check(
     config: ConfigPath,
     overrides: Overrides = None,
