@@ -24,7 +24,7 @@ from pipeline.engine import Context, Execution, StageReached, Stop
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.lake import lease
 from pipeline.progress import Watchers
-from pipeline.storage import Store, check_writable, why
+from pipeline.storage import Store, check_writable
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +78,11 @@ class Attempt:
     def execute(self, only: str | None, *, in_log: bool = False) -> Artifact:
         """Run the incomplete stages; returns the artifact of the last stage."""
         from pipeline.distributed.metrics import RunMetrics
+        from pipeline.lake.tables import check_table
         from pipeline.run import run, stages_of
 
-        self._check_output()
+        check_writable(self.config.output)
+        check_table(self.config, self.lake)
         self._check_same_run()
         # As JSON, the log lines show the progress already.
         lines = in_log and self._screen.how == "plain"
@@ -153,18 +155,6 @@ class Attempt:
         """Interrupt this attempt: another one has its lease."""
         self.lost = lost
         os.kill(os.getpid(), signal.SIGINT)
-
-    def _check_output(self) -> None:
-        from pipeline.lake.tables import check_table
-
-        try:
-            check_writable(self.config.output)
-        except OSError as error:
-            raise ConfigError(
-                f"output={self.config.output} cannot be written: {why(error)}; "
-                "give a folder or bucket that you may write to"
-            ) from None
-        check_table(self.config, self.lake)
 
     def _check_same_run(self) -> None:
         """Refuse a run id of another ds, input or command, or (once published) other settings."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import counts
-from pipeline.errors import StorageFull
+from pipeline.errors import ConfigError, StorageFull
 from pipeline.storage import Store, absolute, check_writable, find_parquet, sha256, version_of, why
 
 
@@ -194,7 +194,7 @@ def test_check_writable_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_output_below_a_file_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ConfigError, match=r"file/lake cannot be written: .+; give a folder"):
         check_writable(str(tmp_path / "file/lake"))
     assert everything(tmp_path) == ["file"]
 

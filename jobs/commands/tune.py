@@ -30,7 +30,7 @@ from pipeline.engine import Context, Execution
 from pipeline.errors import ConfigError, Interrupted, NumericalError, TransientError
 from pipeline.input.pinning import list_shards
 from pipeline.lake import lease
-from pipeline.storage import Store, check_writable, why
+from pipeline.storage import Store, check_writable
 from pipeline.tuning.recommendation import recommend
 from pipeline.tuning.results import TuneResult
 from pipeline.tuning.space import cluster_range, parsed_range
@@ -105,13 +105,7 @@ class _Tuner:
             ConfigError: The output cannot be written, or the id belongs to something else.
             NumericalError: No trial may be recommended.
         """
-        try:
-            check_writable(self.config.output)
-        except OSError as error:
-            raise ConfigError(
-                f"output={self.config.output} cannot be written: {why(error)}; "
-                "give a folder or bucket that you may write to"
-            ) from None
+        check_writable(self.config.output)
         logs.begin(self.id, pipeline="tune")
         known = self.folder.study()
         if known is not None and known.fingerprint != self._fingerprint:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.counts import count
-from pipeline.errors import PipelineError, StorageFull
+from pipeline.errors import ConfigError, PipelineError, StorageFull
 from pipeline.storage import s3
 from pipeline.storage.retries import answers_of
 
@@ -375,24 +375,28 @@ def _from_s3(entry: dict[str, Any], root: str) -> FoundFile:
     return FoundFile(url, name, entry["size"], version, entry["LastModified"].timestamp())
 
 
-def check_writable(url: str) -> None:
-    """Check that a folder is writable by writing and removing an empty file.
+def check_writable(output: str) -> None:
+    """Check that a run's output is writable by writing and removing an empty file.
 
     Raises:
-        OSError: It is not.
+        ConfigError: It is not.
     """
-    store = Store(url)
+    store = Store(output)
     probe = f".write-check-{uuid.uuid4().hex}"
     location = store.locate(probe)
-    if location.startswith(S3_SCHEME):
+    missing = [folder for folder in Path(location).parents if not folder.exists()]
+    try:
         store.write_bytes(probe, b"")
+    except OSError as error:
+        raise ConfigError(
+            f"output={output} cannot be written: {why(error)}; give a folder or bucket that you "
+            "may write to"
+        ) from None
+    if location.startswith(S3_SCHEME):
         # A role may be allowed to write and not to delete.
         with contextlib.suppress(OSError, PipelineError), answers_of(location):
             s3.client(location).rm_file(location)
         return
-    path = Path(store.url)
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    store.write_bytes(probe, b"")
     os.unlink(location)
     for folder in missing:  # leave no trace of a run that stops at the next check
         with contextlib.suppress(OSError):  # in use by another process
