@@ -17,16 +17,10 @@ class Failure(Record):
     """The last failed attempt of a run.
 
     Attributes:
-        run_id: Id of the run.
-        ds: Logical date of the run.
-        stage: Stage that failed.
         kind: Class of the error, as in the table of exit codes.
-        message: Message that was printed.
-        exit_code: Exit code of the process.
         retryable: Whether the same run id, unchanged, may succeed.
         at: Time of the failure, UTC.
         log: Path of the attempt's log, below the output.
-        version: Version of this package.
         resolved_at: Time at which a later attempt completed that stage, UTC; None: unresolved.
     """
 
@@ -61,13 +55,7 @@ def keep(context: Context, stage: str, error: PipelineError, log: str) -> None:
 
 
 def resolve(lake: Store, run_path: str, stage: str) -> None:
-    """Mark a failure of this stage or an earlier one as resolved; runs need no right to delete.
-
-    Args:
-        lake: The output folder.
-        run_path: The run's folder, below it.
-        stage: Last complete stage.
-    """
+    """Mark a failure of this stage or an earlier one as resolved; runs need no right to delete."""
     from pipeline.run import STAGES
 
     path = f"{run_path}/{NAME}"

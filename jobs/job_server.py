@@ -34,8 +34,7 @@ _LAST_LINES_SECONDS = 15
 class JobServer:
     """The job server of a cluster.
 
-    Args:
-        address: URL of its dashboard; None takes it from the environment.
+    ``address`` is the URL of its dashboard; None takes it from the environment.
 
     Raises:
         ConfigError: There is no address, it is not that of a Ray dashboard, Ray's client is not
@@ -114,10 +113,8 @@ class JobServer:
     def wait(self, submission_id: str, log: IO[str] | None, log_start: int) -> JobDetails:
         """Wait for the end of a job; the dashboard may be unreachable for some minutes.
 
-        Args:
-            submission_id: Id of the job.
-            log: Stream for its log; None: the log is not read.
-            log_start: Length of the log of earlier jobs, in characters.
+        ``log`` receives the job's log. Its first ``log_start`` characters, of earlier jobs, are
+        left out.
 
         Raises:
             TransientError: The cluster is gone, or no longer knows the job.

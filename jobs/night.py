@@ -41,15 +41,8 @@ def run_night(
 ) -> int:
     """Run the pipeline, show its progress and result, and return the exit code.
 
-    Args:
-        config_path: The YAML file.
-        ds: Logical date, YYYY-MM-DD; None for a run without one.
-        run_id: Id of the run; None: derived from settings and input.
-        overrides: ``a.b=value``.
-        only: Name of the only stage to complete; None for all.
-        by_schedule: Whether to fit by ``schedule`` and apply the gate, as ``dec nightly`` does.
-        as_json: Print the result as JSON instead of tables.
-        in_log: Show progress as log lines instead of bars.
+    ``only`` names the only stage to complete. ``by_schedule`` fits by ``schedule`` and applies the
+    gate, as ``dec nightly`` does. ``in_log`` shows progress as log lines instead of bars.
     """
     listen()
     keep_to_this_machine()

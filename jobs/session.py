@@ -39,8 +39,6 @@ class Screen:
     """The terminal, while the output of libraries goes to a file.
 
     Attributes:
-        out: The original standard output.
-        err: The original standard error.
         log: Path of the file that Ray, its workers and all libraries write to.
         how: Format of lines.
     """
@@ -134,9 +132,7 @@ def login() -> str:
 def start_ray(config: Config, on_wait: Callable[[str], None]) -> None:
     """Connect to Ray, and wait until it has the resources of the config.
 
-    Args:
-        config: The settings.
-        on_wait: Receives a message while this waits for nodes.
+    ``on_wait`` receives a message while this waits for nodes.
 
     Raises:
         ConfigError: The cluster can never have these resources, or its nodes do not share folders.

@@ -55,12 +55,9 @@ class Context:
     Attributes:
         run_id: Id of the run; a retry keeps it.
         ds: Logical date that the assignments are published for.
-        lake: Output folder.
-        progress: Progress callback.
         start_ray: Called before the first stage that works on Ray.
         hold: Called before each stage that has work to do, and before its result becomes visible;
             raises where another attempt works on the same ds.
-        stop: Request to checkpoint and exit, for long work.
         by_schedule: Whether ``config.schedule`` decides on a fit and the gate judges the new model
             (``dec nightly``); else a new model is always fitted and serves (``dec run``).
         stages_of: Returns the stages of a run that takes this action; for its cost estimate.
@@ -102,12 +99,10 @@ class Stage(Generic[P, A]):
     """A step of the pipeline.
 
     Attributes:
-        name: Name of the stage, and of its folder in the run.
         version: Number that is raised when the same inputs give another result than before.
         settings: Settings that change its result, as JSON values.
         distributed: Whether it works on Ray, which is started only for work to do there.
         run: ``run(config, context, *inputs) -> artifact``.
-        cost: Cost estimate from ``pipeline.bill.costs.CostInputs``.
     """
 
     name: str
@@ -170,8 +165,6 @@ class Execution:
     """One attempt at a run.
 
     Attributes:
-        config: Settings.
-        context: The run's ids, output and callbacks.
         only: Name of the one stage to run; those before it must be complete.
         on_first_work: Called when the first stage with work to do is done, before its marker.
         reached: Progress; executions under other settings share it.

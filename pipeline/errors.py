@@ -38,7 +38,6 @@ class BadShard(InputError):
     """A shard is corrupt, truncated, missing, or not the version that was pinned.
 
     Attributes:
-        url: Location of the shard.
         reason: What is wrong with it, for the list of excluded shards.
     """
 

@@ -71,20 +71,12 @@ class Plan(Record):
     """What a run would do, and its estimated cost.
 
     Attributes:
-        shards: Number of Parquet files, without the quarantined ones.
-        wanted_bytes: Size of the columns that are read.
-        row_groups: Number of row groups with rows.
-        slices: Number of units of work of the assign stage.
-        features: Feature columns, globs resolved.
         row_bytes: Size of a raw row in memory.
         fit_rows: Number of rows that training reads.
         cached: Whether a worker's share of them fits execution.cache_mib; else passes stream.
         worker_mib: Estimated memory of a training worker; 0 where nothing is trained.
-        quarantined: Bad shards that the run would leave out.
         estimate: Estimated cost, at most.
         typical: Estimated cost with as many refinement passes as the last published run made.
-        last_run: Id of that run.
-        measured: Rates measured by ``--measure``.
         night: Planned action of the night; None for a run without a schedule.
     """
 
@@ -184,12 +176,8 @@ def make_plan(
 ) -> Plan:
     """Read the footers, and work out what a run would do and cost.
 
-    Args:
-        config: The settings.
-        nodes: Arguments of ``cluster_of``.
-        measure: Whether to measure rates on this machine first.
-        ds: Date of a night; None: the day after the last, where the output has nights or the config
-            a ``schedule``.
+    ``nodes`` are arguments of ``cluster_of``. Without ``ds``, a night is the day after the last,
+    where the output has nights or the config a ``schedule``.
     """
     cluster = cluster_of(config.execution, **(nodes or {}))
     check_fits(cluster, config.execution)

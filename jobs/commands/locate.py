@@ -46,16 +46,7 @@ _SHOWN = (
 
 @dataclasses.dataclass(frozen=True)
 class _Located:
-    """One row and the evidence for its cluster.
-
-    Attributes:
-        keys: Values of the key by column.
-        row: Columns of its assignment.
-        evidence: Evidence by feature, the strongest first.
-        near: Similar exemplars.
-        why_none_near: Reason why there are none.
-        why_no_features: Reason why the raw row could not be read.
-    """
+    """One row and the evidence for its cluster."""
 
     keys: dict[str, Any]
     row: dict[str, Any]

@@ -41,11 +41,7 @@ _LEFT_TO_TORCH = re.compile(r"^(nvidia|cuda|triton)\b")
 def stage(config_path: str, folder: Path, *, working_dir: str | None, package: bool) -> str:
     """Fill an empty folder with the files of the job, as its working directory.
 
-    Args:
-        config_path: The config; it keeps its name.
-        folder: The empty folder.
-        working_dir: Folder of the user's code; None for none.
-        package: Whether to include dec-pipeline itself.
+    ``working_dir`` has the user's code; ``package`` includes dec-pipeline itself.
 
     Returns:
         The config's name in the folder.
@@ -129,9 +125,6 @@ def refuse_secrets(sent: Iterable[tuple[str, bytes]]) -> None:
     """Raise a ConfigError if an upload contains a secret of this process's environment.
 
     Ray shows a job's files, command and metadata to everybody who can open its dashboard.
-
-    Args:
-        sent: Name and content of each upload.
     """
     secrets = {name: value.encode() for name, value in secrets_of(os.environ).items()}
     for what, content in sent:
@@ -147,9 +140,6 @@ def pins(extras: Sequence[str] = ()) -> list[str]:
     """``name==version`` of all dependencies of dec-pipeline, as installed here.
 
     Nodes that have these versions install nothing.
-
-    Args:
-        extras: Extras of dec-pipeline that the config needs.
 
     Raises:
         ConfigError: dec-pipeline or one of them is not installed.

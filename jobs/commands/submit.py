@@ -41,14 +41,9 @@ class Submission:
     """Options of ``dec submit``.
 
     Attributes:
-        config_path: The YAML file on this machine.
-        ds: Logical date; None for a run without one.
         run_id: Id of the run; None: the job derives it.
-        overrides: ``a.b=value``.
         name: Name of the pipeline; None: the file's.
         environment: Source of the packages: the nodes' installation, or this machine's versions.
-        working_dir: Folder of the user's code.
-        nightly: Whether to run ``dec nightly`` instead of ``dec run``.
     """
 
     config_path: str
@@ -99,12 +94,7 @@ def submit_night(
 ) -> int:
     """Submit a run to a cluster, and optionally wait for its end.
 
-    Args:
-        submission: The options.
-        address: URL of the cluster's dashboard.
-        wait: Return when the job has ended, with its exit code.
-        follow: Like ``wait``, and print its log.
-        as_json: Print the result as JSON; the log then goes to standard error.
+    ``follow`` waits and prints the job's log, with ``as_json`` to standard error.
 
     Returns:
         0 when the job is submitted; with ``wait`` or ``follow`` its own exit code, 128 + n if

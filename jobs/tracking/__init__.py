@@ -72,9 +72,7 @@ class Tracker(Protocol):
 class Trackers:
     """Progress observer that forwards events to all configured trackers.
 
-    Args:
-        attempt: The attempt.
-        on_failure: Callback for the message of a failed tracker; called from another thread.
+    ``on_failure`` is called with the message of a failed tracker, from another thread.
 
     Raises:
         ConfigError: The package of a tracker is not installed.

@@ -20,15 +20,11 @@ class Assignments(Artifact):
 
     Attributes:
         files: JSON file that lists the part files.
-        file_count: Number of part files.
         rows_in: Rows of the input, as far as footers could be read.
         rows_dropped: Rows left out by ``source.nulls: drop``.
         rows: Rows written; rows_in = rows + rows_dropped + rows_quarantined.
-        cluster_rows: Rows of each cluster id.
-        mean_confidence: Mean of the ``confidence`` column.
         scores: Agreement with the label column, where there is one.
         rows_quarantined: Rows of shards that were found bad after their footers had been read.
-        quarantined: All shards that were left out.
         cluster_ids: Permanent ids, parallel to ``cluster_rows``.
         outliers: Rows of cluster id -1, which are in none of ``cluster_rows``.
         carried_files: Part files of earlier nights that are published again as they are.
@@ -62,8 +58,6 @@ class Snapshot(Artifact):
     """A publish: ``snapshots/<number>.json`` now names this run's files for its ds.
 
     Attributes:
-        number: Number of the snapshot.
-        path: Path of its file.
         table: Iceberg or Delta table that has the files too.
     """
 

@@ -36,8 +36,6 @@ class Explanation(Artifact):
         exemplars: Parquet file, ``exemplar_schema``: representative rows of each cluster. When rows
             are forgotten, another file replaces it: see
             ``pipeline.insight.profiles.files.as_it_is_now``.
-        clusters: Number of clusters with rows.
-        rows: Number of rows in all of them.
         columns: Profiled columns, in the order of the table.
         exemplars_kept: Maximum number of exemplars per cluster and kind.
         quantile_points: Maximum number of values that approximate a number's distribution in a
@@ -65,15 +63,12 @@ class Description(Artifact):
         fidelity: Share of held-out rows of the sample for which rules and model agree. Rules are
             never shown without it. None without rules.
         baseline: Share of held-out rows in the largest cluster: the fidelity of a constant guess.
-        fitted_rows: Number of sample rows that the tree was fitted on.
         held_out_rows: Number of sample rows that it was measured on.
         considered_features: Number of features that the tree could use.
-        depth: Maximum depth of the tree.
         no_rules_reason: Why there are no rules; empty where there are some.
         named: Number of clusters that got a name in this run.
         entry: Registry entry with those names; 0: none.
         model: Model that the rules approximate.
-        features: Feature columns of its rows.
         sample: Raw rows that the rules come from.
         ids: Permanent ids, see ``Champion.ids``.
     """
@@ -102,7 +97,6 @@ class Report(Artifact):
         page: HTML file without external resources; see ``pipeline.report``.
         map: Parquet file with the rows of the map; see ``pipeline.insight.maps``. None: there are
             too few rows, or they cannot be read.
-        sections: Ids of the page's sections.
     """
 
     page: StoredFile

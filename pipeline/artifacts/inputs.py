@@ -17,9 +17,7 @@ class FeatureColumn(Record):
     """A column that rows are clustered by: a scalar, or a vector of fixed width.
 
     Attributes:
-        name: Name of the column.
         width: Number of its values in a raw row.
-        vector: Whether it holds vectors.
         type: Meaning of its values; None: plain numbers, treated by ``source.scaling`` and
             ``source.nulls``. Not written where it is None.
     """
@@ -35,12 +33,7 @@ class QuarantinedShard(Record):
 
     Attributes:
         name: Path below the source.
-        url: Location of the shard.
-        version: Version when it was listed.
-        bytes: Size when it was listed.
         rows: Rows by its footer; None where that cannot be read.
-        stage: Stage that found it.
-        reason: Reason why it cannot be used.
     """
 
     name: str
@@ -57,19 +50,13 @@ class Manifest(Artifact):
 
     Attributes:
         shards: Parquet file with one row per shard: url, name, bytes, version, rows, row groups.
-        rows: Rows of all shards.
-        bytes: Size of all shards.
         wanted_bytes: Stored size of the selected columns.
         shard_count: Number of shards, with empty ones.
-        row_groups: Number of row groups.
         slice_count: Number of slices, the units of work.
-        target_slice_mib: Target size of the slices.
         features: Feature columns in the order of the config, with its globs resolved.
         dtype: numpy name of the type of a raw row.
         carried: Arrow schema of the key columns and the label, base64 of its IPC form.
-        nulls: ``source.nulls``.
         keys: Names of the key columns; empty: shard name and row number.
-        label: Name of the label column.
         quarantined: Bad shards that are left out. The figures above include those that a stage
             after pin found.
     """
@@ -131,7 +118,6 @@ class Sample(Artifact):
 
     Attributes:
         parts: Parquet files with the sampled rows: keys, label, and ``features`` as a vector.
-        rows: Number of sampled rows.
         scanned_rows: Rows that the scaler's statistics come from.
         missing_values: Null, NaN or infinite features among those.
         scaler: Parquet file with one row per feature: mean, offset, factor.

@@ -29,7 +29,6 @@ class MergeStep(Record):
     """One number of clusters on the path of merges.
 
     Attributes:
-        clusters: Number of clusters.
         agreement: Mean adjusted Rand index between any two of the partitions.
         connectivity: Mean connectivity of the two clusters that are merged next, relative to their
             own halves; see ``pipeline.clustering.merging``. About 1 = as if there were no boundary,
@@ -45,14 +44,12 @@ class ClusterChoice(Record):
     """Choice of the number of clusters by ``clusters: auto``.
 
     Attributes:
-        clusters: Chosen number of clusters.
         cells: Number of cells that merging started from.
         trees: Number of independent starts.
         rows: Number of rows of the sample that were merged.
         votes: Number of clusters by each start, ascending; ``clusters`` is their geometric mean, 2
             at least.
         path: Every number of clusters on the way, descending.
-        why: Reason in words.
         boundary: Connectivity below which two clusters were kept apart, geometric mean of the
             starts.
     """
@@ -76,7 +73,6 @@ class InitialCentroids(Artifact):
         objective: Lowest of them, whose centroids are kept.
         sample_rows: Number of rows that were clustered.
         cluster_rows: Number of those rows in each cluster.
-        choice: Choice of the number of clusters, where ``clusters`` is auto.
     """
 
     centroids: StoredFile
@@ -112,7 +108,6 @@ class ClusteringModel(Artifact):
         weights: safetensors file with encoder and decoder; None for "kmeans".
         centroids: Parquet file: cluster_id and centroid.
         scaler: Parquet file with one row a feature.
-        scaling: Mode of the scaler.
     """
 
     model_id: str
@@ -127,7 +122,6 @@ class RefinedModel(ClusteringModel):
     """Model refined by DEC from the pretrained autoencoder and the first centroids.
 
     Attributes:
-        updates: History of the refinement.
         stopped_by: "tol", "passes", or "collapse" where every attempt to continue collapsed.
         rows: Number of rows of the training set.
         workers: Number of workers at each update; it changes when nodes are lost or join.
@@ -155,7 +149,6 @@ class SpaceQuality(Record):
 
     Attributes:
         space: "features" (scaled), "pretrained" (embedding) or "refined" (embedding).
-        silhouette: See ``pipeline.clustering.quality.macro_silhouette``.
         objective_ratio: Share of the variance left within clusters.
     """
 
@@ -168,10 +161,8 @@ class Candidate(Record):
     """One of the three compared partitions of the reference sample.
 
     Attributes:
-        kind: Method that made it.
         modularity: How much more often neighbours in scaled features share a cluster than by
             chance; it decides. See ``pipeline.clustering.quality.modularity``.
-        spaces: Quality in every space.
         balance: Entropy of the sizes of its clusters over log K; 1 = all of one size.
         empty_clusters: Number of clusters without a row of the sample.
         stability: ARI of two fits on disjoint halves of the sample; None: too few rows.

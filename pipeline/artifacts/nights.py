@@ -28,14 +28,10 @@ class Champion(Artifact):
     """The model in use: what labels rows until a challenger takes its place.
 
     Attributes:
-        model: Scaler, encoder and centroids.
-        run_id: Run that fitted it.
-        ds: Logical date of that run.
         refit_ds: Logical date of the last run that fitted from scratch; later ones refreshed it.
         ids: Parquet file, one row a centroid in the order of the model's file: ``position`` and
             ``cluster_id``, int32, and ``most_distance``, float32: farther rows are outliers by the
             rule of ``assign.outliers``; infinite without one.
-        reference: Its frozen sample.
         settings: Fingerprint of the settings that it was fitted with.
     """
 
@@ -57,7 +53,6 @@ class NightDecision(Artifact):
     Attributes:
         action: "refit": fit from scratch; "refresh": from the champion's encoder and centroids;
             "assign": the champion labels the rows.
-        why: Reason, in words.
         entry: Number of the newest registry entry; 0 before the first.
         champion: Champion of that entry; None before the first.
         usable: Whether that champion can label tonight's rows: its files are there, and it was
@@ -78,9 +73,6 @@ class Identity(Artifact):
         challenger: Champion that it becomes.
         clusters: Parquet file: the ``clusters`` table; see ``pipeline.registry.entries``.
         transitions: Parquet file: the rows that it adds to ``cluster_transitions``.
-        survived: Number of clusters that keep their id.
-        split: Number of clusters that split.
-        merged: Number of clusters merged into another.
         born: Number of new ids.
         died: Number of ids that end, those of merged clusters too.
         churn: Share of the champion's reference sample whose id changes; None without champion.
@@ -101,7 +93,6 @@ class GateRule(Record):
     """One rule of the gate.
 
     Attributes:
-        name: Name of the rule, as in the config's ``gate``.
         value: Measured value; None where the rule does not apply.
         limit: Limit in the config; None: the rule is off.
         passed: Whether the rule holds, or does not apply.
@@ -119,7 +110,6 @@ class Verdict(Artifact):
     """The gate's verdict on a challenger.
 
     Attributes:
-        passed: Whether every rule holds.
         rules: All rules, also those that are off or do not apply.
         reason: Why no rule was applied: ``dec run`` applies none, and a fit may fail; else empty.
     """
@@ -134,7 +124,6 @@ class Serving(Artifact):
 
     Attributes:
         champion: Challenger where it passed; else the previous champion.
-        entry: Number of its entry in the registry.
         refused: Whether the gate refused the run's own challenger. Then the previous champion
             serves, or the challenger where no champion can label these rows.
     """

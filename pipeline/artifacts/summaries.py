@@ -21,35 +21,22 @@ class Summary(Artifact):
 
     Attributes:
         action: What the run did; see ``NightDecision``.
-        why: The reason.
-        refused: Whether the gate refused the new model.
         champion: Model that labelled the rows.
         challenger: Model that was fitted; None where none was.
         entry: Number of the registry's entry that the champion has.
         model_id: The champion again, as in the column of the assignments.
         shipped: Kind of that model.
-        snapshot: Number of the snapshot that was published.
         table: Iceberg or Delta table that has the rows too.
-        rows_in: Rows of the input.
-        rows_out: Rows published.
         rows_dropped: Rows left out because of missing values.
         rows_quarantined: Rows in bad shards.
         rows_labelled: Rows that were read and labelled.
         rows_carried: Rows whose labels of an earlier run were published again.
         outliers: Rows in no cluster.
-        shards: Shards of the input.
         features: Values in a row.
-        clusters: Number of clusters.
-        cluster_ids: Permanent ids.
         cluster_rows: Rows of each, in that order.
-        mean_confidence: Mean of the ``confidence`` column.
         survived: See ``Identity``, like the next four; 0 where nothing was fitted.
         churn: Share of the previous champion's reference sample whose id changes.
         max_psi: PSI of the feature that drifted most from the champion's reference sample.
-        max_psi_feature: Name of that feature.
-        scores: Agreement with the label column.
-        verdict: Verdict of the gate; None where nothing was fitted.
-        comparison: DEC and its baselines, where a model was fitted.
         products: Precision of matrix products in pretraining; None without it, like the next.
         pretrain_passes: Passes of pretraining.
         pretrain_loss: Mean squared error of the last of them.
@@ -60,10 +47,8 @@ class Summary(Artifact):
         kl: KL divergence at the last update.
         label_change: Share of rows that changed cluster at the last update.
         choice: How ``clusters: auto`` came to its number.
-        quarantined: Bad shards.
         stages: Seconds of each stage.
         estimate: The estimate made for the run; None where that was impossible.
-        output: The output folder.
         assignments: Folder of the part files, below it.
         model: Folder of the champion's model, below it.
     """

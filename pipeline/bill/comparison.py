@@ -36,8 +36,6 @@ class Comparison(Record):
     """Estimated and measured times of a run.
 
     Attributes:
-        planned: The estimate that the run's summary keeps.
-        took: Measured times of the stages.
         refine_passes: Number of passes that refinement made; None where nothing was refined. The
             estimate has those that it might make.
         factors: Corrections of the rates that would have made the estimate right.

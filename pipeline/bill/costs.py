@@ -45,10 +45,8 @@ class CostInputs:
 
     Attributes:
         products: Precision of matrix products there, "float32" or "bfloat16".
-        action: What the run does; see ``NightDecision``.
         labelled: Share of the rows that are labelled; the labels of the others are carried over.
         passes: Number of passes that refinement makes; None: as many as it may.
-        rates: Rates of one core, one GPU and the network.
     """
 
     config: Config

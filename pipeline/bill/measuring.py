@@ -62,13 +62,10 @@ class Measured:
     """Rates measured on this machine.
 
     Attributes:
-        rows: Number of rows of the sample.
-        threads: Threads that the trainings used.
         load: Load average before; where it exceeds the cores, others kept the machine busy.
         rows_per_second: Rates by work: "read" and "assign" on one thread; "pretrain", "refine" (a
             pass and the measuring after it) and "kmeans" on all of them.
         factors: Corrections of the default rates, by stage.
-        left_out: Reasons why something was not measured.
     """
 
     rows: int

@@ -20,13 +20,9 @@ class _Costs(_Record):
         rows: Rows read, summed over all passes.
         passes: Number of passes over the training rows that learn.
         measuring_passes: Number of passes that measure without learning.
-        at_most: Whether the stage may stop sooner.
-        read_bytes: Bytes read from the input.
-        written_bytes: Bytes written to the output.
         gets: GET and HEAD requests to an object store.
         puts: PUT requests, and LIST requests, which cost the same.
         fixed_seconds: Wall time that does not depend on the rows, such as starting processes.
-        work_seconds: The other wall time.
     """
 
     rows: int = 0
@@ -49,9 +45,7 @@ class StageCosts(_Costs):
 
     Attributes:
         input_gets: GET and HEAD requests to the store of the input.
-        input_puts: LIST requests to it.
         readers: Number of requests that wait at the same time.
-        cores: Number of cores that compute.
         held_bytes: Memory of the largest process, beyond Python and its libraries.
     """
 
@@ -67,10 +61,7 @@ class StageEstimate(_Costs):
 
     Attributes:
         stage: Name of the stage; "run" for what belongs to none: Ray's start, the lease.
-        busy_core_hours: Core-hours of the cores that compute.
         core_hours: Core-hours of the whole cluster, which is paid for.
-        gpu_hours: GPU-hours of the whole cluster.
-        memory_mib: Memory of the largest process.
     """
 
     stage: str
@@ -112,11 +103,6 @@ class Cluster(_Record):
     """Nodes that are alike, and the processes that compute on them.
 
     Attributes:
-        gpus_per_node: GPUs of each node; all are paid for.
-        workers: Number of workers that train.
-        threads: Threads of each worker.
-        actors: Number of actors that assign.
-        actor_threads: Threads of each actor.
         worker_gpus: GPUs of each worker, 0 or 1.
         actor_gpus: GPUs of each actor, a share of one.
         started_here: Whether ``dec run`` starts Ray on this machine.
@@ -148,10 +134,7 @@ class Estimate(_Record):
     """Estimated cost of a run.
 
     Attributes:
-        cluster: Nodes and processes that it is for.
-        products: Precision of the matrix products, "float32" or "bfloat16".
         rates: Origin of the rates, in words.
-        factors: Corrections of the default rates, by stage.
         money: Price; None where the config has no prices.
     """
 

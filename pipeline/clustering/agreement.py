@@ -20,7 +20,6 @@ class Agreement:
         acc: Clustering accuracy under the best one-to-one matching (Xie et al. 2016, eq. 10).
         nmi: Mutual information over the arithmetic mean of the entropies.
         ari: Adjusted Rand index (Hubert & Arabie 1985).
-        rows: Number of rows with a label.
     """
 
     acc: float

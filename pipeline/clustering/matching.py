@@ -76,7 +76,6 @@ class Matched:
         born_K: Whether that id is new.
         parents: Pairs (new id, old id), shape (pairs, 2), int32, sorted, where a born cluster has
             at least ``matching.splits`` of its rows of the reference sample from the old one.
-        transitions: Transitions, sorted by kind and ids.
         churn: Share of the reference sample whose permanent id changes.
     """
 
@@ -212,11 +211,8 @@ def unmatched(
 ) -> Matched:
     """The result where models cannot be compared: all new clusters are born, all old ones die.
 
-    Args:
-        old_ids_J: Ids in use, shape (n_old,); none on the first night.
-        old_rows_J: Rows of the reference sample in each.
-        new_now_K: Rows of tonight's sample in each new cluster, shape (n_new,).
-        next_id: The first unused id.
+    ``old_rows_J`` and ``new_now_K`` are the rows of the reference sample in each old cluster, and
+    of tonight's sample in each new one. On the first night, no ids are in use.
     """
     ids_K = new_ids(next_id, len(new_now_K))
     kinds = [KINDS.index(BIRTH), KINDS.index(DEATH)]

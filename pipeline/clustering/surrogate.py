@@ -53,7 +53,6 @@ class TreeFeature:
         name: Name of the user's column; with the index of a vector's component.
         kind: "number"; "time": seconds since 1970; or an indicator of 1 and 0: "boolean",
             "category" for one value of a category, "missing" for rows without a value.
-        value: Value of the category.
     """
 
     name: str
@@ -78,10 +77,8 @@ class Condition:
     """``low < x <= high`` for one feature.
 
     Attributes:
-        feature: Index of the feature in a row.
         low: Lower bound; −inf: none. With +inf only missing values match.
         high: Upper bound; +inf: none.
-        missing: Whether missing values match.
     """
 
     feature: int
@@ -119,8 +116,6 @@ class Rule:
     Attributes:
         cluster_id: Predicted cluster; None: one of those that are too small to have rules.
         conditions: Conditions, at most one per feature, in the order of the tree.
-        rows: Number of fitted rows that match.
-        held_out: Number of held-out rows that match.
         correct: Number of matching held-out rows that the model, too, puts into the cluster.
     """
 
@@ -178,9 +173,6 @@ class Surrogate:
         clusters: Fidelity for every cluster of the sample, by id.
         fidelity: Share of held-out rows for which rules and model agree.
         baseline: Share of held-out rows in the largest cluster: the fidelity of a constant guess.
-        fitted_rows: Number of rows that the tree was fitted on.
-        held_out_rows: Number of rows that it was measured on.
-        considered_features: Number of features that the tree could use.
     """
 
     rules: tuple[Rule, ...]

@@ -64,8 +64,6 @@ class Setting:
 
     Attributes:
         path: Name with those of its sections: ``refine.alpha``.
-        field: Default, description and markers.
-        affects: What it affects.
     """
 
     path: str

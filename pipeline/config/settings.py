@@ -116,9 +116,7 @@ class Config(Section, affects=Affects.MODEL):
     def content(self, *names: str | Affects, without: tuple[str, ...] = ()) -> dict[str, Any]:
         """What a fingerprint holds of some settings: JSON values by path, defaults left out.
 
-        Args:
-            names: Settings, sections, or what settings affect.
-            without: Settings and sections to leave out.
+        ``names`` and ``without`` are settings or sections; ``names`` also what settings affect.
         """
         found: dict[str, Any] = {}
         for setting in settings_in(type(self)):

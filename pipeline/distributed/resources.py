@@ -151,9 +151,8 @@ def share_out(settings: Execution, on_wait: Callable[[str], None] = log.info) ->
 def shortage(nodes: Sequence[Node], crew: Crew) -> str | None:
     """Which setting these nodes cannot satisfy, what they have, and what to set; None: they can.
 
-    Args:
-        nodes: All nodes of the cluster, its head included.
-        crew: ``begin`` of its processes must fit, and a task of Ray Data beside them.
+    ``nodes`` include the head. ``begin`` of the crew's processes must fit, and a task of Ray Data
+    beside them.
     """
     fit, claim = fitting(nodes, crew.claim), crew.claim
     if fit >= crew.begin:

@@ -93,15 +93,9 @@ def train(
     join, and a restart pays, more do. On a request to checkpoint and exit (``context.stop``), rank
     0 saves the last record's state within a second or two.
 
-    Args:
-        config: The settings.
-        context: The run.
-        stage: Name of the stage, for the checkpoint's folder and for progress.
-        job_id: Identifies the work; a checkpoint of other work is not resumed.
-        build: Makes the trainable on a device; runs on every worker.
-        reader: Reads the training rows.
-        pieces: All pieces of the input.
-        planned_rows: Maximum number of rows to train on, from the rows of one pass.
+    ``job_id`` identifies the work: a checkpoint of other work is not resumed. ``build`` makes the
+    trainable on a device, on every worker. ``planned_rows`` returns the maximum number of rows to
+    train on, from the rows of one pass.
 
     Raises:
         Interrupted: A stop was requested; a checkpoint is saved.

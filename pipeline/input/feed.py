@@ -35,9 +35,6 @@ class WorkerRows:
     and its rows shuffled within a window.
 
     Args:
-        reader: Reader of the pieces.
-        pieces: Share of this worker.
-        total_rows: Rows of all shares.
         cache_bytes: Maximum size of the cache.
         parallel_reads: Number of threads that read.
         seed: Seed of the order, together with the number of the pass.

@@ -43,7 +43,6 @@ class ShardFacts:
         schema: Schema of the columns in the file itself, without those of its folders; None for a
             shard without rows, whose types do not matter.
         widths: Widths of the features that are vectors, in their order; None where no row tells.
-        rows: Rows of each row group.
         bytes: Stored bytes of the selected columns in each row group.
     """
 

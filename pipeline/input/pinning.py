@@ -43,8 +43,6 @@ class PinnedInput:
     Attributes:
         shards: One row per shard, of ``SHARD_SCHEMA``, with the metadata of ``with_schemas``.
         features: Feature columns in the order of the config, with its globs resolved.
-        dtype: numpy name of the type that holds a raw row.
-        carried: Schema of the key columns and the label.
         quarantined: Shards whose footers cannot be read; not among ``shards``.
     """
 
@@ -106,13 +104,9 @@ def pin(
 ) -> PinnedInput:
     """Read all footers and check them against the config and one another.
 
-    Args:
-        config: The settings.
-        files: From ``list_shards``.
-        known: ``PinnedInput.shards`` of an earlier night: footers of shards that did not change
-            since are not read again. A shard that can no longer be read is then found by the stage
-            that reads its rows.
-        on_footer: Progress callback, with the number of footers done.
+    ``known`` are the shards of an earlier night: footers of shards that did not change since are
+    not read again. The stage that reads the rows then finds a shard that can no longer be read.
+    ``on_footer`` is called with the number of footers done.
 
     Raises:
         InputError: A column is missing or of the wrong type, widths differ, or more shards are bad

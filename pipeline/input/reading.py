@@ -40,7 +40,6 @@ class RowBlock:
         x_BF: Raw features, shape (rows, features), of the manifest's dtype; may be a read-only
             view of Arrow's memory. Missing values are NaN.
         carried: Key columns and label of the same rows; None where they are not read.
-        shard: Number of the shard in the manifest.
         row_numbers_B: Positions in the shard, shape (rows,), int64.
         stored: Categories among the features and ``Reader.explained``, as stored, as far as the
             shard has them; None without any.
@@ -58,8 +57,6 @@ class Reader:
     """Reader of pieces; small, since it is sent to every task.
 
     Attributes:
-        features: Feature columns.
-        dtype: numpy name of the type of a raw row.
         nulls: Treatment of missing values: "error", "mean" (kept as NaN) or "drop" (the row).
         carried: Schema of the key columns and the label; empty: they are not read.
         shard_keys: Whether shard name and row number are the keys.

@@ -34,10 +34,6 @@ class SamplePart:
     """Report of a task about its part: a file and statistics, never rows.
 
     Attributes:
-        name: Name of the file.
-        sha256: Digest of its content.
-        bytes: Size of the file.
-        rows: Rows in the file.
         scanned: Rows that the statistics come from.
         moments: Lists of ``Moments``, by name.
         values: ``RowStatistics.values``, a list per column; None without categories.
@@ -107,12 +103,8 @@ def write_sample_part(
 ) -> pa.Table:
     """Draw rows from a slice and write them.
 
-    Args:
-        reader: Reader of features, keys and label.
-        pieces: The slice, with a column ``draw``; see ``pipeline.input.slices.sample_share``.
-        folder: Folder of the parts.
-        seed: Seed of the draw, together with shard and row group.
-        held_out_share: Share of the rows held out of training, which the part marks.
+    ``pieces`` have a column ``draw``; see ``pipeline.input.slices.sample_share``. The part marks
+    the share of its rows that is held out of training.
 
     Returns:
         One row: a ``SamplePart``.

@@ -53,9 +53,7 @@ class Selection:
     """The columns that the config selects, with its globs resolved.
 
     Attributes:
-        features: Feature columns, in the order of the config.
         carried: Key columns and the label.
-        label: Name of the label column.
         types: Types of the features that the config gives one.
         folders: Features whose values are in the names of folders.
     """

@@ -28,7 +28,6 @@ class Contrast:
         feature: Name of the user's column, with the index of a component.
         value: Value of a category; None for other features.
         mean: Mean in the first cluster, in the user's units.
-        other_mean: Mean in the second cluster.
         difference: Difference of the means in pooled standard deviations; None: neither varies.
     """
 

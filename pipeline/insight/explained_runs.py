@@ -25,8 +25,6 @@ class ExplainedRun:
     """A run whose clusters are profiled and described.
 
     Attributes:
-        explanation: Profile and exemplars.
-        description: Names and rules.
         names: Name of each cluster that has one: today's where the registry has it.
         clusters: Rows of ``DESCRIBED_SCHEMA`` by cluster id.
     """

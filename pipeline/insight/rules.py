@@ -40,13 +40,7 @@ def labelled_sample(
     Of a sample of more than ``_MOST_ROWS`` rows, as very many clusters need, every n-th row is used
     unless ``clusters`` is given.
 
-    Args:
-        lake: Output folder.
-        model: Model that labels the rows.
-        features: Feature columns of a row.
-        sample: The sample.
-        ids: Permanent ids of the model's clusters.
-        clusters: Clusters whose rows are wanted; None: all.
+    ``clusters`` are those whose rows are wanted; None: all.
 
     Returns:
         Raw rows, shape (rows, features), and cluster ids, shape (rows,).

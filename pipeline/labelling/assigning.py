@@ -56,13 +56,10 @@ class AssignJob:
     """Input of every actor.
 
     Attributes:
-        model: The champion's model.
         ids: Permanent ids of its clusters; see ``Champion.ids``.
         bins: Distribution of the rows that it was fitted on; see ``Reference.bins``.
         folder: Folder of the parts, below the output.
         run_id: Run id, written into every row like ``ds``.
-        threads: Number of threads per actor.
-        gpus: Share of a GPU per actor.
         published: Parts of earlier nights, by name, that may be carried; None: none may.
         explained: Columns that are profiled, but not clustered by.
     """

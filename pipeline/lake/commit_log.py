@@ -29,9 +29,6 @@ class CommitLog(Generic[R]):
     """One log.
 
     Attributes:
-        folder: Path of its folder, below the output.
-        kind: Type of its records.
-        number_of: Returns the number in a record.
         noun: Name of a record in messages, with its article.
     """
 
@@ -77,12 +74,8 @@ class CommitLog(Generic[R]):
         A put that was reported as failed, or as too late, may have succeeded: the client may have
         sent it twice. So the log is read before anything else happens.
 
-        Args:
-            lake: Output folder.
-            record: Record with its number.
-            who: Run or login, for messages like the next two.
-            landed: Effect of success, such as "run a is published".
-            again: Command to run again.
+        Messages name the run or login ``who`` made it, its effect once it ``landed``, such as
+        "run a is published", and the command to run ``again``.
 
         Raises:
             CommitError: The storage refuses, and nothing was published.

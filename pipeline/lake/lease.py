@@ -39,16 +39,11 @@ class Claim(Record):
     """Content of ``leases/<ds>/<n>.json``.
 
     Attributes:
-        token: Unique token of this claim.
-        holder: Name of the holder, for people.
-        host: Machine of the holder.
-        process: Process id of the holder.
         born: Start time of that process, since ids are reused.
         boot: Boot of the machine, where process ids and the monotonic clock hold; empty: unknown.
         since: Time in UTC of the claim, by that machine's clock; for people only.
         seconds: Seconds without renewal after which it ends.
         renewed: Monotonic clock of the boot at the last renewal, in seconds.
-        renewals: Number of renewals.
         released: Whether the holder gave it back.
     """
 
@@ -160,13 +155,8 @@ def take(
 ) -> Lease:
     """Get the lease on a ds, waiting for one whose holder may be dead.
 
-    Args:
-        lake: Output folder.
-        ds: Logical date.
-        holder: Name of the holder, for people, such as "run 2026-01-31-0123abcd".
-        seconds: Seconds without renewal after which it ends.
-        on_wait: Called with the reason why this call waits.
-        on_lost: Called, from another thread, when the lease was taken over.
+    The lease ends after ``seconds`` without renewal. ``holder`` is for people, such as "run
+    2026-01-31-0123abcd". ``on_lost`` is called from another thread when the lease was taken over.
 
     Raises:
         LeaseHeld: Another attempt works on the ds; known at once on the same machine, else within

@@ -41,7 +41,6 @@ class PartStatistics:
         rows_in: Rows of the slice.
         rows: Rows written; fewer than rows_in only under ``source.nulls: drop``.
         cluster_rows: (cluster_id, rows) of each cluster that occurs.
-        confidence_sum: Σ confidence.
         contingency: (cluster_id, class, rows) where the table has a label; the class as JSON value.
         bins: Of each feature, rows in each bin of the champion's reference; empty without one.
         binned_rows: Rows that ``bins`` counts: an even choice of them.
@@ -94,9 +93,8 @@ class BinnedRows:
 def part_identity(pieces: pa.Table, **of: str) -> str:
     """Identity of the part that holds these pieces' assignments.
 
-    Args:
-        pieces: A slice.
-        of: Whatever else decides the content: model, schema; run and ds, unless it may be carried.
+    ``of`` is whatever else decides the content: model, schema; run and ds, unless it may be
+    carried.
     """
     content = pieces.select(["name", "version", "row_group", "row_start", "rows"]).to_pydict()
     return fingerprint_of({"pieces": content, **of})
@@ -117,11 +115,7 @@ def statistics_of(
 ) -> PartStatistics:
     """Statistics of a part, to be stored with it.
 
-    Args:
-        identity: From ``part_identity``.
-        rows_in: Rows of the slice.
-        table: The assignments.
-        label: The true classes of the same rows, where there are any; nulls do not count.
+    ``label`` has the true classes of the same rows, where there are any; nulls do not count.
     """
     cluster = table["cluster_id"]
     ids, counts = np.unique(cluster.to_numpy(), return_counts=True)

@@ -26,13 +26,9 @@ class Rewritten(Record):
     """A file that held rows to be forgotten.
 
     Attributes:
-        kind: Kind of file.
-        old: Its path.
         new: Path of the file that takes its place; None: a staged file that was removed, which its
             run makes again from the source.
         sha256: Digest of the new file, if it is known; like the next two, empty without a new file.
-        bytes: Its size.
-        rows: Rows left in it.
         removed: Rows, or exemplars, removed from it.
     """
 
@@ -49,7 +45,6 @@ class Count(Record):
     """Rows that were removed.
 
     Attributes:
-        kind: Kind of file that held them.
         ds: Logical date of the partition, or of the file's run; None where there is none. A file
             that several partitions name counts in each.
         staged: Whether neither a published partition nor the registry named the files.
@@ -68,19 +63,15 @@ class Receipt(Record):
     """Content of ``forgotten/<n>.json``.
 
     Attributes:
-        number: Receipt number, from 1.
         at: Time in UTC, by the clock of the machine.
         who: Login and machine.
         salt: Random hex digits, put before the text of each key before hashing.
         keys: SHA-256 of salt and key, of each key that was asked for; see
             ``pipeline.operations.forgotten_keys.KeySet.hashes``.
-        counts: Rows that were removed.
-        files: Files that were rewritten or removed.
         partitions: ds of the published partitions that change.
         snapshot: The first that names the new files; None: this has not come so far, or no
             published file held any of the rows.
         held_by: Older snapshots whose files still hold some of the rows, until ``dec gc``.
-        finished: Whether all of it is done.
     """
 
     number: PositiveInt

@@ -29,10 +29,6 @@ class Partition(Record):
     """Published assignments of one ds.
 
     Attributes:
-        run_id: Run that wrote it.
-        model_id: Model that assigned its rows.
-        rows: Number of rows.
-        files: JSON file that lists its part files.
         quarantined_shards: Number of bad shards of the input, whose rows it lacks.
         refused: Whether the gate refused the model fitted for it; the previous one labelled it.
     """
@@ -49,10 +45,7 @@ class SnapshotFile(Record):
     """Content of ``snapshots/<n>.json``.
 
     Attributes:
-        snapshot: Snapshot number, from 1.
         commit_id: Identifies the publish, so that one whose answer was lost is recognised.
-        run_id: The run that published.
-        ds: Partition that it published.
         committed_at: Time in UTC, by the publishing machine's clock; numbers decide which is newer.
         partitions: All live partitions of the assignments table, by ds.
     """
@@ -111,12 +104,8 @@ def publish(
     A second call with the same commit finds it in the log and changes nothing, also where the
     answer to the first was lost.
 
-    Args:
-        lake: Output folder.
-        ds: Date of the partition.
-        partition: New partition.
-        commit_id: Id of this publish, the same for each attempt at it.
-        hold: Called right before the commit; raises where it must not happen.
+    Each attempt at a publish has the same ``commit_id``. ``hold`` is called right before the
+    commit; it raises where that must not happen.
 
     Raises:
         CommitConflict: Another run published the same ds meanwhile.
@@ -168,11 +157,8 @@ def amend(
     Doing it again changes nothing, because then nothing is left to change. The new snapshot says
     that the run published that did so last: it is still that run's work.
 
-    Args:
-        lake: The output folder.
-        commit_id: The same for every attempt at this change, and for no other.
-        change: A partition → what takes its place; the same one where nothing does.
-        hold: Called right before the commit; raises if it must not happen.
+    ``commit_id`` and ``hold`` are as in ``publish``; ``change`` returns the same partition where
+    nothing changes.
 
     Returns:
         The snapshot that has the change; None before the first publish.

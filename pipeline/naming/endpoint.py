@@ -52,8 +52,6 @@ class Endpoint:
 
     Attributes:
         url: Base URL, such as https://api.openai.com/v1.
-        model: Name of the model at ``url``.
-        timeout_s: Timeout of each request.
     """
 
     url: str
@@ -71,11 +69,7 @@ class Endpoint:
 
         After a request that fails there is no other: it would fail too, and a night does not wait.
 
-        Args:
-            traits_of: Traits of each cluster id, the strongest first.
-            rows_of: Number of rows of each cluster.
-            taken: Names of other clusters.
-            times: Features whose means are seconds since 1970; they are sent as dates.
+        ``times`` are features whose means are seconds since 1970; they are sent as dates.
         """
         found: dict[int, str] = {}
         used = {name.casefold() for name in taken}

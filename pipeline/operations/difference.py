@@ -116,10 +116,6 @@ class Moved(Record):
     """How the keys of one cluster changed.
 
     Attributes:
-        cluster_id: Cluster id.
-        name: Name, if it has one.
-        before: Keys in it on the first night.
-        after: Keys in it on the second night.
         left: Keys of the first night that are now in another cluster.
         arrived: Keys of the second night that were in another cluster.
         gone: Keys of the first night that the second lacks.
@@ -163,8 +159,6 @@ class Difference(Record):
     """Result of ``dec diff``.
 
     Attributes:
-        before: First night.
-        after: Second night.
         in_both: Keys that both have, once each.
         changed: Keys in both whose cluster id differs.
         churn: ``changed / in_both``; None where no key is in both.
@@ -173,7 +167,6 @@ class Difference(Record):
         repeated_keys: Keys that a night has more than once; no figure above counts them.
         repeated_rows: Rows of both nights with such keys.
         shared_files: Part files that both nights name; none of their rows changed.
-        shared_rows: Rows in them.
         transitions: Transitions in the registry, after the first night up to the second.
         flows: Keys that changed, the largest flow first.
         flow_count: Number of flows; ``flows`` leaves out the smallest.
@@ -204,12 +197,7 @@ def difference(
 
     A key of a file that both nights name is taken to be in no other file.
 
-    Args:
-        lake: The output folder.
-        before: ds of the first night.
-        after: ds of the second night.
-        most: Maximum number of flows, of transitions and of clusters to return.
-        memory_mib: Memory of DuckDB, in MiB.
+    ``most`` limits the flows, the transitions and the clusters in the result.
 
     Raises:
         InputError: A night is not published, or the nights have different keys.

@@ -54,7 +54,6 @@ class Forgotten:
     Attributes:
         receipts: Receipts that this call wrote or finished; empty where nothing was found.
         counts: Rows to remove.
-        files: Number of files that hold them.
         held_by: Snapshots that still hold some of the rows, until ``dec gc``.
     """
 
@@ -75,13 +74,8 @@ def forget(
 ) -> Forgotten:
     """Remove the rows that have one of these keys.
 
-    Args:
-        lake: The output folder.
-        keys: Keys of the rows.
-        who: Person who requests it, for the receipt.
-        dry_run: Change nothing, only report what would be removed.
-        table: The Iceberg or Delta table that follows the log.
-        on_wait: Called with a line when a lease has to be waited for.
+    ``who`` requests it, for the receipt; ``table`` follows the log. ``on_wait`` is called with a
+    line when a lease has to be waited for.
 
     Raises:
         InputError: A partition has other key columns, or a file cannot be read.

@@ -64,9 +64,7 @@ class Removal:
     Attributes:
         kind: "snapshots", "published run", "unpublished run", "unlisted files",
             "tuning", "model", "unlisted tables", "cached footers", "leases" or "leftovers".
-        name: Path below the output.
         files: Paths below the output, in the order of removal.
-        bytes: Total size.
         ds: Logical date whose lease is needed; None: no lease.
         seen: Files of the run and their versions when it was chosen; a change keeps the run.
     """
@@ -107,12 +105,8 @@ def collect(
 ) -> Collection:
     """Remove what retention does not keep.
 
-    Args:
-        lake: The output folder.
-        retention: What to keep.
-        dry_run: Remove nothing and write nothing, only report what would be removed.
-        tables: Whether an Iceberg or Delta table follows the log.
-        on_wait: Called with a line when a lease has to be waited for.
+    ``dry_run`` removes and writes nothing. ``tables``: whether an Iceberg or Delta table follows
+    the log. ``on_wait`` is called with a line when a lease has to be waited for.
 
     Raises:
         InputError: A file that a snapshot names cannot be read, the table may be behind the log,

@@ -68,11 +68,7 @@ class Holding:
     """A file that has some of the rows.
 
     Attributes:
-        path: Path below the output.
-        kind: Kind of file.
-        rows: Number of those rows in it.
         ds: Partitions that name it, or the ds of its run.
-        snapshots: Snapshots that name it.
         named: Whether the newest snapshot or the registry names it, or a complete run, whose model
             may be promoted.
         run: Run whose folder it lies in; empty: none.

@@ -279,10 +279,7 @@ class Evidence:
     Attributes:
         feature: Name of the user's column, with the index of a component or a category's value.
         value: Value of the row, in the user's units; for a category, 1 where the row has it.
-        mean: Mean of the cluster.
-        other_mean: Mean of the runner-up.
-        away: Distance of the value from ``mean``, in pooled standard deviations of the two.
-        other_away: Distance from ``other_mean``.
+        away: Distance of the value from ``mean``, in pooled standard deviations of both clusters.
     """
 
     feature: str
@@ -307,12 +304,8 @@ def evidence(
 ) -> list[Evidence]:
     """Evidence of each feature, the strongest first; features without spread have none.
 
-    Args:
-        found: The run.
-        profile: Rows of its profile about both clusters.
-        x_F: The raw row, shape (features,).
-        one: Cluster of the row.
-        other: Its runner-up.
+    ``profile`` has the rows of the run's profile about both clusters; ``x_F`` is the raw row, shape
+    (features,).
     """
     names = {name: place for place, name in enumerate(feature_names(found.description.features))}
     words = _words(found)
@@ -336,9 +329,7 @@ class Near:
     """An exemplar near a row.
 
     Attributes:
-        cluster_id: Cluster of the exemplar.
         kind: central, typical or ambiguous.
-        keys: Key values by column.
         distance: Distance to the row in the model's embedding.
     """
 

@@ -43,8 +43,6 @@ class Judged:
     """Verdict on a run's challenger, and whether it serves.
 
     Attributes:
-        run_id: Run id.
-        verdict: Verdict of the gate.
         serves: Whether the challenger is the champion now.
     """
 
@@ -87,15 +85,7 @@ def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch:
     Its ids are those that it had when it served; else those of its night, if they mean the same
     today; else its clusters are matched anew. A second call changes nothing.
 
-    Args:
-        lake: Output folder.
-        run_id: Run that fitted it.
-        who: Login of the person.
-        why: Reason, for the log.
-        rematch: Matches its clusters to those of today's champion.
-
-    Returns:
-        The entry that makes it the champion.
+    ``rematch`` matches its clusters to those of today's champion.
 
     Raises:
         InputError: There is no such challenger, or its files are gone.
@@ -150,14 +140,7 @@ def roll_back(lake: Store, *, who: str, why: str, again: bool = False) -> Entry:
     reaches the one before. That takes ``again``: a rollback whose answer was lost can be repeated
     without going back twice.
 
-    Args:
-        lake: Output folder.
-        who: Login of the person.
-        why: Reason, for the log.
-        again: Whether to roll back where the last change was a rollback already.
-
-    Returns:
-        The entry that restores the earlier champion.
+    ``again``: whether to roll back where the last change was a rollback already.
 
     Raises:
         InputError: There is no earlier champion, its files are gone, or the last change was a
@@ -198,10 +181,8 @@ def roll_back(lake: Store, *, who: str, why: str, again: bool = False) -> Entry:
 def restored(then: pa.Table, now: pa.Table, ended: str) -> pa.Table:
     """Clusters at an earlier time, and later ones, which end.
 
-    Args:
-        then: Table of the time when the restored champion served.
-        now: Table of today, with a superset of its ids.
-        ended: ds on which living ids that were born since then end.
+    ``then`` is the table of the time when the restored champion served, ``now`` that of today, with
+    a superset of its ids. Living ids that were born since then end on ``ended``.
     """
     later = now.filter(pa.array(~np.isin(_ids(now), _ids(then))))
     later = with_column(later, "died", pc.fill_null(later["died"], ended))

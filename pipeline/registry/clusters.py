@@ -32,7 +32,6 @@ class ClusterObservation:
     """A model's clusters on the sample that it was fitted on, by position.
 
     Attributes:
-        model_id: Model id.
         size_K: Rows of the sample in each cluster, shape (n_clusters,), int64.
         centroids_KD: Centroids in the model's embedding, float32.
         exemplars: One list of keys as JSON per cluster, nearest row first.
@@ -59,11 +58,7 @@ def clusters_table(
 ) -> pa.Table:
     """All clusters that ever existed, as of the promotion of a new model.
 
-    Args:
-        before: The table until then.
-        seen: The new model's clusters.
-        matched: Their ids.
-        ds: Date on which clusters are born or die.
+    ``before`` is the table until then; ``ds`` the date on which clusters are born or die.
     """
     width = seen.centroids_KD.shape[1]
     flat = pa.array(np.ascontiguousarray(seen.centroids_KD, np.float32).ravel())
@@ -109,15 +104,6 @@ def transitions_table(transitions: Transitions, ds: str, run_id: str) -> pa.Tabl
 
 def rename(lake: Store, cluster_id: int, name: str, who: str) -> Entry:
     """Rename a cluster by an entry in the registry; a second call changes nothing.
-
-    Args:
-        lake: Output folder.
-        cluster_id: Permanent id.
-        name: New name; blanks around it are removed.
-        who: Login of the person.
-
-    Returns:
-        The entry that gives it that name.
 
     Raises:
         ConfigError: The name is not valid.
@@ -189,12 +175,8 @@ def name_clusters(
     Existing names never change, and no two living clusters get the same name. A second call
     changes nothing.
 
-    Args:
-        lake: Output folder.
-        names: Names by permanent id.
-        who: Run that proposes them.
-        model_id: Model whose clusters they describe; where another one serves, none is given.
-        hold: Called right before the commit; raises where it must not happen.
+    The names describe clusters of ``model_id``; none is given while another model serves. ``hold``
+    is called right before the commit; it raises where that must not happen.
 
     Returns:
         The newest entry, None without a registry; and the names of all living clusters in it.

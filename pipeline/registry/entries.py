@@ -66,15 +66,11 @@ class Entry(Record):
     """Content of ``registry/<n>.json``.
 
     Attributes:
-        number: Entry number, from 1.
         action: "promote": a challenger took over; "rollback": an earlier champion came back;
             "rename": a cluster got another name; "forget": the reference sample and the clusters
             table lost some rows' keys.
         commit_id: Identifies the change, so that one whose answer was lost is recognised.
-        who: Run or login that made the change.
         at: Time in UTC, by that machine's clock; numbers decide which is newer.
-        why: Reason, in words.
-        champion: Champion from this entry on.
         clusters: Parquet file of ``CLUSTER_SCHEMA``: all clusters that ever were.
         transitions: Parquet files of ``TRANSITION_SCHEMA``: all that ever happened.
     """
@@ -131,17 +127,9 @@ def append(
 ) -> Entry:
     """Add the entry that follows a given one; a second call changes nothing.
 
-    Args:
-        lake: Output folder.
-        after: Number of the newest entry that the caller has seen; 0 for none.
-        action: See ``Entry``, like the next six; ``reason`` is its ``why``.
-        commit_id: Id of this change, the same for each attempt at it.
-        who: Run or login.
-        reason: Reason, in words.
-        champion: Champion from now on.
-        clusters: Clusters table.
-        transitions: Transitions tables.
-        hold: Called right before the commit; raises where it must not happen.
+    ``after`` is the number of the newest entry that the caller has seen, 0 for none; ``reason`` is
+    the entry's ``why``. ``hold`` is called right before the commit; it raises where that must not
+    happen.
 
     Raises:
         CommitConflict: The registry was changed meanwhile.

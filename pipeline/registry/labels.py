@@ -25,9 +25,7 @@ _ROWS_AT_A_TIME = 2048
 def assignments_of(model: LoadedModel, x_BF: Tensor) -> dict[str, Any]:
     """The nearest cluster and the runner-up of each row.
 
-    Args:
-        model: Scaler, encoder and centroids.
-        x_BF: Raw rows, shape (rows, features).
+    ``x_BF`` are raw rows, shape (rows, features).
 
     Returns:
         cluster_id and cluster_id_2, int32; confidence and confidence_2, their q (Xie et al. 2016,
@@ -59,11 +57,7 @@ def sample_assignments(
 ) -> Iterator[tuple[NDArray[Any], dict[str, Any]]]:
     """Label the rows of a sample, some thousand at a time.
 
-    Args:
-        lake: Output folder.
-        model: Model that labels them.
-        sample: The sample.
-        every: Take one row in so many.
+    ``every``: take one row in so many.
 
     Yields:
         Raw rows, shape (rows, features), and their assignments, see ``assignments_of``.

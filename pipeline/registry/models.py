@@ -233,12 +233,7 @@ def load_model(
 ) -> LoadedModel:
     """A model of any kind, for inference.
 
-    Args:
-        lake: Output folder.
-        model: The model.
-        config: Settings that it was fitted with.
-        width: F, the number of features of a row.
-        device: Device that it computes on; None: the CPU.
+    ``config`` are the settings that it was fitted with; ``width`` is F, the number of features.
     """
     encoder: nn.Module = nn.Sequential()  # leaves scaled features as they are
     if model.weights is not None:

@@ -189,8 +189,6 @@ class _Attempts:
     way, so that its part is the same file whatever happened.
 
     Attributes:
-        ids: Cluster ids by position.
-        slices: Pieces of each slice.
         most_parts: Maximum number of parts that any attempt reached.
     """
 

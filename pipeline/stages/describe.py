@@ -89,12 +89,7 @@ def describe(
 
 @dataclass(frozen=True)
 class _Rules:
-    """Result of the task that fits the tree: figures and a file, never rows of the sample.
-
-    Attributes:
-        figures: Fields of ``Description``.
-        clusters: Columns of ``DESCRIBED_SCHEMA`` by cluster id.
-    """
+    """Result of the task that fits the tree: figures and a file, never rows of the sample."""
 
     figures: dict[str, Any]
     clusters: dict[int, dict[str, Any]]
@@ -170,9 +165,7 @@ class _Names:
     """Names of clusters.
 
     Attributes:
-        of: All names by cluster id.
         given: Source of each new name: "openai" or "features".
-        entry: Number of the registry entry with the new names; 0: there is none.
     """
 
     of: Mapping[int, str] = field(default_factory=dict)

@@ -36,7 +36,6 @@ class FoundFile:
     Attributes:
         url: Absolute path or s3://bucket/key.
         name: Path below the location that was searched.
-        bytes: Size of the file.
         version: S3's entity tag, or local modification time and size; changes with the content.
         modified: Time of the last write by the store's clock, in seconds since 1970.
     """

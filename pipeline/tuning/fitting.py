@@ -41,13 +41,7 @@ class RowsInMemory:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted model.
-
-    Attributes:
-        encoder: Encoder of scaled rows.
-        scaler: Scaler of raw rows.
-        centroids_KD: Centroids, shape (n_clusters, embedding).
-    """
+    """A fitted model."""
 
     encoder: torch.nn.Module
     scaler: Scaler

@@ -43,9 +43,7 @@ class Measures(Record):
         stability: ARI of the two fits' partitions of the whole sample; 1 where they are the same.
         modularity: Modularity on the neighbour graph of the common space; see
             ``clustering.quality``.
-        modularity_error: Standard error of this mean, from the two fits.
         silhouette: Macro-averaged silhouette in the common space.
-        silhouette_error: Standard error of this mean.
         generalisation: KL on the half that a fit was trained on / KL on the other half: near 1
             where it has learnt, small where it has memorised; None where a half has no KL left.
         empty_clusters: Number of clusters without a row, in the worse of the fits.
@@ -71,8 +69,6 @@ class TuningRows:
     """The rows of a tuning, and the common space in which all trials are judged.
 
     Attributes:
-        x_NF: Raw rows, shape (rows, features).
-        widths: Number of features in each column.
         space_NF: The same rows in the common space, float32.
         near_QM: Nearest neighbours there; see ``nearest_neighbours``.
         order_N: Random order of the rows: the first half is for the first fit, the rest for the

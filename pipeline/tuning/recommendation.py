@@ -72,11 +72,9 @@ class Recommendation:
     """The recommended trial, and how it was chosen.
 
     Attributes:
-        best: The trial with the highest score.
         standard_error: Standard error of a score; see ``score_error``.
         front: The Pareto front of stability, modularity and silhouette.
         tied: Trials within one standard error of the best, the recommended one among them.
-        rejected: Trials that break a limit, with the limit.
     """
 
     trial: Trial

@@ -32,9 +32,6 @@ class TuneResult:
     """Trials of a tuning and the recommendation that follows from them.
 
     Attributes:
-        config: Config that the tuning started from.
-        study: Sample and range of the number of clusters.
-        found: The recommendation and how it came about.
         requested: Number of trials requested; larger than that of ``trials`` where the search
             suggested the same settings twice.
     """

@@ -29,13 +29,9 @@ class TrialSettings(Record):
     """Settings that differ between trials; all others are the config's.
 
     Attributes:
-        clusters: Number of clusters.
-        embedding: Value of ``model.embedding``.
         width: Factor of the widths in ``model.hidden``.
-        scaling: Value of ``source.scaling``.
         augmentation: Factor of ``augment.shift``, ``rotation_degrees`` and ``zoom``; None where
             rows are not images.
-        refine_passes: Value of ``refine.passes``.
     """
 
     clusters: int

@@ -42,7 +42,6 @@ class Trial(Record):
     """A finished trial.
 
     Attributes:
-        measures: Measures of its two fits; None where it failed.
         failure: Reason in one line; empty where it did not fail.
     """
 
@@ -58,9 +57,6 @@ class Study(Record):
     Attributes:
         fingerprint: Fingerprint of settings, input, rows and range; trials with another one are of
             no use here.
-        min_clusters: Lower bound of the number of clusters.
-        max_clusters: Upper bound.
-        rows: Number of rows in the sample.
     """
 
     id: str
@@ -178,9 +174,6 @@ class Tuning:
 
     Attributes:
         config: Config that the trials' settings are applied to.
-        folder: Folder that keeps the trials.
-        threads: Number of threads per trial.
-        gpus: GPUs claimed per trial.
     """
 
     config: Config

@@ -65,10 +65,7 @@ class Layout(Record):
         kept: Indices in ``columns`` of those within the bounds.
         points: Quantile points per cluster and column in the profile of a part; 0: no quantiles.
         values: Values per category column; rarer ones are counted together.
-        exemplars: Exemplars per cluster and kind.
         features: Exemplars per cluster and kind that keep their features: the first ones.
-        left_out: Descriptions of what exceeds the bounds.
-        version: Version of the files' content.
     """
 
     columns: tuple[ProfiledColumn, ...]

@@ -22,7 +22,6 @@ class Profile:
     """Statistics and exemplars of the clusters among some rows.
 
     Attributes:
-        layout: Content and order.
         moments: Moments of the measured columns.
         points: Quantile points of the number columns; none where there are no quantiles.
         categories: Rows per cluster, category column and value, of ``CATEGORY_SCHEMA``.

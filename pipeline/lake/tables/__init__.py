@@ -44,13 +44,7 @@ class TableCommit:
     """One publish to a table: replace the ds by these files.
 
     Attributes:
-        ds: Partition that is replaced.
-        run_id: Run that publishes.
-        model_id: Model that labelled the rows.
         commit_id: Id of this publish, the same for each attempt at it.
-        rows: Number of rows in all files.
-        files: Part files.
-        columns: Schema of the files.
     """
 
     ds: str
@@ -131,10 +125,7 @@ def open_table(config: Config, lake: Store) -> Table | None:
 def check_table(config: Config, lake: Store, columns: pa.Schema | None = None) -> None:
     """Check before the night's work that its result will fit into the table.
 
-    Args:
-        config: Settings.
-        lake: Output folder.
-        columns: Columns of the assignments; None where they are not known yet.
+    ``columns`` are the columns of the assignments; None: they are not known yet.
 
     Raises:
         ConfigError: The table cannot be opened.
@@ -166,9 +157,7 @@ _PASSING = (
 def failed(what: str, error: BaseException) -> PipelineError:
     """The error to raise where a table cannot be used and nothing is published yet.
 
-    Args:
-        what: Name of the table, and what failed.
-        error: Exception of its library; these share no base class.
+    Exceptions of the libraries share no base class.
     """
     name = type(error).__name__
     if isinstance(error, PermissionError) or _REFUSALS.search(f"{name} {error}"):

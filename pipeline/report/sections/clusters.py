@@ -90,9 +90,6 @@ class Clusters:
 
     Attributes:
         all: Every cluster, the largest first.
-        explanation: Artifact of the stage explain; None without one.
-        description: Artifact of the stage describe; None without one.
-        cards: Details of the largest clusters.
     """
 
     def __init__(self, run: RunFiles) -> None:

@@ -102,15 +102,10 @@ class _Found:
     """Result of the task: figures, never rows. NaN where embeddings are not finite.
 
     Attributes:
-        largest_share: Share of tonight's sample in the challenger's largest cluster.
-        largest: Id of that cluster.
-        clusters: Number of clusters of the challenger.
-        empty: Number of its clusters without a row of tonight's sample.
         spaces: Silhouettes in the champion's embedding and in the challenger's, on the champion's
             reference sample; empty without champion.
         spaces_now: The same on tonight's sample.
         psi: PSI of the feature that drifted most from the champion's reference sample.
-        psi_feature: Name of that feature.
     """
 
     largest_share: float
@@ -229,9 +224,6 @@ class _NightBefore:
     """The newest published partition of an earlier date.
 
     Attributes:
-        ds: Its date.
-        model_id: Model that labelled it.
-        rows: Rows of its input.
         psi: PSI of the feature that drifted most from that model's reference; None: unknown.
     """
 
