@@ -25,6 +25,7 @@ from rich.text import Text
 
 from jobs.commands.bill import planned_of
 from jobs.tables import table
+from pipeline import progress
 from pipeline.artifacts.inputs import QuarantinedShard
 from pipeline.artifacts.models import Comparison
 from pipeline.artifacts.nights import Verdict
@@ -53,7 +54,7 @@ def _rate(done: int, total: int | None, unit: str, seconds: float) -> str:
     return f"{done:,}{of_total} {unit} · {done / seconds:,.0f}/s"
 
 
-class StageBoard:
+class StageBoard(progress.Progress):
     """Progress bars of the stages; silent when the output is not a terminal."""
 
     def __init__(self, stream: IO[str]) -> None:
@@ -86,16 +87,13 @@ class StageBoard:
         fields = {"note": note, "unit": unit, "done": done, "planned": total}
         self._live.update(self._task, completed=done, total=total, **fields)  # type: ignore[arg-type]
 
-    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Ignored: the note of a training has the figures."""
-
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
         """Fill the bar."""
         note = "already complete" if reused else f"{seconds:.1f} s"
         self._live.update(self._task, total=1, completed=1, note=note)
 
 
-class ProgressLog:
+class ProgressLog(progress.Progress):
     """Periodic log lines; the engine logs starts and ends of stages itself."""
 
     def __init__(self) -> None:
@@ -122,11 +120,8 @@ class ProgressLog:
             name = f"{stage} {step}" if step else stage
             log.info("%s: %s", name, text, extra={"figures": figures})
 
-    def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
-        """Ignored: the engine logs it."""
 
-
-class StageLines:
+class StageLines(progress.Progress):
     """Progress of the stages as lines of text, for jobs without a terminal."""
 
     def __init__(self, print_line: Callable[[str], None]) -> None:
@@ -152,9 +147,6 @@ class StageLines:
         if now - self._printed_at >= _LINE_SECONDS:
             rate = _rate(done, total, unit, now - self._started)
             self._print_line(" · ".join(part for part in (rate, note) if part))
-
-    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Ignored: the log has the figures."""
 
     def stage_finished(self, stage: str, seconds: float, *, reused: bool) -> None:
         """Print a line."""

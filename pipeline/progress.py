@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 
-class Progress(Protocol):
-    """Receives the progress of one stage after another."""
+class Progress:
+    """Base of all observers, which ignores the progress of one stage after another."""
 
     def stage_started(self, stage: str) -> None:
         """A stage begins to work."""
@@ -29,7 +29,7 @@ class Progress(Protocol):
         """A stage is complete, now or (reused) in an earlier attempt at this run."""
 
 
-class Watchers:
+class Watchers(Progress):
     """Fan out to all observers; one that fails is dropped and does not fail the run."""
 
     def __init__(self, *watchers: Progress) -> None:

@@ -16,12 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.artifacts.records import Artifact
 from pipeline.artifacts.summaries import Summary
 from pipeline.config import Config
 from pipeline.errors import ConfigError, Interrupted, PipelineError
+from pipeline.progress import Progress
 from pipeline.storage import Store, why
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,8 @@ class Ending:
     summary: Summary | None
 
 
-class Tracker(Protocol):
-    """Interface of a tracker; its methods may raise and block."""
+class Tracker:
+    """Base of all trackers, which ignores every event; its methods may raise and block."""
 
     def begin(self) -> None:
         """The attempt holds the lease of its ds, and starts."""
@@ -69,7 +70,7 @@ class Tracker(Protocol):
         """Record how the attempt ended; the last call."""
 
 
-class Trackers:
+class Trackers(Progress):
     """Progress observer that forwards events to all configured trackers.
 
     ``on_failure`` is called with the message of a failed tracker, from another thread.
@@ -97,12 +98,6 @@ class Trackers:
             for channel in self._channels:
                 channel.start()
             self._forward("begin")
-
-    def stage_started(self, stage: str) -> None:
-        """Ignored."""
-
-    def stage_advanced(self, done: int, total: int | None, unit: str, note: str = "") -> None:
-        """Ignored: too frequent."""
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Forwarded to each tracker."""

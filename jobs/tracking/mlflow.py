@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jobs.tracking import Attempt, Ending, final_figures, final_tags
+from jobs.tracking import Attempt, Ending, Tracker, final_figures, final_tags
 from pipeline.errors import Interrupted
 
 # Give up an unreachable server in seconds, where MLflow tries for minutes, and send no telemetry.
@@ -21,7 +21,7 @@ _ENVIRONMENT = {
 _PARAMETER_LENGTH, _PARAMETERS = 500, 100
 
 
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """Writes parameters, metrics and tags with MLflow's client; no files."""
 
     def __init__(self, attempt: Attempt) -> None:
@@ -38,7 +38,9 @@ class MlflowTracker:
     def begin(self) -> None:
         """Resume the MLflow run of this run id, or start one."""
         attempt = self._attempt
-        experiment = self._experiment()
+        name = self._settings.experiment
+        there = self._client.get_experiment_by_name(name)
+        experiment = there.experiment_id if there else self._client.create_experiment(name)
         found = self._client.search_runs([experiment], f"tags.run_id = '{attempt.run_id}'")
         ours = [run for run in found if run.data.tags.get("output") == attempt.lake.url]
         if ours:
@@ -77,12 +79,6 @@ class MlflowTracker:
             for name in ("error", "error_kind"):  # of an earlier attempt
                 self._client.set_tag(self._run, name, "")
         self._client.set_terminated(self._run, "FINISHED")
-
-    def _experiment(self) -> str:
-        name = self._settings.experiment
-        found = self._client.get_experiment_by_name(name)
-        experiment: str = found.experiment_id if found else self._client.create_experiment(name)
-        return experiment
 
     def _log_parameters(self, known: set[str]) -> None:
         """Log the resolved settings; MLflow forbids changes, so the first attempt's stay."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
-from jobs.tracking import Attempt, Ending
+from jobs.tracking import Attempt, Ending, Tracker
 from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.inputs import Manifest
 from pipeline.errors import Interrupted, PipelineError
@@ -26,7 +26,7 @@ _API_KEY = "OPENLINEAGE_API_KEY"
 _RETRY = {"total": 2, "connect": 2, "read": 2}  # give up an unreachable server in seconds
 
 
-class OpenlineageTracker:
+class OpenlineageTracker(Tracker):
     """Emits START, and COMPLETE, FAIL or ABORT, of each attempt with OpenLineage's transports.
 
     OpenLineage's client is not used: it would add settings from the environment.
@@ -55,12 +55,6 @@ class OpenlineageTracker:
         """Emit START, with what is known of the datasets before the first stage."""
         self._emit("START", self._attempt.started, {}, None)
 
-    def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Ignored: no lineage."""
-
-    def stage_finished(self, stage: str) -> None:
-        """Ignored: no lineage."""
-
     def end(self, ending: Ending) -> None:
         """Emit COMPLETE with schemas and rows, FAIL with the error, or ABORT when interrupted."""
         from openlineage.client.facet_v2 import error_message_run
@@ -78,7 +72,8 @@ class OpenlineageTracker:
         from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
         from openlineage.client.facet_v2 import job_type_job, nominal_time_run, tags_run
 
-        attempt = self._attempt
+        attempt, started = self._attempt, self._attempt.started.isoformat()
+        run = f"{attempt.lake.url}/runs/{attempt.run_id}"
         tags = {"run_id": attempt.run_id, "ds": attempt.ds}
         facets["tags"] = tags_run.TagsRunFacet(
             [tags_run.TagsRunFacetFields(key, value, "dec-pipeline") for key, value in tags.items()]
@@ -92,17 +87,12 @@ class OpenlineageTracker:
         event = RunEvent(
             eventType=RunState[kind],
             eventTime=at.isoformat(),
-            run=Run(str(self._uuid()), facets),
+            run=Run(str(uuid.uuid5(uuid.NAMESPACE_URL, f"{run}#{started}")), facets),
             job=Job(self._settings.namespace, self._settings.job, {"jobType": job_type}),
             inputs=self._inputs(),
             outputs=self._outputs(ending),
         )
         self._transport.emit(event)
-
-    def _uuid(self) -> uuid.UUID:
-        """UUID of the attempt, derived from output, run id and start."""
-        run = f"{self._attempt.lake.url}/runs/{self._attempt.run_id}"
-        return uuid.uuid5(uuid.NAMESPACE_URL, f"{run}#{self._attempt.started.isoformat()}")
 
     # ------------------------------------------------------------------------------- datasets
 

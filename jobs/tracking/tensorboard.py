@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.tracking import Attempt, Ending, final_figures
+from jobs.tracking import Attempt, Ending, Tracker, final_figures
 from pipeline.storage import Store
 
 
-class TensorboardTracker:
+class TensorboardTracker(Tracker):
     """Writes scalars with TensorBoard's own writer, which needs no TensorFlow.
 
     Files in an object store cannot grow: there, a local file is copied after each stage and at the
@@ -31,9 +31,6 @@ class TensorboardTracker:
             self._folder = Path(self._temporary.name)
         self._writer: Any = EventFileWriter(str(self._folder))
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-
-    def begin(self) -> None:
-        """Nothing to do: the file exists already."""
 
     def measured(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Write scalars ``stage/name``."""

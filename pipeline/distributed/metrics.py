@@ -23,6 +23,7 @@ import ray
 import ray.util.metrics
 
 from pipeline import counts, logs
+from pipeline.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class Exporter:
         return self._metrics[name]
 
 
-class RunMetrics:
+class RunMetrics(Progress):
     """A ``Progress`` that exports metrics; as a block, also the outcome of the run.
 
     Args:
