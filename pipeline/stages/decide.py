@@ -10,7 +10,6 @@ from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.inputs import FeatureColumn, Manifest
 from pipeline.artifacts.nights import Action, Champion, NightDecision
 from pipeline.artifacts.records import fingerprint_of
-from pipeline.bill.costs import CostInputs
 from pipeline.bill.records import StageCosts
 from pipeline.config import Affects, Config, content_of
 from pipeline.engine import Context, stage
@@ -25,16 +24,12 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 
 
-def _cost(_: CostInputs) -> StageCosts:
-    return StageCosts(gets=20, puts=3)
-
-
 @stage(
     "decide",
     version=1,
     settings=content_of("schedule", "gate.max_psi", Affects.MODEL),
     distributed=False,
-    cost=_cost,
+    cost=lambda _: StageCosts(gets=20, puts=3),
 )
 def decide(config: Config, context: Context, manifest: Manifest) -> NightDecision:
     """Decide to refit, refresh or assign; a run that is started again keeps its decision."""

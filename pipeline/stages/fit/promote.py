@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from pipeline.artifacts.nights import Identity, NightDecision, Serving, Verdict
-from pipeline.bill.costs import CostInputs
 from pipeline.bill.records import StageCosts
 from pipeline.config import Config
 from pipeline.engine import Context, stage
@@ -16,11 +15,7 @@ from pipeline.registry.champions import clusters_since
 log = logging.getLogger(__name__)
 
 
-def _cost(_: CostInputs) -> StageCosts:
-    return StageCosts(gets=4, puts=4)
-
-
-@stage("promote", version=1, distributed=False, cost=_cost)
+@stage("promote", version=1, distributed=False, cost=lambda _: StageCosts(gets=4, puts=4))
 def promote(
     config: Config, context: Context, decision: NightDecision, identity: Identity, verdict: Verdict
 ) -> Serving:
