@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.models import ClusteringModel
-from pipeline.artifacts.records import StoredFile
+from pipeline.artifacts.records import StoredFile, store_file
 from pipeline.bill.costs import CostInputs
 from pipeline.bill.records import Cluster, StageFactor
 from pipeline.clustering.kmeans import kmeans
@@ -45,7 +45,7 @@ from pipeline.registry.cluster_ids import ClusterIds
 from pipeline.registry.models import centroids_bytes, scaler_bytes, weights_bytes
 from pipeline.registry.reference import bins_bytes
 from pipeline.schema import UNDATED
-from pipeline.storage import Store, parquet_bytes, sha256
+from pipeline.storage import Store, parquet_bytes
 
 # Maximum size of the sample: two cores learn from so much in two seconds, with the default network.
 _ROWS, _RAW_BYTES = 20_000, 64 * 2**20
@@ -260,8 +260,7 @@ class _Sample:
 
     def _store(self, name: str, content: bytes | pa.Table) -> StoredFile:
         data = content if isinstance(content, bytes) else parquet_bytes(content)
-        self.lake.write_bytes(name, data)
-        return StoredFile(path=name, sha256=sha256(data), bytes=len(data))
+        return store_file(self.lake, name, data)
 
 
 def _some_pieces(seed: int, pinned: PinnedInput, manifest: Manifest, rows: int) -> pa.Table:

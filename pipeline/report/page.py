@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 import pipeline
 from pipeline.artifacts.explanations import Report
-from pipeline.artifacts.records import StoredFile
+from pipeline.artifacts.records import StoredFile, store_file
 from pipeline.insight.maps import map_bytes
 from pipeline.progress import duration
 from pipeline.report.run_files import RunFiles
@@ -23,7 +23,7 @@ from pipeline.report.sections import rows
 from pipeline.report.sections import run as facts
 from pipeline.report.sections.clusters import Clusters, number
 from pipeline.schema import UNDATED
-from pipeline.storage import Store, sha256
+from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def make(lake: Store, run_id: str) -> Report:
     assert run.summary  # or nothing is made at all
     map_file = run.map_file or _new_map(run)
     content, sections = _render(run, map_file)
-    page = _written(lake, page_path(run_id), content)
+    page = store_file(lake, page_path(run_id), content)
     return Report(page=page, map=map_file, sections=sections)
 
 
@@ -65,12 +65,7 @@ def _new_map(run: RunFiles) -> StoredFile | None:
         log.warning("run %s: no map of the sample: %s", run.run_id, error, exc_info=True)
         return None
     path = run.stage_path("report", "map.parquet")
-    return _written(run.lake, path, content) if content is not None else None
-
-
-def _written(lake: Store, path: str, content: bytes) -> StoredFile:
-    lake.write_bytes(path, content)
-    return StoredFile(path=path, sha256=sha256(content), bytes=len(content))
+    return store_file(run.lake, path, content) if content is not None else None
 
 
 def _render(run: RunFiles, map_file: StoredFile | None) -> tuple[bytes, tuple[str, ...]]:
