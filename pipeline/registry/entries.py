@@ -191,7 +191,7 @@ def without_forgotten(
 ) -> tuple[Champion, StoredFile]:
     """A champion or challenger, and its clusters table, without forgotten rows."""
     replaced = replacements(read_receipts(lake))
-    clusters, _ = _instead(clusters, replaced)
+    clusters, _ = replaced_by(clusters, replaced)
     before = champion.reference.sample
     sample = _sample_now(before, replaced)
     if sample is before:
@@ -206,7 +206,7 @@ def sample_without_forgotten(lake: Store, sample: Sample) -> Sample:
 
 
 def _sample_now(sample: Sample, replaced: Mapping[str, Rewritten]) -> Sample:
-    kept = [_instead(part, replaced) for part in sample.parts]
+    kept = [replaced_by(part, replaced) for part in sample.parts]
     parts = tuple(part for part, _ in kept)
     if parts == sample.parts:
         return sample
@@ -214,8 +214,8 @@ def _sample_now(sample: Sample, replaced: Mapping[str, Rewritten]) -> Sample:
     return sample.model_copy(update={"parts": parts, "rows": rows})
 
 
-def _instead(file: StoredFile, replaced: Mapping[str, Rewritten]) -> tuple[StoredFile, int]:
-    """The file that has replaced this one, and the number of rows removed from it."""
+def replaced_by(file: StoredFile, replaced: Mapping[str, Rewritten]) -> tuple[StoredFile, int]:
+    """The file in place of this one since rows were forgotten, and the number of those rows."""
     removed = 0
     while (by := replaced.get(file.path)) and by.new:
         removed += by.removed

@@ -18,6 +18,7 @@ from pipeline.artifacts.summaries import Summary
 from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.lake.receipts import Rewritten, read_receipts, replacements
+from pipeline.registry.entries import replaced_by
 from pipeline.runs import RunFolder
 from pipeline.storage import sha256
 
@@ -76,9 +77,7 @@ class RunFiles(RunFolder):
 
     def as_left(self, file: StoredFile) -> StoredFile:
         """A file, or its replacement where rows were forgotten."""
-        while (by := self._replaced.get(file.path)) and by.new:
-            file = StoredFile(path=by.new, sha256=by.sha256, bytes=by.bytes)
-        return file
+        return replaced_by(file, self._replaced)[0]
 
     @cached_property
     def _replaced(self) -> dict[LakePath, Rewritten]:
