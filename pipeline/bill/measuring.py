@@ -20,7 +20,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.records import StoredFile, store_file
 from pipeline.bill.costs import CostInputs
@@ -32,6 +31,7 @@ from pipeline.errors import InputError, NumericalError
 from pipeline.input.feed import WorkerRows
 from pipeline.input.pinning import PinnedInput
 from pipeline.input.reading import Reader, manifest_of, pieces_of_shards
+from pipeline.input.slices import training_share
 from pipeline.input.statistics import RowStatistics, fit_scaler
 from pipeline.labelling.assigning import Assigner, AssignJob
 from pipeline.model.augmentation import augmentation_of
@@ -107,7 +107,11 @@ class _Sample:
         if (pass_s := self._expected("pretrain") / _ENDLESS) > _PASS_SECONDS:  # a wide network
             few = min(self.rows, 4 * self.config.pretrain.batch_rows)
             self.rows = max(few, int(self.rows * _PASS_SECONDS / pass_s))
-        self.pieces = _some_pieces(config.seed, pinned, manifest, self.rows)
+        pieces = pieces_of_shards(pinned.shards, manifest.target_slice_mib)
+        if not len(pieces):
+            raise InputError("there is no row to measure on; give a table that has some")
+        share = training_share(pieces, 0, 1, fit_rows=self.rows, seed=config.seed)
+        self.pieces = share.sort_by([("shard", "ascending"), ("row_group", "ascending")])
         self.found: dict[str, float] = {}
         self.factors: dict[str, StageFactor] = {}
         self.left_out: dict[str, str] = {}
@@ -261,22 +265,6 @@ class _Sample:
     def _store(self, name: str, content: bytes | pa.Table) -> StoredFile:
         data = content if isinstance(content, bytes) else parquet_bytes(content)
         return store_file(self.lake, name, data)
-
-
-def _some_pieces(seed: int, pinned: PinnedInput, manifest: Manifest, rows: int) -> pa.Table:
-    """Row groups of a seeded choice, as one slice, cut so that they have this many rows."""
-    pieces = pieces_of_shards(pinned.shards, manifest.target_slice_mib)
-    if not len(pieces):
-        raise InputError("there is no row to measure on; give a table that has some")
-    order = np.random.default_rng(seed).permutation(len(pieces))
-    needed = int(np.searchsorted(np.cumsum(pieces["rows"].to_numpy()[order]), rows)) + 1
-    chosen = pieces.take(pa.array(np.sort(order[:needed])))
-    counts = chosen["rows"].to_numpy()
-    left = np.clip(rows - (np.cumsum(counts) - counts), 0, counts)
-    for name, values in (("slice", np.zeros(len(chosen), np.int32)), ("rows", left)):
-        place = chosen.schema.get_field_index(name)
-        chosen = chosen.set_column(place, name, pa.array(values))
-    return chosen.filter(pa.array(left > 0))
 
 
 def _fastest(work: Callable[[], Any]) -> float:
