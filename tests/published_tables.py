@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.lake import snapshots
 from pipeline.lake.parts import parts_folder, statistics_of, write_part
-from pipeline.lake.tables import Table, TableCommit, open_table
+from pipeline.lake.tables import Table, TableCommit, commit_of, open_table
 from pipeline.schema import assignment_schema
 from pipeline.stages import publish as publishing
 from pipeline.storage import Store
@@ -101,7 +101,7 @@ class Night:
             files=self.assignments.files.path,
         )
         commit_id = f"{self.run_id}-{self.assignments.fingerprint[:16]}"
-        return publishing._table_commit(self.lake, self.ds, partition, commit_id)
+        return commit_of(self.lake, self.ds, partition, commit_id)
 
     @property
     def table(self) -> Table:

@@ -91,6 +91,12 @@ def latest_snapshot(lake: Store) -> SnapshotFile | None:
     return read_snapshot(lake, max(numbers)) if numbers else None
 
 
+def serves(lake: Store, ds: str, partition: Partition) -> bool:
+    """Whether this partition is what the log has for the ds."""
+    latest = latest_snapshot(lake)
+    return latest is not None and latest.partitions.get(ds) == partition
+
+
 def publish(
     lake: Store,
     ds: str,

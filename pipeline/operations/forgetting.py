@@ -21,8 +21,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-import pyarrow.parquet as pq
-
 from pipeline.artifacts.assignments import PartFile
 from pipeline.errors import CommitConflict, ConfigError
 from pipeline.insight.profiles.files import as_it_is_now
@@ -35,14 +33,15 @@ from pipeline.lake.snapshots import (
     amend,
     latest_snapshot,
     read_file_list,
+    serves,
     snapshot_files,
 )
-from pipeline.lake.tables import Table, TableCommit
+from pipeline.lake.tables import Table, commit_of
 from pipeline.operations.forgotten_keys import KeySet
 from pipeline.operations.holdings import COPY, Census, Holding
 from pipeline.registry import entries as registry
 from pipeline.runs import RunFolder
-from pipeline.storage import Store, open_input, sha256, why
+from pipeline.storage import Store, sha256, why
 
 _LEASE_S = 60.0
 
@@ -233,25 +232,11 @@ class _Change:
             return
         for ds in self._receipt.partitions:
             if partition := latest.partitions.get(ds):
-                files = read_file_list(self._lake, partition.files).files
-                with open_input(self._lake.locate(files[0].path)) as source:
-                    columns = pq.read_schema(source).remove_metadata()
                 digest = sha256(partition.files.encode())
-                commit = TableCommit(
-                    ds=ds,
-                    run_id=partition.run_id,
-                    model_id=partition.model_id,
-                    commit_id=f"forget-{self._receipt.number}-{digest[:16]}",
-                    rows=partition.rows,
-                    files=tuple(file for file in files if file.rows),
-                    columns=columns,
-                )
+                commit_id = f"forget-{self._receipt.number}-{digest[:16]}"
+                commit = commit_of(self._lake, ds, partition, commit_id)
                 self._table.prepare(commit)
-                self._table.follow(commit, partial(self._serves, ds, partition))
-
-    def _serves(self, ds: str, partition: Partition) -> bool:
-        latest = latest_snapshot(self._lake)
-        return latest is not None and latest.partitions.get(ds) == partition
+                self._table.follow(commit, partial(serves, self._lake, ds, partition))
 
     def _put_copies_again(self) -> None:
         """Copy the exemplars again from the run that serves the ds; old copies were removed."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import pyarrow.parquet as pq
-
 from pipeline.artifacts.assignments import Assignments, Snapshot
 from pipeline.artifacts.nights import Serving
 from pipeline.bill.costs import LISTED_KEYS, CostInputs
@@ -16,11 +14,10 @@ from pipeline.errors import TransientError
 from pipeline.insight.profiles.files import withdraw_copies
 from pipeline.lake.parts import wrong_parts
 from pipeline.lake.receipts import withdrawn_parts
-from pipeline.lake.snapshots import Partition, latest_snapshot, read_file_list
+from pipeline.lake.snapshots import Partition, read_file_list, serves
 from pipeline.lake.snapshots import publish as publish_partition
-from pipeline.lake.tables import TableCommit, open_table
+from pipeline.lake.tables import commit_of, open_table
 from pipeline.lake.tables.columns import check_columns
-from pipeline.storage import Store, open_input
 
 log = logging.getLogger(__name__)
 
@@ -63,38 +60,16 @@ def publish(
     commit_id = f"{context.run_id}-{assignments.fingerprint[:16]}"
     table = open_table(config, lake)
     if table:
-        commit = _table_commit(lake, ds, partition, commit_id)
+        commit = commit_of(lake, ds, partition, commit_id)
         check_columns(config.lake.format, commit.columns)
         table.prepare(commit)
     snapshot = publish_partition(lake, ds, partition, commit_id, hold=context.hold)
-    if table and not table.follow(commit, lambda: _serves(lake, ds, partition)):
+    if table and not table.follow(commit, lambda: serves(lake, ds, partition)):
         log.warning("%s: ds %s is another run's by now, and is left to it", table.location, ds)
     # Copies of an earlier run's explanation; the stage explain writes this run's.
-    withdraw_copies(lake, ds, context.run_id, lambda: _serves(lake, ds, partition))
+    withdraw_copies(lake, ds, context.run_id, lambda: serves(lake, ds, partition))
     return Snapshot(
         number=snapshot.snapshot,
         path=f"snapshots/{snapshot.snapshot}.json",
         table=table.location if table else None,
     )
-
-
-def _table_commit(lake: Store, ds: str, partition: Partition, commit_id: str) -> TableCommit:
-    files = read_file_list(lake, partition.files).files
-    with open_input(lake.locate(files[0].path)) as source:
-        columns = pq.read_schema(source)
-    return TableCommit(
-        ds=ds,
-        run_id=partition.run_id,
-        model_id=partition.model_id,
-        commit_id=commit_id,
-        rows=partition.rows,
-        # pyiceberg passes over files without rows; the log keeps them.
-        files=tuple(file for file in files if file.rows),
-        columns=columns.remove_metadata(),
-    )
-
-
-def _serves(lake: Store, ds: str, partition: Partition) -> bool:
-    """Whether this partition is what the log has for the ds."""
-    latest = latest_snapshot(lake)
-    return latest is not None and latest.partitions.get(ds) == partition

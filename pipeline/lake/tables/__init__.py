@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.artifacts.assignments import PartFile
 from pipeline.config import Config
@@ -26,8 +27,9 @@ from pipeline.errors import (
     PipelineError,
     TransientError,
 )
+from pipeline.lake.snapshots import Partition, read_file_list
 from pipeline.lake.tables.columns import check_columns, check_same_columns
-from pipeline.storage import Store, why
+from pipeline.storage import Store, open_input, why
 
 # Each lost race means that somebody else committed to the table; more than this is a livelock.
 ATTEMPTS = 20
@@ -64,6 +66,23 @@ class TableCommit:
             DS_PROPERTY: self.ds,
             COMMIT_PROPERTY: self.commit_id,
         }
+
+
+def commit_of(lake: Store, ds: str, partition: Partition, commit_id: str) -> TableCommit:
+    """The commit that gives a table the rows of a partition."""
+    files = read_file_list(lake, partition.files).files
+    with open_input(lake.locate(files[0].path)) as source:
+        columns = pq.read_schema(source)
+    return TableCommit(
+        ds=ds,
+        run_id=partition.run_id,
+        model_id=partition.model_id,
+        commit_id=commit_id,
+        rows=partition.rows,
+        # pyiceberg passes over files without rows; the log keeps them.
+        files=tuple(file for file in files if file.rows),
+        columns=columns.remove_metadata(),
+    )
 
 
 class Table(Protocol):
