@@ -6,7 +6,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.artifacts.nights import Reference
 from pipeline.artifacts.records import StoredFile
+from pipeline.clustering.drift import psi
+from pipeline.registry.models import feature_names
 from pipeline.storage import Store, parquet_bytes
 
 
@@ -28,6 +31,16 @@ def bins_bytes(edges_FB: NDArray[np.float64], rows_FB: NDArray[np.int64]) -> byt
             }
         )
     )
+
+
+def most_drifted(
+    lake: Store, reference: Reference, actual_FB: NDArray[np.int64]
+) -> tuple[float, str]:
+    """PSI and name of the feature that drifted most; ``actual_FB``: rows in each bin."""
+    _, expected_FB = load_bins(lake, reference.bins)
+    psi_F = psi(expected_FB, actual_FB)
+    most = int(psi_F.argmax())
+    return float(psi_F[most]), feature_names(reference.features)[most]
 
 
 def load_bins(lake: Store, file: StoredFile) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

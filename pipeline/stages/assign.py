@@ -17,7 +17,6 @@ from pipeline.artifacts.nights import Champion
 from pipeline.bill.costs import CostInputs
 from pipeline.bill.records import StageCosts
 from pipeline.clustering.agreement import agreement
-from pipeline.clustering.drift import psi
 from pipeline.config import Config, content_of
 from pipeline.distributed.failures import lost_worker
 from pipeline.distributed.resources import assign_crew, share_out_what_is_left
@@ -35,9 +34,9 @@ from pipeline.lake.parts import BinnedRows, PartStatistics, parts_folder
 from pipeline.lake.receipts import folder_for_parts
 from pipeline.lake.snapshots import FileList
 from pipeline.registry.cluster_ids import OUTLIER, ClusterIds
-from pipeline.registry.models import feature_names, settings_of
-from pipeline.registry.reference import load_bins
-from pipeline.storage import S3_SCHEME, Store, sha256
+from pipeline.registry.models import settings_of
+from pipeline.registry.reference import most_drifted
+from pipeline.storage import S3_SCHEME, sha256
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +108,10 @@ def assign(config: Config, context: Context, manifest: Manifest, champion: Champ
 
     Parts of the same slices that an earlier run wrote with the same model are published again.
     """
-    config = _fitted_as(config, settings_of(context.lake, champion.model))
+    # Tonight's settings, with those that the model needs to compute as it was fitted.
+    fitted = settings_of(context.lake, champion.model)
+    refine = config.refine.model_copy(update={"alpha": fitted.refine.alpha})
+    config = config.model_copy(update={"model": fitted.model, "refine": refine})
     attempts = _Attempts(config, context, manifest, champion)
     size = config.execution.target_slice_mib
     memory = f"lower execution.target_slice_mib={size}, which cuts the table anew and trains again"
@@ -128,7 +130,9 @@ def assign(config: Config, context: Context, manifest: Manifest, champion: Champ
     _account(
         manifest.rows - left_out, len(attempts.slices), totals, len(files), config.source.nulls
     )
-    drift = _drift(context.lake, champion, totals.bins)
+    drift = None
+    if (counts_FB := totals.bins.counts()) is not None:
+        drift = most_drifted(context.lake, champion.reference, counts_FB)
     listing = FileList(rows=totals.rows, files=tuple(files)).model_dump_json(indent=2).encode()
     # By its content: work that is done again must not change a list that a snapshot names.
     name = f"files-{sha256(listing)[:12]}.json"
@@ -151,23 +155,6 @@ def assign(config: Config, context: Context, manifest: Manifest, champion: Champ
         max_psi=drift[0] if drift else None,
         max_psi_feature=drift[1] if drift else "",
     )
-
-
-def _drift(lake: Store, champion: Champion, bins: BinnedRows) -> tuple[float, str] | None:
-    """PSI and name of the feature that drifted most from the champion's reference sample."""
-    counts_FB = bins.counts()
-    if counts_FB is None:
-        return None
-    _, expected_FB = load_bins(lake, champion.reference.bins)
-    psi_F = psi(expected_FB, counts_FB)
-    most = int(psi_F.argmax())
-    return float(psi_F[most]), feature_names(champion.reference.features)[most]
-
-
-def _fitted_as(config: Config, fitted: Config) -> Config:
-    """Tonight's settings, with those that the model needs to compute as it was fitted."""
-    refine = config.refine.model_copy(update={"alpha": fitted.refine.alpha})
-    return config.model_copy(update={"model": fitted.model, "refine": refine})
 
 
 def _carries(config: Config) -> bool:

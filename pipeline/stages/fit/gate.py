@@ -15,7 +15,7 @@ from pipeline.artifacts.models import ClusteringModel, Comparison
 from pipeline.artifacts.nights import Champion, GateRule, Identity, NightDecision, Verdict
 from pipeline.bill.costs import CostInputs, task_costs
 from pipeline.bill.records import StageCosts
-from pipeline.clustering.drift import bin_counts, psi
+from pipeline.clustering.drift import bin_counts
 from pipeline.clustering.kmeans import nearest_centroid
 from pipeline.clustering.quality import SILHOUETTE_ROWS, macro_silhouette, stratified_rows
 from pipeline.config import Config, content_of
@@ -25,8 +25,8 @@ from pipeline.errors import PipelineError
 from pipeline.input.quarantine import with_quarantine
 from pipeline.input.samples import feature_parts, sampled_embeddings
 from pipeline.lake.snapshots import Partition, latest_snapshot
-from pipeline.registry.models import feature_names, load_model, settings_of
-from pipeline.registry.reference import load_bins
+from pipeline.registry.models import load_model, settings_of
+from pipeline.registry.reference import load_bins, most_drifted
 from pipeline.runs import RunFolder
 from pipeline.storage import Store
 
@@ -209,14 +209,11 @@ def _silhouettes(old: _Labelled, new: _Labelled, seed: int) -> tuple[_Silhouette
 
 
 def _drift(lake: Store, champion: Champion, sample: Sample) -> tuple[float, str]:
-    """PSI of the feature that drifted most, and its name."""
     edges_FB, expected_FB = load_bins(lake, champion.reference.bins)
     actual_FB = np.zeros_like(expected_FB)
     for x_BF in feature_parts(lake, sample.parts):
         actual_FB += bin_counts(x_BF, edges_FB)
-    drift_F = psi(expected_FB, actual_FB)
-    most = int(drift_F.argmax())
-    return float(drift_F[most]), feature_names(champion.reference.features)[most]
+    return most_drifted(lake, champion.reference, actual_FB)
 
 
 @dataclass(frozen=True)
