@@ -10,9 +10,8 @@ from rich.text import Text
 
 from jobs.session import configured, login
 from jobs.tables import table
-from pipeline.errors import InputError
 from pipeline.registry.clusters import living, rename
-from pipeline.registry.entries import FOLDER, latest_entry
+from pipeline.registry.entries import some_entry
 from pipeline.storage import Store
 
 # In a row of the table; JSON has all.
@@ -24,11 +23,7 @@ def show_clusters(
 ) -> None:
     """Print the living clusters, or all."""
     lake = Store(configured(config_path, overrides).output)
-    entry = latest_entry(lake)
-    if entry is None:
-        raise InputError(
-            f"{lake.locate(FOLDER)} has no clusters with permanent ids; `dec nightly` makes them"
-        )
+    entry = some_entry(lake)
     clusters = lake.read_table(entry.clusters.path).drop_columns(["centroid"])
     shown = (clusters if everything else living(clusters)).to_pylist()
     if as_json:

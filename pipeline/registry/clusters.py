@@ -22,6 +22,7 @@ from pipeline.registry.entries import (
     Entry,
     append,
     latest_entry,
+    some_entry,
 )
 from pipeline.schema import decoded
 from pipeline.storage import Store, parquet_bytes, sha256
@@ -116,11 +117,7 @@ def rename(lake: Store, cluster_id: int, name: str, who: str) -> Entry:
         raise ConfigError(
             f"{name!r} is no name for a cluster; give 1 to {MOST_NAME} printable characters"
         )
-    entry = latest_entry(lake)
-    if entry is None:
-        raise InputError(
-            f"{lake.locate(FOLDER)} has no clusters with permanent ids; `dec nightly` makes them"
-        )
+    entry = some_entry(lake)
     before = lake.read_table(entry.clusters.path)
     after = renamed(before, cluster_id, name)
     if after.equals(before):

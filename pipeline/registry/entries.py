@@ -19,7 +19,7 @@ from pydantic import PositiveInt
 from pipeline.artifacts.inputs import Sample
 from pipeline.artifacts.nights import Champion
 from pipeline.artifacts.records import Record, StoredFile
-from pipeline.errors import CommitConflict
+from pipeline.errors import CommitConflict, InputError
 from pipeline.lake.commit_log import CommitLog
 from pipeline.lake.receipts import Rewritten, read_receipts, replacements
 from pipeline.storage import Store
@@ -98,6 +98,19 @@ def latest_entry(lake: Store) -> Entry | None:
     """The newest entry; None before the first night."""
     numbers = entry_numbers(lake)
     return read_entry(lake, numbers[-1]) if numbers else None
+
+
+def some_entry(lake: Store) -> Entry:
+    """The newest entry.
+
+    Raises:
+        InputError: There is none.
+    """
+    if (entry := latest_entry(lake)) is None:
+        raise InputError(
+            f"{lake.locate(FOLDER)} has no clusters with permanent ids; `dec nightly` makes them"
+        )
+    return entry
 
 
 def read_entry(lake: Store, number: int) -> Entry:
