@@ -50,14 +50,7 @@ def profile_table(profile: Profile, origin: Origin) -> pa.Table:
             tables += [part.table(moments, rank, origin) for part, rank in parts]
     table = pa.concat_tables(tables).combine_chunks()
     component = pc.equal(table["kind"], "component")
-    order = np.lexsort(
-        (
-            table["rank"].to_numpy(),
-            component.to_numpy(zero_copy_only=False),
-            table["cluster_id"].to_numpy(),
-        )
-    )
-    return table.take(pa.array(order))
+    return table.take(pa.array(np.lexsort((table["rank"], component, table["cluster_id"]))))
 
 
 def exemplars_table(profile: Profile, origin: Origin, schema: pa.Schema) -> pa.Table:
