@@ -36,7 +36,7 @@ def show_difference(
         console.print(_transitions(found.transitions))
     if found.flows:
         console.print(_flows(found.flows, found.flow_count, found.changed))
-    moved = [cluster for cluster in found.moved if _moves(cluster)]
+    moved = [c for c in found.moved if c.left or c.arrived or c.gone or c.new]
     if moved:
         console.print(_moved(moved))
     if found.repeated_keys:
@@ -107,10 +107,6 @@ def _moved(moved: Sequence[Moved]) -> Table:
 
 def _title(what: str, count: int) -> str:
     return f"{what}, {_LISTED} of {count:,}" if count > _LISTED else what
-
-
-def _moves(cluster: Moved) -> bool:
-    return bool(cluster.left or cluster.arrived or cluster.gone or cluster.new)
 
 
 def _named(cluster_id: int, name: str | None) -> str:

@@ -118,17 +118,13 @@ def _reporter(tuning: Tuning, done: int, wanted: int, say: Callable[[str], None]
         def __reduce__(self) -> Any:  # Tune pickles it for a restore that never happens
             return tune.Callback, ()
 
-        def _report(self, parameters: dict[str, Any]) -> None:
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
             self.ended += 1
-            settings = from_parameters(parameters, tuning.config)
-            trial = tuning.folder.find(settings)
-            text = trial_line(trial) if trial else f"{settings.clusters} clusters: no result"
+            settings = from_parameters(trial.config, tuning.config)
+            found = tuning.folder.find(settings)
+            text = trial_line(found) if found else f"{settings.clusters} clusters: no result"
             say(f"trial {self.ended} of {wanted}: {text}")
 
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            self._report(trial.config)
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            self._report(trial.config)
+        on_trial_error = on_trial_complete
 
     return Reporter()

@@ -154,13 +154,9 @@ def first_trials(config: Config, low: int, high: int, trials: int) -> list[Trial
     walk = {round(k) for k in np.geomspace(low, high, max(1, wanted))}
     own = config.clusters if isinstance(config.clusters, int) else 0
     # Neighbours last: a walk that is cut short has still covered the whole range.
-    order = sorted(walk, key=lambda k: _bit_reversed(sorted(walk).index(k)))
+    order = sorted(walk, key=lambda k: f"{sorted(walk).index(k):016b}"[::-1])
     counts = ([own] if low <= own <= high else []) + order
     return [start_of(config, k) for k in list(dict.fromkeys(counts))[:wanted]]
-
-
-def _bit_reversed(number: int) -> int:
-    return int(f"{number:016b}"[::-1], 2)
 
 
 def from_parameters(parameters: Mapping[str, Any], config: Config) -> TrialSettings:
