@@ -38,9 +38,8 @@ UNDATED = "undated"
 def assignment_schema(carried: pa.Schema, keys: Sequence[str]) -> pa.Schema:
     """Schema of the assignments table: the keys, unchanged, then the columns of DEC.
 
-    Args:
-        carried: Schema with a field for each key, and possibly more.
-        keys: Names of the key columns; without any, shard name and row number.
+    ``carried`` has a field for each key, and possibly more. Without ``keys``, shard name and row
+    number are the keys.
     """
     key_fields = [carried.field(name) for name in keys] or SHARD_KEY_FIELDS
     return pa.schema([*key_fields, *ASSIGNMENT_FIELDS])

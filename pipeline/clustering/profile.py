@@ -193,10 +193,8 @@ class Points:
     ) -> Points:
         """Points of all pieces' rows together.
 
-        Args:
-            pieces: Points, with the moments of the same rows for their number per cell.
-            columns: Features of the moments that the points are of.
-            most: Maximum number of points per cell.
+        ``pieces`` are points with the moments of the same rows; ``columns``, the features of the
+        moments that the points are of. A cell keeps at most ``most`` points.
         """
         ids_K = np.unique(np.concatenate([moments.ids_K for _, moments in pieces]))
         cells: list[NDArray[np.int64]] = []
@@ -228,9 +226,7 @@ class Points:
         Interpolated like numpy's where every row has its own point; else points are in the middle
         of the shares that they represent.
 
-        Args:
-            shares: Shares in [0, 1].
-            count_KS: Number of values of each cell.
+        ``count_KS`` is the number of values of each cell.
         """
         number = self.number_KS.ravel()
         start = np.cumsum(number) - number
@@ -307,11 +303,8 @@ def _of_many(
 ) -> tuple[NDArray[Any], ...]:
     """The same for small clusters: the first row of each, then the second of each, and so on.
 
-    Args:
-        x_BF: Rows of all clusters.
-        order_B: Rows of these clusters, one cluster after the other.
-        starts_K: Position of each cluster's first row in ``order_B``, shape (n_clusters,).
-        rows_K: Number of rows of each, descending, so that clusters with rows left come first.
+    ``order_B`` has the rows of these clusters, one cluster after the other, and ``starts_K`` where
+    each begins. ``rows_K`` descends, so that clusters with rows left come first.
     """
     with_row = [int(np.searchsorted(-rows_K, -row)) for row in range(int(rows_K[0]))]
     shape = (len(rows_K), x_BF.shape[1])

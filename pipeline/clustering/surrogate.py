@@ -256,9 +256,8 @@ def point_in_time(seconds: float) -> str:
 def iso_time(seconds: float, kind: str) -> str | float:
     """A timestamp in ISO 8601, or the number itself where there is no such date.
 
-    Args:
-        seconds: Seconds since 1970, in UTC where the column has a time zone, else by its own clock.
-        kind: Arrow type of the column.
+    ``kind`` is the Arrow type of its column: with a time zone, seconds are in UTC, else by its own
+    clock.
     """
     start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC if "tz=" in kind else None)
     try:

@@ -135,9 +135,8 @@ class Config(Section, affects=Affects.MODEL):
     def differences(self, before: Mapping[str, Any]) -> list[str]:
         """Settings whose values change what a published run left, in order of their names.
 
-        Args:
-            before: Resolved settings of that run; settings that did not exist then had today's
-                default.
+        ``before`` are the resolved settings of that run; settings that did not exist then had
+        today's default.
 
         Raises:
             ValueError: This version cannot read them.

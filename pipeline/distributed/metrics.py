@@ -141,9 +141,7 @@ class Exporter:
 class RunMetrics(Progress):
     """A ``Progress`` that exports metrics; as a block, also the outcome of the run.
 
-    Args:
-        ds: The logical date; no date for a run outside nights.
-        connect: Starts Ray, for an attempt that only publishes and needs it for nothing else.
+    ``connect`` starts Ray, for an attempt that only publishes and needs it for nothing else.
     """
 
     def __init__(self, ds: str, connect: Callable[[], None]) -> None:

@@ -225,11 +225,8 @@ def _wait_for_room(settings: Execution, crew: Crew, *, lost: bool) -> None:
 def share_out_what_is_left(settings: Execution, crew: Crew, *, wait: bool = False) -> Resources:
     """Resources for as many of a crew as fit later in a run, when nodes may have been lost.
 
-    Args:
-        settings: ``node_wait_seconds`` is how long a replacement may take.
-        crew: The processes, ``most`` of them at most.
-        wait: Whether some were just lost: then only nodes that answer count, and a replacement
-            gets time to arrive. It always does where fewer than ``fewest`` fit.
+    With ``wait``, some were just lost: only nodes that answer count, and a replacement has
+    ``node_wait_seconds`` to arrive, as it always has where fewer than ``fewest`` fit.
 
     Raises:
         NodesLost: Fewer than ``fewest`` fit.

@@ -113,9 +113,8 @@ def memory_dtype(kinds: Sequence[pa.DataType], *, may_miss: bool) -> str:
     Small integers stay small (an image of 784 bytes need not become 3 KiB); what float32 cannot
     hold exactly stays float64 until it is scaled.
 
-    Args:
-        kinds: Number types of all feature columns, in all shards.
-        may_miss: Whether missing values are kept, as NaN, which only floats can hold.
+    ``kinds`` are the number types of all feature columns, in all shards. Only floats can hold
+    missing values, as NaN, which ``may_miss`` asks for.
     """
     small = {"bool": "uint8", "uint8": "uint8", "int8": "int8"}
     single = {"halffloat", "float", "int16", "uint16"}

@@ -97,8 +97,7 @@ class Reader:
     def blocks(self, pieces: pa.Table) -> Iterator[RowBlock]:
         """Read pieces in order.
 
-        Args:
-            pieces: Pieces with url, name and version of the shard; see ``pieces_of``.
+        They have url, name and version of the shard; see ``pieces_of``.
 
         Raises:
             BadShard: A shard is corrupt or gone, or has changed since it was pinned.

@@ -33,9 +33,8 @@ SLICES = pa.field("row_group_slices", pa.list_(pa.int32()))
 def cut_slices(shards: pa.Table, target_bytes: int) -> pa.Table:
     """Cut the input into units of work: row groups of one large shard, or several small shards.
 
-    Args:
-        shards: The manifest's table of shards; a column ``SLICES`` decides the slices.
-        target_bytes: Approximate size of the selected columns in one slice.
+    A column ``SLICES`` of the shards decides the slices; else their selected columns have about
+    ``target_bytes``.
 
     Returns:
         Pieces: one per row group with rows, in the order of the shards.
@@ -147,11 +146,7 @@ def held_out(
     A hash of the row's position decides, so every stage and any number of workers hold out the same
     rows.
 
-    Args:
-        shard: Number of the shard.
-        row_numbers_B: Positions in the shard, shape (rows,).
-        share: Share of the rows to hold out, in [0, 1).
-        seed: Seed of the hash.
+    ``row_numbers_B`` are positions in the shard, shape (rows,); ``share`` is in [0, 1).
     """
     place = np.random.SeedSequence([seed, shard]).generate_state(1, np.uint64)[0]
     with np.errstate(over="ignore"):  # modulo 2^64

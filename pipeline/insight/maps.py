@@ -43,12 +43,8 @@ def map_bytes(
 ) -> bytes | None:
     """Draw rows of the sample, label them as ``assign`` does, and project them into the plane.
 
-    Args:
-        lake: Output folder.
-        champion: The model that labelled the run's rows.
-        sample: Its reference sample, without forgotten rows.
-        keys: Key columns; empty: shard name and row number.
-        seed: Seed of the draw and of the projection.
+    ``sample`` is the reference sample of the champion that labelled the rows, without forgotten
+    ones. Without ``keys``, shard name and row number are the keys.
 
     Returns:
         A Parquet file: the keys, ``dec_x`` and ``dec_y``, float32; the columns of the assignments

@@ -34,11 +34,9 @@ _MOST_SMALL_SLICES = 64
 def keep_slices(shards: pa.Table, nights: Sequence[pa.Table], target_bytes: int) -> pa.Table:
     """Give tonight's table of shards the column ``SLICES``.
 
-    Args:
-        shards: Of tonight, without that column.
-        nights: Those of earlier nights; the one that has most of tonight's shards counts, the
-            first of several. One without the column, or cut for another size, is none.
-        target_bytes: Size of the wanted columns in one slice, about.
+    Of ``nights``, the shards of earlier nights, the one with most of tonight's shards counts, the
+    first of several. A night without the column, or cut for another size, does not count.
+    ``target_bytes`` is the approximate size of the wanted columns in one slice.
 
     Returns:
         The table, with metadata that says what its slices were cut for.

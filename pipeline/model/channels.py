@@ -174,9 +174,7 @@ class TypedScaler(Scaler):
     def fit_columns(cls, columns: Sequence[ColumnSpec], moments: Moments) -> TypedScaler:
         """Fit the channels.
 
-        Args:
-            columns: Columns in the order of the raw row.
-            moments: Moments of the sample's raw rows, followed by ``on_circles`` of timestamps.
+        ``moments`` are those of the sample's raw rows, followed by ``on_circles`` of timestamps.
 
         Raises:
             ValueError: No column varies.

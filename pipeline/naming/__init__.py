@@ -48,9 +48,8 @@ def names_by_features(
 ) -> dict[int, str]:
     """A short, unique name for each cluster.
 
-    Args:
-        traits_of: Traits of each cluster id, the strongest first.
-        taken: Names of other clusters.
+    ``traits_of`` has the traits of each cluster id, the strongest first; ``taken`` are names of
+    other clusters.
 
     Returns:
         "high amount, low age", for example: two traits, or more to distinguish the cluster from

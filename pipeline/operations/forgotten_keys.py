@@ -158,10 +158,8 @@ def read_keys(location: str, names: Sequence[str]) -> KeySet:
 def key_table(texts: Sequence[str], schema: pa.Schema) -> pa.Table:
     """Keys that were written as JSON, in the types of a table.
 
-    Args:
-        texts: For each key an object of values by column, as ``keys_as_json`` in
-            ``pipeline.registry.clusters`` writes them, a list of values, or one bare value.
-        schema: Schema of the key columns.
+    A text is an object of values by column, as ``keys_as_json`` in ``pipeline.registry.clusters``
+    writes them, a list of values, or one bare value.
 
     Raises:
         InputError: A text cannot be read.

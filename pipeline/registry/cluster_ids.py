@@ -51,8 +51,7 @@ class ClusterIds:
     def rename(self, found: dict[str, Any]) -> dict[str, Any]:
         """Assignments by position as assignments by permanent id.
 
-        Args:
-            found: From ``pipeline.registry.labels.assignments_of``.
+        ``found`` is from ``pipeline.registry.labels.assignments_of``.
 
         Returns:
             The same; cluster_id is -1 and is_outlier, bool, is true for outliers, whose other

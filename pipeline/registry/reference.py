@@ -16,9 +16,7 @@ from pipeline.storage import Store, parquet_bytes
 def bins_bytes(edges_FB: NDArray[np.float64], rows_FB: NDArray[np.int64]) -> bytes:
     """Bins as a Parquet file with one row per feature.
 
-    Args:
-        edges_FB: Inner edges, shape (features, bins - 1).
-        rows_FB: Rows of the sample in each bin, shape (features, bins).
+    ``edges_FB`` are inner edges, shape (features, bins - 1); ``rows_FB``, rows in each bin.
     """
     columns = {"edges": edges_FB, "rows": rows_FB}
     return parquet_bytes(

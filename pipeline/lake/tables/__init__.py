@@ -105,10 +105,8 @@ class Table(Protocol):
     def follow(self, commit: TableCommit, serves: Callable[[], bool]) -> bool:
         """Make a prepared commit visible; a second call changes nothing.
 
-        Args:
-            commit: The prepared commit.
-            serves: Whether the log still has this publish. Called after the table's state was read,
-                so that a commit never overwrites the one that replaced it in the log.
+        ``serves`` returns whether the log still has this publish. It is called after the table's
+        state was read, so that a commit never overwrites the one that replaced it in the log.
 
         Returns:
             Whether the table has the commit; False where the log has moved on.

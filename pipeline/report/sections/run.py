@@ -39,8 +39,6 @@ class Headline(NamedTuple):
 
     Attributes:
         tone: "good", "even", "bad" or "plain": the color beside it, which the words express too.
-        title: One sentence.
-        lines: Supporting facts, a sentence or two each.
     """
 
     tone: str
