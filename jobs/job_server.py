@@ -85,13 +85,9 @@ class JobServer:
                     )
                 return log_start
             except TransientError as error:
-                try:
+                there = None
+                with contextlib.suppress(TransientError):
                     there = self._info(submission_id)
-                except TransientError:
-                    if isinstance(error, _Refused) or time.monotonic() > deadline:
-                        raise error from None
-                    time.sleep(_POLL_SECONDS)
-                    continue
                 if there is not None and (there.metadata or {}).get("token") == token:
                     return log_start
                 if there is not None:
@@ -206,9 +202,8 @@ def _refusal(address: str, error: RuntimeError) -> PipelineError:
         )
     status = int(found.group(1))
     last = text.splitlines()[-1].strip()  # the error below a traceback
-    if (
-        status in (502, 503, 504) or "No available agent" in text
-    ):  # a proxy, or a head that is starting
+    # A proxy, or a head that is starting.
+    if status in (502, 503, 504) or "No available agent" in text:
         return TransientError(f"the head of the cluster at {address} is not ready: {last}")
     return _Refused(f"the cluster at {address} refuses: {last}", status)
 
