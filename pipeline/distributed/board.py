@@ -42,15 +42,12 @@ class Trainable(Protocol):
 
     def run(self, rows: TrainingRows) -> Iterator[Any]:
         """Train; yield a record (a dataclass with a ``number``) wherever the state can be saved."""
-        ...
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs."""
-        ...
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from ``state``."""
-        ...
 
 
 class Request(enum.IntEnum):

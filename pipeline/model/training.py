@@ -34,7 +34,6 @@ class TrainingRows(Protocol):
 
         Their order depends on the seed and the pass only.
         """
-        ...
 
 
 def in_step(rows: TrainingRows, pass_number: int, batch_rows: int) -> Iterator[Tensor]:
