@@ -118,13 +118,7 @@ def _row(rule: Rule, features: Sequence[TreeFeature], fitted_rows: int) -> dict[
         }
         for condition in rule.conditions
     ]
-    return {
-        "cluster_id": rule.cluster_id,
-        "rule": rule.text(features),
-        "conditions": conditions,
-        "rows": rule.rows,
-        "share": rule.rows / fitted_rows,
-        "held_out": rule.held_out,
-        "correct": rule.correct,
-        "precision": rule.precision,
-    }
+    names = ("cluster_id", "rows", "held_out", "correct", "precision")
+    share = rule.rows / fitted_rows
+    row = {"rule": rule.text(features), "conditions": conditions, "share": share}
+    return row | {name: getattr(rule, name) for name in names}

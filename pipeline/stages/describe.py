@@ -95,6 +95,7 @@ class _Rules:
     clusters: dict[int, dict[str, Any]]
 
 
+_MEASURED = ("predicted", "correct", "precision", "recall")
 _NO_RULES: dict[str, Any] = {"rules": None, "fidelity": None, "baseline": None}
 _NO_RULES |= dict.fromkeys(("fitted_rows", "held_out_rows", "considered_features"), 0)
 
@@ -145,13 +146,7 @@ def _fitted(lake: Store, path: str, champion: Champion, depth: int, seed: int) -
         figures={name: getattr(tree, name) for name in names}
         | {"rules": store_file(lake, path, parquet_bytes(rules_table(tree, about)))},
         clusters={
-            c.cluster_id: {
-                "held_out": c.rows,
-                "predicted": c.predicted,
-                "correct": c.correct,
-                "precision": c.precision,
-                "recall": c.recall,
-            }
+            c.cluster_id: {"held_out": c.rows} | {name: getattr(c, name) for name in _MEASURED}
             for c in tree.clusters
         },
     )
