@@ -106,7 +106,8 @@ class Attempt:
             except StageReached:
                 assert self._execution.reached.artifact is not None
                 result = self._execution.reached.artifact
-        self._resolve_failure()
+        with contextlib.suppress(OSError, PipelineError):  # the failure of an earlier attempt
+            failure.resolve(self.lake, self.context.run_path, self.stage)
         return result
 
     def _hold(self) -> None:
@@ -217,11 +218,6 @@ class Attempt:
             with contextlib.suppress(OSError, PipelineError):
                 self._lease.confirm()
                 failure.keep(self.context, self.stage, error, self._log_path)
-
-    def _resolve_failure(self) -> None:
-        """Mark the failure of an earlier attempt as resolved."""
-        with contextlib.suppress(OSError, PipelineError):
-            failure.resolve(self.lake, self.context.run_path, self.stage)
 
     def keep_log(self) -> str | None:
         """Copy the log of Ray and the libraries into the run; None before the run has begun."""

@@ -89,9 +89,7 @@ class ColumnSpec:
     weight: float = 1.0  # weight of its group
     masks: bool = False  # whether missing values have a channel of their own
     values: tuple[str, ...] = ()  # values of a category with channels of their own
-    codes: tuple[
-        float, ...
-    ] = ()  # codes of these values; see pipeline.input.columns.category_codes
+    codes: tuple[float, ...] = ()  # of these values; see input.columns.category_codes
     rows: tuple[int, ...] = ()  # rows of the sample with each value
 
 
