@@ -11,9 +11,8 @@ from pipeline.artifacts.inputs import FeatureColumn, Manifest
 from pipeline.artifacts.records import StoredFile
 from pipeline.bill.cluster import check_fits, cluster_of
 from pipeline.bill.comparison import _passes_made, calibrated
-from pipeline.bill.costs import CostInputs
+from pipeline.bill.costs import CostInputs, Device, Rates
 from pipeline.bill.estimate import estimate
-from pipeline.bill.rates import Device, Rates
 from pipeline.bill.records import Cluster, Estimate, StageEstimate, StageFactor
 from pipeline.clustering.kmeans import WORK, affordable
 from pipeline.config import Config
