@@ -233,11 +233,7 @@ class _CommonSchema:
             self._selection.check(schema, file.name)  # folders' types depend on all folders
             if self._schemas:
                 first_shard, first = self._schemas[0]
-                for name in self._selection.features:
-                    kinds = (schema.field(name).type, first.field(name).type)
-                    self._selection.check_same_meaning(
-                        name, kinds[0], file.name, kinds[1], first_shard
-                    )
+                self._selection.check_same_meaning(schema, file.name, first, first_shard)
             self._schemas.append((file.name, schema))
         if facts.widths != self._last_widths:
             self._check_widths(file.name, facts.schema, facts.widths)

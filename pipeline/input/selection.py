@@ -157,27 +157,28 @@ class Selection:
             )
 
     def check_same_meaning(
-        self, name: str, kind: pa.DataType, shard: str, expected: pa.DataType, first_shard: str
+        self, schema: pa.Schema, shard: str, first: pa.Schema, first_shard: str
     ) -> None:
-        """Check that a feature column means the same in a shard as in the first one.
+        """Check that feature columns mean the same in a shard as in the first one.
 
         Raises:
-            InputError: It does not.
+            InputError: One does not.
         """
-        if is_vector(kind) != is_vector(expected):
-            raise InputError(
-                f"shard {shard}, column {name}: type {kind}; expected {expected} as in shard "
-                f"{first_shard}: vectors in all shards, or scalars in all"
-            )
-        here, there = self.type_of(name, kind), self.type_of(name, expected)
-        if here != there or (
-            here == "category" and category_family(kind) != category_family(expected)
-        ):
-            raise InputError(
-                f"shard {shard}, column {name}: type {kind} does not mean what {expected} means in "
-                f"shard {first_shard}; write the column with one type, or set its type in "
-                "source.features"
-            )
+        for name in self.features:
+            kind, expected = schema.field(name).type, first.field(name).type
+            if is_vector(kind) != is_vector(expected):
+                raise InputError(
+                    f"shard {shard}, column {name}: type {kind}; expected {expected} as in shard "
+                    f"{first_shard}: vectors in all shards, or scalars in all"
+                )
+            here, there = self.type_of(name, kind), self.type_of(name, expected)
+            families = category_family(kind), category_family(expected)
+            if here != there or (here == "category" and families[0] != families[1]):
+                raise InputError(
+                    f"shard {shard}, column {name}: type {kind} does not mean what {expected} "
+                    f"means in shard {first_shard}; write the column with one type, or set its "
+                    "type in source.features"
+                )
 
 
 def unified(schemas: Sequence[tuple[str, pa.Schema]], names: Sequence[str]) -> pa.Schema:
