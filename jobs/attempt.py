@@ -245,10 +245,3 @@ class Attempt:
         latest = latest_snapshot(self.lake)
         partition = latest.partitions.get(self.ds) if latest else None
         return partition.run_id if partition else None
-
-    def report(self) -> str | None:
-        """Location of the report; None where it could not be made."""
-        from pipeline.report.page import page_path
-
-        path = page_path(self.run_id)
-        return self.lake.locate(path) if self.lake.exists(path) else None

@@ -87,8 +87,10 @@ def _show(attempt: Attempt, result: Artifact, screen: Screen, as_json: bool) -> 
         print(json.dumps(result.model_dump(mode="json"), indent=2), file=screen.out)
     elif isinstance(result, Summary):
         print_summary(result, screen.out)
-        if page := attempt.report():
-            print(f"{'report':<12} {page}", file=screen.out)
+        from pipeline.report.page import page_path
+
+        if attempt.lake.exists(page := page_path(attempt.run_id)):  # it may have failed
+            print(f"{'report':<12} {attempt.lake.locate(page)}", file=screen.out)
         if (serves := attempt.served_by()) != attempt.run_id:
             screen.say(f"note: ds {attempt.ds} is now served by run {serves}")
     else:
