@@ -21,12 +21,9 @@ if TYPE_CHECKING:  # they import Ray, which must not come before keep_to_this_ma
 def print_estimate(console: Console, estimate: Estimate, notes: list[str]) -> None:
     """Print one row a stage, in 80 columns, and then the notes."""
 
-    def total(name: str) -> float:
-        return float(sum(getattr(stage, name) for stage in estimate.stages))
-
     def column(head: str, name: str, shown: Any, summed: bool = True) -> tuple[str, ...]:
-        cells = [shown(getattr(stage, name)) for stage in estimate.stages]
-        return (head, shown(total(name)) if summed else "", *cells)
+        values = [getattr(stage, name) for stage in estimate.stages]
+        return (head, shown(sum(values)) if summed else "", *map(shown, values))
 
     columns = [
         ("stage", "all", *(stage.stage for stage in estimate.stages)),
