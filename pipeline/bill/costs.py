@@ -237,16 +237,10 @@ def training_costs(
 ) -> StageCosts:
     """Costs of a training: passes that learn, and passes that only measure.
 
-    Args:
-        run: Everything that costs depend on.
-        settings: Settings of the stage.
-        row_flop: Operations to learn from a row.
-        parameters: Number of parameters, whose gradients the workers exchange.
-        copies: Floats that a checkpoint has of each parameter.
-        files: Files of the sample and of models that each worker loads.
-        clusters: Number of centroids that learn too.
-        measuring: Number of passes that measure.
-        costs: ``passes`` that learn, and what else ``StageCosts`` should have.
+    Learning from a row takes ``row_flop`` operations. The workers exchange gradients of
+    ``parameters``, of which a checkpoint has ``copies`` floats each; each worker loads ``files``
+    files. ``clusters`` centroids learn too; ``measuring`` passes only measure. ``costs`` are
+    ``passes`` that learn, and what else ``StageCosts`` should have.
     """
     manifest, cluster, rates, passes = run.manifest, run.cluster, run.rates, costs["passes"]
     network, device, units = run.network, run.core, cluster.compute

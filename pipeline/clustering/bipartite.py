@@ -22,10 +22,7 @@ def heaviest_matching(
     components have one or a handful. A dense matrix of 100,000 clusters would take 80 GB, and the
     sparse solver takes seconds for them, because it goes over all rows for each.
 
-    Args:
-        old_E: Position of each edge's old cluster.
-        new_E: Position of its new cluster.
-        weight_E: Weight of each edge, > 0.
+    ``old_E`` and ``new_E`` are the positions of each edge's clusters; weights are > 0.
 
     Returns:
         Whether each edge is in the matching, shape (edges,).

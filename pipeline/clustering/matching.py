@@ -135,13 +135,8 @@ def match(
     in which clusters first occur in the samples, so that the order of a model's clusters does not
     matter.
 
-    Args:
-        reference: The old model's frozen reference sample.
-        tonight: Tonight's sample.
-        old_ids_J: Permanent id of each old cluster, shape (n_old,).
-        clusters: K, number of clusters of the new model, empty ones too.
-        next_id: The first unused id.
-        thresholds: ``config.matching``.
+    ``old_ids_J`` are the permanent ids of the old clusters, shape (n_old,); ``clusters`` is K, with
+    empty ones; ``next_id`` is the first unused id.
 
     Raises:
         PipelineError: More ids than an int32 has.

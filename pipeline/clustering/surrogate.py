@@ -189,12 +189,9 @@ def imitate(
 ) -> Surrogate | None:
     """Fit a tree to a model's labels, and measure its rules.
 
-    Args:
-        x_NF: Raw rows, shape (rows, features); values that are not finite are missing.
-        label_N: Cluster id of each row by the model, shape (rows,).
-        depth: Maximum depth of the tree: conditions of a rule before they are merged.
-        seed: Seed of the choice of held-out rows. The same rows, depth and seed give the same
-            rules.
+    ``x_NF`` are raw rows, shape (rows, features), whose values that are not finite are missing;
+    ``label_N`` are cluster ids by the model, shape (rows,). The same rows, depth and seed, which
+    chooses the held-out rows, give the same rules.
 
     Returns:
         The surrogate; None without two rows to fit on and one to measure on.

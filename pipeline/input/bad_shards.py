@@ -66,10 +66,8 @@ def diagnosed(
     again. It is bad when it is gone, when it has another version, or when the storage returns every
     requested byte and they still cannot be decoded. Everything else is a failure of the storage.
 
-    Args:
-        shard: The shard as it was pinned.
-        error: OSError or ArrowException.
-        read_again: Repeats the failed read on the file that it is given.
+    ``error`` is an OSError or ArrowException; ``read_again`` repeats the failed read on the file
+    that it is given.
 
     Returns:
         The error to raise: BadShard, or that of a failing storage.

@@ -233,9 +233,8 @@ class TypedScaler(Scaler):
     def error(self, reconstructed_BE: Tensor, x_BE: Tensor) -> Tensor:
         """The loss of a batch: squared error and cross-entropy, weighted by group.
 
-        Args:
-            reconstructed_BE: Output of the decoder: scaled values and logits.
-            x_BE: Channels of ``forward`` to be reconstructed.
+        ``reconstructed_BE`` is the output of the decoder, scaled values and logits; ``x_BE``,
+        channels of ``forward``.
 
         Returns:
             A scalar, summed over rows. Divided by the channels, a constant prediction has 1 a row.

@@ -289,9 +289,8 @@ def version_of(location: str) -> str:
 def find_parquet(location: str) -> list[FoundFile]:
     """Parquet files at a location, sorted by name.
 
-    Args:
-        location: A file of any name; a folder, searched recursively for .parquet, .parq and .pq
-            without names that start with "_" or "."; or a glob of either.
+    The location is a file of any name; a folder, searched recursively for .parquet, .parq and .pq
+    without names that start with "_" or "."; or a glob of either.
 
     Raises:
         FileNotFoundError: The location does not exist.
