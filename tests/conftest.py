@@ -36,6 +36,11 @@ SMALL = {
 }
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two files at a time; those that are named run in this process, where a debugger works."""
+    return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
     """A Ray cluster on this machine, for this process and for commands that it starts."""

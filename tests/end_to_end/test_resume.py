@@ -42,7 +42,7 @@ def test_a_run_that_goes_on_reads_its_own_folder_only(
 def test_killed_amid_a_training_and_run_again(
     settings: dict[str, Any], ray_address: str, tmp_path: Path
 ) -> None:
-    settings["pretrain"] = {"passes": 600, "min_updates": 0, "batch_rows": 32}  # some seconds
+    settings["pretrain"] = {"passes": 250, "min_updates": 0, "batch_rows": 32}  # some seconds
     settings["execution"] = {"workers": 1, "checkpoint_seconds": 1}
     night = Night(tmp_path / "night", settings, ray_address)
     night.start()
