@@ -1,4 +1,4 @@
-"""Show cost estimates: one row a stage, and an estimate beside the measured times."""
+"""Tables of cost estimates, alone or beside the measured times, with one row per stage."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipeline.artifacts.summaries import StageTime
 from pipeline.bill.records import Estimate, StageEstimate
 from pipeline.progress import duration
 
-if TYPE_CHECKING:  # they import Ray, which must not come before keep_to_this_machine()
+if TYPE_CHECKING:  # they import Ray, which keep_to_this_machine() must precede
     from pipeline.bill.comparison import Comparison
     from pipeline.bill.measuring import Measured
 
 
 def print_estimate(console: Console, estimate: Estimate, notes: list[str]) -> None:
-    """Print one row a stage, in 80 columns, and then the notes."""
+    """Print a table with one row per stage, in 80 columns, and then the notes."""
 
     def column(head: str, name: str, shown: Any, summed: bool = True) -> tuple[str, ...]:
         values = [getattr(stage, name) for stage in estimate.stages]
@@ -40,14 +40,14 @@ def print_estimate(console: Console, estimate: Estimate, notes: list[str]) -> No
     ]
     optional = {"GET", "PUT", "GPU-h"}
     shown = [cells for cells in columns if cells[0] not in optional or any(cells[1:])]
-    # With all its columns it fits 80 characters, but with one space between them.
+    # All columns fit 80 characters only with one space between them.
     _print_columns(console, shown, notes, padding=0 if len(shown) > 8 else 1)
 
 
 def _print_columns(
     console: Console, columns: Sequence[Sequence[str]], lines: Iterable[str], padding: int = 1
 ) -> None:
-    """Print a table of columns, head and footer first, and some lines."""
+    """Print a table, and then some lines; a column has its header, its footer, and its cells."""
     table = Table(box=box.SIMPLE, show_footer=True, collapse_padding=True, padding=(0, padding))
     for head, footer, *_ in columns:
         justify: Any = "left" if head == "stage" else "right"
@@ -99,7 +99,7 @@ def notes_on_measuring(measured: Measured) -> list[str]:
 
 
 def _money(estimate: Estimate) -> str:
-    """The price and its parts; empty without prices."""
+    """Price and its parts; empty without prices."""
     money = estimate.money
     if money is None:
         return ""
@@ -137,7 +137,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def planned_of(estimate: Estimate | None, time: StageTime) -> str:
-    """The estimated seconds of a stage; empty where there is no estimate."""
+    """Estimated seconds of a stage; empty without an estimate."""
     stages = estimate.stages if estimate else ()
     return next((f"{_at_most(s)}{s.seconds:.1f}" for s in stages if s.stage == time.stage), "")
 
@@ -147,7 +147,7 @@ def _at_most(stage: StageEstimate) -> str:
 
 
 def _passes(stage: StageEstimate) -> str:
-    """Passes that learn, and those that measure."""
+    """Number of passes that learn, and of passes that measure."""
     if not stage.passes:
         return ""
     measuring = f"+{stage.measuring_passes}" if stage.measuring_passes else ""
@@ -155,12 +155,12 @@ def _passes(stage: StageEstimate) -> str:
 
 
 def short(number: float) -> str:
-    """A count in a few characters: 950, 12.3k, 4.5G; empty for none."""
+    """A count in few characters: 950, 12.3k, 4.5G; empty for 0."""
     return f"{number:,.0f}" if 0 < number < 10_000 else _scaled(number, 1000, " kMGT")
 
 
 def size(count: float) -> str:
-    """Bytes in binary units, as `du -h` has them; empty for none."""
+    """Bytes in binary units, as in `du -h`; empty for 0."""
     return _scaled(count, 1024, "BKMGT")
 
 
@@ -172,12 +172,12 @@ def _scaled(number: float, base: int, units: str) -> str:
 
 
 def hours(value: float) -> str:
-    """Core-hours and GPU-hours: as many digits as they are worth."""
+    """Core-hours or GPU-hours with two significant digits; empty for next to none."""
     if value < 0.0005:
         return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _ratio(took: float, planned: float) -> str:
-    """How many times longer; nothing to compare below a tenth of a second."""
+    """Measured over estimated time; empty where either is below a tenth of a second."""
     return f"{took / planned:.2f}" if planned >= 0.1 and took >= 0.1 else ""

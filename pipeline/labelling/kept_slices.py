@@ -1,9 +1,8 @@
-"""Slices that stay from night to night, so that the parts of unchanged shards can be carried.
+"""Keep slices from night to night, so that the parts of unchanged shards can be carried over.
 
-A fresh cut is a function of all shards: one that comes, goes or grows in the middle would move the
-edges of all slices after it. So a night takes over, row group by row group, the slices of the night
-before. Shards that are new or changed are cut among themselves; of those that went, or changed, the
-rest of their slice remains, smaller.
+A new cut depends on all shards: one that is added, removed or grows would move the edges of all
+slices after it. So a night keeps the slices of the night before, by row group. New and changed
+shards are cut among themselves; slices that lose a shard keep their other shards.
 """
 
 from __future__ import annotations
@@ -24,22 +23,21 @@ from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
-_TARGET_KEY = b"target_slice_bytes"  # of the table of shards: what its slices were cut for
-# Nights of few new shards each leave slices that are not half full. More of them than this, beyond
-# twice what a cut would make of their shards, are packed together: each row is labelled once more
-# in about as many nights, and never all of them in one.
+_TARGET_KEY = b"target_slice_bytes"  # metadata of the shards: target size of their slices
+# Nights with few new shards leave slices that are not half full. Where there are more of them than
+# this, in addition to twice the number that a new cut would make of their shards, they are packed
+# together: each row is labelled once more in about as many nights, and never all rows in one night.
 _MOST_SMALL_SLICES = 64
 
 
 def keep_slices(shards: pa.Table, nights: Sequence[pa.Table], target_bytes: int) -> pa.Table:
     """Give tonight's table of shards the column ``SLICES``.
 
-    Of ``nights``, the shards of earlier nights, the one with most of tonight's shards counts, the
-    first of several. A night without the column, or cut for another size, does not count.
-    ``target_bytes`` is the approximate size of the wanted columns in one slice.
+    ``nights`` are tables of shards of earlier nights. Slices are kept from the first one with most
+    of tonight's shards, among those that have the column and were cut for ``target_bytes``.
 
     Returns:
-        The table, with metadata that says what its slices were cut for.
+        The table, with ``target_bytes`` in its metadata.
     """
     counts = pc.list_value_length(shards["row_group_bytes"]).to_numpy()
     slice_of = np.zeros(int(counts.sum()), np.int64)
@@ -65,7 +63,7 @@ def keep_slices(shards: pa.Table, nights: Sequence[pa.Table], target_bytes: int)
 
 
 def new_share(lake: Store, shards: pa.Table, model_id: str) -> float:
-    """Share of the rows in shards that the newest night of a model did not have as they are."""
+    """Share of the rows in shards that are new or changed since the newest night of a model."""
     latest = latest_snapshot(lake)
     served = latest.partitions if latest else {}
     nights = [ds for ds in served if served[ds].model_id == model_id]
@@ -86,10 +84,10 @@ def _cut_for(shards: pa.Table, target_bytes: int) -> bool:
 
 
 def _places(shards: pa.Table, before: pa.Table) -> NDArray[np.int64]:
-    """Where each shard is in the table of before; -1 for one that is new or changed.
+    """Row of each shard in the earlier table; -1 for a new or changed shard.
 
-    Without a version, as endpoints without entity tags leave it, nothing tells a new file from an
-    old one: it counts as changed.
+    Endpoints without entity tags give no version. Such a shard counts as changed, because a new
+    file looks like the old one.
     """
     places = pc.index_in(_versions(shards), value_set=_versions(before)).fill_null(-1)
     place: NDArray[np.int64] = places.to_numpy().astype(np.int64)
@@ -104,7 +102,7 @@ def _places(shards: pa.Table, before: pa.Table) -> NDArray[np.int64]:
 
 
 def _versions(shards: pa.Table) -> pa.Array:
-    """What a shard is, as one string: no version holds a line break."""
+    """Version, size and URL of each shard as one string; no version has a line break."""
     columns = (shards["version"], pc.cast(shards["bytes"], pa.string()), shards["url"])
     return pc.binary_join_element_wise(*columns, "\n").combine_chunks()
 
@@ -112,7 +110,7 @@ def _versions(shards: pa.Table) -> pa.Array:
 def _in_small_slices(
     shards: pa.Table, slice_of: NDArray[np.int64], kept: NDArray[np.bool_], target_bytes: int
 ) -> NDArray[np.bool_]:
-    """Shards, among those that are kept, to be packed anew: none until it pays."""
+    """Mask of the kept shards that are packed anew, because their slices are too small."""
     counts = pc.list_value_length(shards["row_group_bytes"]).to_numpy()
     size = shards["row_group_bytes"].combine_chunks().flatten().to_numpy()
     shard = np.repeat(np.arange(len(counts)), counts)

@@ -1,9 +1,9 @@
 """Part files: the assignments of one slice, in one file, written once.
 
-Name and content are a function of slice, model and run alone, and the footer carries the part's
-statistics. So a part that is already there with the right identity is done: that is all the state
-that resuming an interrupted assignment needs. Where nights carry parts, the run is none of it: the
-part of an unchanged slice is the one that an earlier night wrote (``pipeline.labelling.carrying``).
+The name and content of a part depend on slice, model and run alone, and its footer has its
+statistics. A part with the right identity is complete, so an interrupted assignment resumes from
+the parts that exist. Where nights carry parts over, they do not depend on the run: an unchanged
+slice has the part that an earlier night wrote (``pipeline.labelling.carrying``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.errors import TransientError
 from pipeline.schema import ASSIGNMENT_FIELDS, decoded
 from pipeline.storage import Store, open_input, parquet_bytes
 
-# The Delta table: its part files have to lie in it, and nothing else may (pipeline.lake.tables).
+# Folder of the Delta table: it must have the part files, and nothing else (pipeline.lake.tables).
 DELTA_FOLDER = "delta"
 
 _METADATA_KEY = b"dec_pipeline"
@@ -34,16 +34,16 @@ _ROW_GROUP_ROWS = 131_072
 
 @dataclass(frozen=True)
 class PartStatistics:
-    """What one part holds.
+    """Statistics of one part, stored in its footer.
 
     Attributes:
-        identity: From ``part_identity``.
+        identity: Identity by ``part_identity``.
         rows_in: Rows of the slice.
         rows: Rows written; fewer than rows_in only under ``source.nulls: drop``.
         cluster_rows: (cluster_id, rows) of each cluster that occurs.
-        contingency: (cluster_id, class, rows) where the table has a label; the class as JSON value.
-        bins: Of each feature, rows in each bin of the champion's reference; empty without one.
-        binned_rows: Rows that ``bins`` counts: an even choice of them.
+        contingency: (cluster_id, class, rows) where the table has a label; classes as JSON values.
+        bins: Number of rows of each feature in each bin of the champion's reference sample.
+        binned_rows: Number of rows that ``bins`` counts: every n-th row of the part.
     """
 
     identity: str
@@ -57,10 +57,10 @@ class PartStatistics:
 
 
 class BinnedRows:
-    """How the rows of all parts lie in the bins of the champion's reference, from some of each.
+    """Rows of all parts in each bin of the champion's reference sample, estimated from some.
 
-    A slice of many rows tells as few of them as a small one does, and counts for all of its own.
-    Sums are of integers, and the same in whatever order parts come.
+    A part counts with all of its rows, however few of them were binned. Sums are of integers, so
+    the order of the parts does not matter.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class BinnedRows:
         self._counts_FB: NDArray[np.int64] | None = None
 
     def add(self, part: PartStatistics) -> None:
-        """One more part."""
+        """Add a part."""
         if not part.binned_rows:
             return
         counts_FB = np.array(part.bins, np.int64) * part.rows
@@ -78,9 +78,9 @@ class BinnedRows:
         self._counted += part.binned_rows
 
     def counts(self) -> NDArray[np.int64] | None:
-        """Rows in each bin, shape (features, bins); about as many as were counted.
+        """Rows in each bin, shape (features, bins); None without any.
 
-        As many, since how much of a difference is chance depends on that. None without any.
+        They add up to about the number of binned rows, on which chance differences depend.
         """
         if self._counts_FB is None:
             return None
@@ -93,20 +93,20 @@ class BinnedRows:
 def part_identity(pieces: pa.Table, **of: str) -> str:
     """Identity of the part that holds these pieces' assignments.
 
-    ``of`` is whatever else decides the content: model, schema; run and ds, unless it may be
-    carried.
+    ``of`` has everything else that decides the content: model, schema; also run and ds, unless
+    the part may be carried over.
     """
     content = pieces.select(["name", "version", "row_group", "row_start", "rows"]).to_pydict()
     return fingerprint_of({"pieces": content, **of})
 
 
 def parts_folder(run_id: str, table_format: str) -> str:
-    """Where a run's parts lie, below the output."""
+    """Folder of a run's parts, below the output."""
     return f"{DELTA_FOLDER}/{run_id}" if table_format == "delta" else f"runs/{run_id}/assignments"
 
 
 def part_path(folder: str, identity: str) -> str:
-    """Where that part lies, below the output."""
+    """Path of the part of this identity, below the output."""
     return f"{folder}/part-{identity[:20]}.parquet"
 
 
@@ -139,13 +139,10 @@ def statistics_of(
 
 
 def write_part(lake: Store, path: str, table: pa.Table, statistics: PartStatistics) -> int:
-    """Write a part in one completed upload, and look at what is there then.
-
-    Returns:
-        Its size in bytes.
+    """Write a part in one upload, and verify the file; returns its size in bytes.
 
     Raises:
-        TransientError: What is there is not what was written.
+        TransientError: The file does not hold what was written.
     """
     metadata = {_METADATA_KEY: json.dumps(asdict(statistics)).encode()}
     table = table.replace_schema_metadata(metadata)
@@ -161,7 +158,7 @@ def write_part(lake: Store, path: str, table: pa.Table, statistics: PartStatisti
 
 
 def wrong_parts(lake: Store, files: Iterable[PartFile]) -> list[str]:
-    """Locations of those that are not there, or not in their size; one listing a folder."""
+    """Locations of files that are missing or of another size; each folder is listed once."""
     sizes: dict[str, dict[str, int]] = {}
     wrong = []
     for file in files:
@@ -174,18 +171,18 @@ def wrong_parts(lake: Store, files: Iterable[PartFile]) -> list[str]:
 
 
 def read_statistics(lake: Store, path: str, identity: str) -> tuple[PartStatistics, int] | None:
-    """Statistics and size of the part at this path; None unless it is whole and the right one."""
+    """Statistics and size of a part; None unless it is complete and has this identity."""
     try:
         with open_input(lake.locate(path)) as source:
             size = source.size()
             statistics = statistics_in(pq.read_metadata(source))
     except (OSError, pa.ArrowException):
-        return None  # absent or cut short: to be written (again)
+        return None  # missing or cut short
     return (statistics, size) if statistics and statistics.identity == identity else None
 
 
 def statistics_in(footer: pq.FileMetaData) -> PartStatistics | None:
-    """The statistics in a footer; None where it is not that of a whole part of ours."""
+    """The statistics in a footer; None where it is not that of a complete part."""
     try:
         statistics = PartStatistics(**json.loads((footer.metadata or {})[_METADATA_KEY]))
     except (KeyError, ValueError, TypeError):
@@ -198,6 +195,6 @@ def _json_value(value: Any) -> Any:
 
 
 def key_columns(schema: pa.Schema) -> list[str]:
-    """Names of the key columns of an assignments table: those before the first of ours."""
+    """Names of the key columns of an assignments table: those before ``cluster_id``."""
     names: list[str] = schema.names
     return names[: schema.get_field_index(ASSIGNMENT_FIELDS[0].name)]

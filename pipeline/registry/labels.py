@@ -1,4 +1,4 @@
-"""Label rows in memory with a model: nearest cluster, runner-up and confidences."""
+"""Label rows in memory with a model: nearest cluster, runner-up and their confidences."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ _ROWS_AT_A_TIME = 2048
 
 @torch.inference_mode()
 def assignments_of(model: LoadedModel, x_BF: Tensor) -> dict[str, Any]:
-    """The nearest cluster and the runner-up of each row.
-
-    ``x_BF`` are raw rows, shape (rows, features).
+    """The nearest cluster and the runner-up of each raw row of ``x_BF``, shape (rows, features).
 
     Returns:
         cluster_id and cluster_id_2, int32; confidence and confidence_2, their q (Xie et al. 2016,
@@ -55,12 +53,10 @@ def assignments_of(model: LoadedModel, x_BF: Tensor) -> dict[str, Any]:
 def sample_assignments(
     lake: Store, model: LoadedModel, sample: Sample, *, every: int = 1
 ) -> Iterator[tuple[NDArray[Any], dict[str, Any]]]:
-    """Label the rows of a sample, some thousand at a time.
-
-    ``every``: take one row in so many.
+    """Label every n-th row of a sample, some thousand at a time.
 
     Yields:
-        Raw rows, shape (rows, features), and their assignments, see ``assignments_of``.
+        Raw rows, shape (rows, features), and their assignments; see ``assignments_of``.
 
     Raises:
         FileNotFoundError: The sample is gone.
