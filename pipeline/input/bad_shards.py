@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def diagnosed(
     try:
         if version_of(shard.url) != shard.version:
             return changed(shard)
-        with _WatchedFile(shard.url) as watched:
+        with contextlib.closing(_WatchedFile(shard.url)) as watched:
             try:
                 read_again(pa.PythonFile(watched, mode="r"))
             except (OSError, pa.ArrowException, PipelineError) as again:
@@ -128,7 +129,7 @@ def storage_error(shard: str, error: Exception) -> PipelineError:
 
 
 class _WatchedFile:
-    """A file that records failures of its storage.
+    """A file for Arrow that records failures of its storage.
 
     It is never memory-mapped: there, a disk error would kill the process.
     """
@@ -138,29 +139,13 @@ class _WatchedFile:
         remote = url.startswith(S3_SCHEME)
         self._file = open_input(url) if remote else fs.LocalFileSystem().open_input_file(url)
         self._size = self._file.size()
-
-    def __enter__(self) -> _WatchedFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.close, self.tell, self.seek = self._file.close, self._file.tell, self._file.seek
+        self.size = self._file.size
 
     @property
     def closed(self) -> bool:
-        """Part of the interface that Arrow needs, like all methods below."""
+        """Part of the interface that Arrow needs, like the methods of the file itself."""
         return bool(self._file.closed)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        return int(self._file.seek(position, whence))
-
-    def size(self) -> int:
-        return int(self._size)
 
     def read(self, wanted: int = -1) -> bytes:
         left = self._size - self._file.tell()

@@ -224,22 +224,12 @@ class _RetriedInput:
         self._slice = current_slice()  # Arrow reads ahead in threads of its own
         self._position = 0
         self._size: int = self._file.size()
+        self.close, self.size = self._file.close, self._file.size
+        self.readable, self.seekable = self._file.readable, self._file.seekable
 
     @property
     def closed(self) -> bool:
         return bool(self._file.closed)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def size(self) -> int:
-        return self._size
 
     def tell(self) -> int:
         return self._position
