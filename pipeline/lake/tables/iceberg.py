@@ -171,22 +171,19 @@ class IcebergTable:
     def _audit(
         self, table: PyIcebergTable, commit: TableCommit, base: Snapshot, replaced: dict[str, int]
     ) -> None:
-        """The ds has these files and rows, and the others have as many rows as before."""
+        """Check the files and rows of the ds, and that the others have as many rows as before."""
         staged = _files(table, commit)
         tip = table.snapshot_by_name(_branch(commit))
         rows, others = sum(staged.values()), _rows(tip) - sum(staged.values())
         before = _rows(base) - sum(replaced.values())
-        if set(staged) == set(files_of(self._lake, commit.files)) and (rows, others) == (
-            commit.rows,
-            before,
-        ):
-            return
-        raise CommitError(
-            f"{self.location}, branch {_branch(commit)}: {rows} rows in {len(staged)} files for ds "
-            f"{commit.ds} and {others} rows besides; expected {commit.rows} in "
-            f"{len(commit.files)} and {before}. Nothing is published; look at the branch, and run "
-            "the same run id again"
-        )
+        expected = set(files_of(self._lake, commit.files)), commit.rows, before
+        if (set(staged), rows, others) != expected:
+            raise CommitError(
+                f"{self.location}, branch {_branch(commit)}: {rows} rows in {len(staged)} files "
+                f"for ds {commit.ds} and {others} rows besides; expected {commit.rows} in "
+                f"{len(commit.files)} and {before}. Nothing is published; look at the branch, and "
+                "run the same run id again"
+            )
 
     def _drop_branch(self, table: PyIcebergTable, commit: TableCommit) -> None:
         branch = _branch(commit)
