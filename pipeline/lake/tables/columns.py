@@ -45,18 +45,12 @@ def _misfit(table_format: str, kind: pa.DataType) -> str | None:
         if kind.unit in ("s", "ns"):
             return "cast it to timestamp[us]"
         return None if kind.tz in (None, "UTC") else "cast it to timestamp[us, tz=UTC]"
-    fits = (
-        types.is_boolean(kind)
-        or types.is_signed_integer(kind)
-        or types.is_float32(kind)
-        or types.is_float64(kind)
-        or types.is_decimal128(kind)
-        or types.is_date32(kind)
-        or types.is_string(kind)
-        or types.is_large_string(kind)
-        or types.is_binary(kind)
-        or types.is_large_binary(kind)
+    known = (
+        *(types.is_boolean, types.is_signed_integer, types.is_float32, types.is_float64),
+        *(types.is_decimal128, types.is_date32, types.is_string, types.is_large_string),
+        *(types.is_binary, types.is_large_binary),
     )
+    fits = any(is_kind(kind) for is_kind in known)
     if table_format == "iceberg":
         fits = fits or types.is_fixed_size_binary(kind) or kind == pa.time64("us")
     return None if fits else "cast it to a string or a number"
