@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 # Key of a row where the config names none: the shard's path below the source, and the row's
 # position in the shard.
@@ -168,3 +170,15 @@ def decoded(column: Any) -> Any:
     """Array, chunked or not, with its values in place of a dictionary's codes."""
     kind = value_type(column.type)
     return column if kind == column.type else column.cast(kind)
+
+
+def vectors(values_NF: NDArray[np.generic]) -> pa.FixedSizeListArray:
+    """The rows of a matrix as a column of lists."""
+    flat = np.ascontiguousarray(values_NF).ravel()
+    return pa.FixedSizeListArray.from_arrays(flat, values_NF.shape[1])
+
+
+def matrix_of(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A column of lists of one length as a matrix, a view of Arrow's memory where possible."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1)  # type: ignore[no-any-return]

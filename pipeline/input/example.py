@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
+from pipeline.schema import vectors
 from pipeline.storage import Store, why
 
 _DIGITS_SHARDS = 6
@@ -43,7 +44,7 @@ def write_digits(folder: str) -> int:
     table = pa.table(
         {
             "id": np.arange(len(pixels)),
-            "x": pa.FixedSizeListArray.from_arrays(pixels.ravel(), pixels.shape[1]),
+            "x": vectors(pixels),
             "label": digits.target.astype(np.int16),
         }
     )

@@ -19,7 +19,7 @@ from pipeline.input.reading import Reader
 from pipeline.input.slices import held_out
 from pipeline.input.statistics import VALUE_COUNTS, RowStatistics
 from pipeline.model.scaling import Moments, Scaler
-from pipeline.schema import decoded
+from pipeline.schema import decoded, matrix_of, vectors
 from pipeline.storage import Store, parquet_bytes, sha256
 
 _ENCODE_ROWS = 2048
@@ -125,10 +125,9 @@ def write_sample_part(
             # sample is smaller by as many.
             first, last = np.searchsorted(chosen, [start, start + len(x_BF)])
             take = chosen[first:last] - start
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_BF[take].ravel()), reader.width)
             carried = block.carried if block.carried is not None else pa.table({})
             held_B = held_out(block.shard, block.row_numbers_B[take], held_out_share, seed)
-            rows = carried.take(take).append_column(FEATURES, vectors)
+            rows = carried.take(take).append_column(FEATURES, vectors(x_BF[take]))
             drawn.append(rows.append_column(HELD_OUT, pa.array(held_B)))
             start += len(x_BF)
     table = pa.concat_tables(drawn)
@@ -161,10 +160,8 @@ def write_sample_part(
 def feature_parts(lake: Store, parts: tuple[StoredFile, ...]) -> Iterator[NDArray[np.generic]]:
     """Raw features of the sample, part by part: shape (rows, features) each, none of them empty."""
     for part in parts:
-        column = lake.read_table(part.path, [FEATURES])[FEATURES].combine_chunks()
-        if len(column):
-            flat = column.flatten().to_numpy(zero_copy_only=False)
-            yield flat.reshape(len(column), -1)
+        if len(table := lake.read_table(part.path, [FEATURES])):
+            yield matrix_of(table[FEATURES])
 
 
 def sampled_features(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.generic]:

@@ -20,7 +20,7 @@ from pipeline.model.devices import embeddings
 from pipeline.registry.cluster_ids import ClusterIds
 from pipeline.registry.labels import assignments_of
 from pipeline.registry.models import load_model, settings_of
-from pipeline.schema import SHARD_KEY_COLUMNS
+from pipeline.schema import SHARD_KEY_COLUMNS, matrix_of
 from pipeline.storage import Store, parquet_bytes
 
 # More points hide each other, and t-SNE takes seconds for these, minutes for many more.
@@ -55,8 +55,7 @@ def map_bytes(
     rows = _drawn(lake, sample, [*columns, FEATURES], seed)
     if rows is None or len(rows) < 5:
         return None
-    vectors = rows[FEATURES].combine_chunks()
-    x_NF = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+    x_NF = matrix_of(rows[FEATURES])
     model, width = champion.model, sum(c.width for c in champion.reference.features)
     loaded = load_model(lake, model, settings_of(lake, model), width)
     raw = torch.from_numpy(np.array(x_NF))  # a copy: Arrow's memory is read-only
@@ -78,7 +77,7 @@ def map_bytes(
     for name in ("cluster_id", "confidence", "cluster_id_2", "confidence_2", "distance"):
         table = table.append_column(name, pa.array(found[name]))
     if x_NF.size <= _KEPT_VALUES:
-        table = table.append_column(FEATURES, vectors)
+        table = table.append_column(FEATURES, rows[FEATURES])
     table = table.replace_schema_metadata({_ABOUT: json.dumps(facts).encode()})
     return bytes(parquet_bytes(table))
 

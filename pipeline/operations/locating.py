@@ -43,7 +43,7 @@ from pipeline.registry.models import (
     settings_of,
 )
 from pipeline.runs import RunFolder
-from pipeline.schema import SHARD_KEY_COLUMNS, decoded
+from pipeline.schema import SHARD_KEY_COLUMNS, decoded, matrix_of
 from pipeline.storage import Store, open_input, version_of, why
 
 # Files to read at a time: nearly all of it is waiting for a store.
@@ -351,8 +351,7 @@ def nearest_exemplars(
     table = table.filter(pc.is_valid(table["features"]))
     if not len(table):
         return []
-    flat = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    x_EF = flat.reshape(len(table), -1).astype(np.float64)
+    x_EF = matrix_of(table["features"]).astype(np.float64)
     model = _model(found)
     with torch.inference_mode():
         z_BD = embeddings(

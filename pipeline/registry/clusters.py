@@ -24,7 +24,7 @@ from pipeline.registry.entries import (
     latest_entry,
     some_entry,
 )
-from pipeline.schema import decoded
+from pipeline.schema import decoded, vectors
 from pipeline.storage import Store, parquet_bytes, sha256
 
 
@@ -61,9 +61,7 @@ def clusters_table(
 
     ``before`` is the table until then; ``ds`` the date on which clusters are born or die.
     """
-    width = seen.centroids_KD.shape[1]
-    flat = pa.array(np.ascontiguousarray(seen.centroids_KD, np.float32).ravel())
-    centroids = pa.FixedSizeListArray.from_arrays(flat, width).cast(pa.list_(pa.float32()))
+    centroids = vectors(seen.centroids_KD.astype(np.float32)).cast(pa.list_(pa.float32()))
     now = pa.table(
         {
             "cluster_id": matched.ids_K,

@@ -25,6 +25,7 @@ from pipeline.model.autoencoder import Autoencoder, freeze
 from pipeline.model.channels import Channel, TypedScaler
 from pipeline.model.refinement import ClusterModel
 from pipeline.model.scaling import Scaler
+from pipeline.schema import matrix_of, vectors
 from pipeline.storage import Store, parquet_bytes, sha256, why
 
 _TABLE = "encoder.0.tables.{}"  # name of a CategoryEmbedding's table among the weights
@@ -57,23 +58,14 @@ def load_autoencoder(lake: Store, weights: StoredFile, config: Config, width: in
 
 def centroids_bytes(centroids_KD: NDArray[np.float32]) -> bytes:
     """Centroids as a Parquet file: cluster_id, centroid."""
-    return parquet_bytes(
-        pa.table(
-            {
-                "cluster_id": np.arange(len(centroids_KD), dtype=np.int32),
-                "centroid": pa.FixedSizeListArray.from_arrays(
-                    np.ascontiguousarray(centroids_KD).ravel(), centroids_KD.shape[1]
-                ),
-            }
-        )
-    )
+    ids_K = np.arange(len(centroids_KD), dtype=np.int32)
+    return parquet_bytes(pa.table({"cluster_id": ids_K, "centroid": vectors(centroids_KD)}))
 
 
 def load_centroids(lake: Store, file: StoredFile) -> Tensor:
     """Centroids, shape (n_clusters, embedding), in the order of their ids."""
-    column = lake.read_table(file.path).sort_by("cluster_id")["centroid"].combine_chunks()
-    flat = column.flatten().to_numpy()
-    return torch.from_numpy(flat.reshape(len(column), -1).copy())
+    table = lake.read_table(file.path).sort_by("cluster_id")
+    return torch.from_numpy(matrix_of(table["centroid"]).copy())
 
 
 def cluster_count(lake: Store, file: StoredFile) -> int:

@@ -10,6 +10,7 @@ from pipeline.artifacts.nights import Reference
 from pipeline.artifacts.records import StoredFile
 from pipeline.clustering.drift import psi
 from pipeline.registry.models import feature_names
+from pipeline.schema import matrix_of, vectors
 from pipeline.storage import Store, parquet_bytes
 
 
@@ -18,17 +19,7 @@ def bins_bytes(edges_FB: NDArray[np.float64], rows_FB: NDArray[np.int64]) -> byt
 
     ``edges_FB`` are inner edges, shape (features, bins - 1); ``rows_FB``, rows in each bin.
     """
-    columns = {"edges": edges_FB, "rows": rows_FB}
-    return parquet_bytes(
-        pa.table(
-            {
-                name: pa.FixedSizeListArray.from_arrays(
-                    np.ascontiguousarray(values).ravel(), values.shape[1]
-                )
-                for name, values in columns.items()
-            }
-        )
-    )
+    return parquet_bytes(pa.table({"edges": vectors(edges_FB), "rows": vectors(rows_FB)}))
 
 
 def most_drifted(
@@ -44,8 +35,4 @@ def most_drifted(
 def load_bins(lake: Store, file: StoredFile) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Edges and rows, as given to ``bins_bytes``."""
     table = lake.read_table(file.path)
-    edges_FB, rows_FB = (
-        table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-        for name in ("edges", "rows")
-    )
-    return edges_FB, rows_FB
+    return matrix_of(table["edges"]), matrix_of(table["rows"])

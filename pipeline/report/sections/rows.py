@@ -21,6 +21,7 @@ from pipeline.registry.cluster_ids import OUTLIER
 from pipeline.report.pictures import data_uri, drawable, pixels, sheet
 from pipeline.report.run_files import RunFiles
 from pipeline.report.sections.clusters import Clusters, short
+from pipeline.schema import matrix_of
 
 # Bars of a histogram, 0.05 wide.
 _BINS = 20
@@ -76,8 +77,7 @@ def _sheet(run: RunFiles, table: pa.Table) -> dict[str, Any]:
     shape = run.config.source.image_shape if run.config else None
     if shape is None or FEATURES not in table.column_names:
         return {}
-    vectors = table[FEATURES].combine_chunks()
-    values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    values = matrix_of(table[FEATURES])
     if not drawable(shape, values.shape[1]):
         return {}
     tiles = pixels(values)
