@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
@@ -39,6 +37,7 @@ from pipeline.input.pinning import (
     pin,
 )
 from pipeline.input.reading import Reader, manifest_of, pieces_of_shards
+from pipeline.input.slices import cut_where_changed
 from pipeline.labelling.kept_slices import new_share
 from pipeline.lake.snapshots import latest_snapshot
 from pipeline.lake.tables import check_table
@@ -280,16 +279,14 @@ def _usable_rows(config: Config, pinned: PinnedInput) -> tuple[int, list[Quarant
     reader = Reader.of(config, manifest_of(config, pinned, _UNWRITTEN), carry=True)
     pieces = pieces_of_shards(pinned.shards, config.execution.target_slice_mib)
     usable, bad = 0, list(pinned.quarantined)
-    number = pieces["shard"].to_numpy()
-    edges = np.flatnonzero(np.diff(number, prepend=-1, append=-1))
-    for start, end in itertools.pairwise(edges):  # a shard at a time
+    for of_shard in cut_where_changed(pieces, pieces["shard"].to_numpy()):
         try:
-            usable += sum(len(b.x_BF) for b in reader.blocks(pieces.slice(start, end - start)))
+            usable += sum(len(block.x_BF) for block in reader.blocks(of_shard))
         except BadShard as error:
             if config.source.on_bad_shard == "error":
                 raise
             facts = pinned.shards.select(["name", "url", "version", "bytes", "rows"])
-            (row,) = facts.slice(number[start], 1).to_pylist()
+            (row,) = facts.slice(of_shard["shard"][0].as_py(), 1).to_pylist()
             bad.append(QuarantinedShard(**row, stage="check", reason=error.reason))
             check_bound(config, bad, len(pinned.shards) + len(pinned.quarantined))
     return usable, bad
