@@ -113,7 +113,8 @@ class TrialFolder:
         paths = [f"{folder}/{name}" for name in names if not name.startswith(".")]
         with ThreadPoolExecutor(_READ_AT_A_TIME) as readers:
             found = [trial for trial in readers.map(self._read, paths) if trial is not None]
-        return sorted(found, key=lambda trial: tuple(map(str, order_of(trial.settings))))
+        by = ("clusters", "width", "embedding", "refine_passes", "augmentation")
+        return sorted(found, key=lambda t: [str(getattr(t.settings, n) or 0.0) for n in by])
 
     def _read(self, path: str) -> Trial | None:
         try:
@@ -123,17 +124,6 @@ class TrialFolder:
         except ValueError:  # another version, or damaged: it is run again
             log.warning("trial %s cannot be read", path)
             return None
-
-
-def order_of(settings: TrialSettings) -> tuple[float, ...]:
-    """Sort key: number of clusters, then size of the model, then the rest."""
-    return (
-        settings.clusters,
-        settings.width,
-        settings.embedding,
-        settings.refine_passes,
-        settings.augmentation or 0.0,
-    )
 
 
 def trials_bytes(trials: Sequence[Trial], scores: Sequence[float | None], chosen: str) -> bytes:
