@@ -29,9 +29,8 @@ _GROUP_BYTES = 32 * MIB  # pyarrow reads columns of a row group in one request o
 _WINDOW_BYTES = 2**27
 
 
-# Default rates: measured on two cores with AVX512-BF16 (tests/benchmarks/THROUGHPUT.md, decision
-# 0022). For another machine, factors correct them, from ``--measure`` or the last run; nobody edits
-# them.
+# Default rates, measured on two cores with AVX512-BF16 (tests/benchmarks/THROUGHPUT.md, decision
+# 0022). Factors from ``--measure`` or the last run correct them for other machines.
 @dataclass(frozen=True)
 class Device:
     """Rates of a core or a GPU; the defaults are a core's."""

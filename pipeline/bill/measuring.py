@@ -133,7 +133,7 @@ class _Sample:
         self._train("pretrain", pretraining, warm_up=1)
         with torch.inference_mode():
             z_ND = embeddings(autoencoder.encoder, scaler, torch.from_numpy(x_NF)).numpy()
-        # As refinement starts: gradients of an embedding that nobody spread are denormal numbers,
+        # As refinement starts: gradients of an embedding that was not spread are denormal,
         # which take a processor fifty times as long.
         mean_square = float(z_ND.var(axis=0).sum())
         factor = embedding_factor(config.refine.start_spread, mean_square, network.embedding)

@@ -34,7 +34,7 @@ def ignored_by_rayignore(folder: Path) -> list[Callable[[Path], bool]]:
 
 
 def unclaimed_resources() -> list[dict[str, float]]:
-    """Resources that nobody has claimed, of each node that is alive; public APIs give the total."""
+    """Unclaimed resources of each node that is alive; public APIs give the total."""
     from ray._private import state
 
     return list(state.available_resources_per_node().values())  # type: ignore[no-untyped-call]

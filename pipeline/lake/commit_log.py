@@ -1,7 +1,7 @@
 """Logs of numbered JSON files, created by put-if-absent and never changed; the newest decides.
 
-The snapshots and the registry are such logs. Whoever creates the next number has changed the lake;
-whoever comes second finds out. No lock, no rename and no compare-and-swap is needed.
+The snapshots and the registry are such logs. Creating the next number changes the lake; of two
+writers, the later one finds the record of the other. No lock, rename or compare-and-swap is needed.
 """
 
 from __future__ import annotations

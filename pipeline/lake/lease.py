@@ -1,8 +1,8 @@
-"""Leases: one attempt at a time works on a ds, and one that dies is followed by the next.
+"""Leases: one attempt at a time works on a ds; the next one follows when it dies.
 
-A lease is the newest of the numbered claims in ``leases/<ds>/``. Whoever creates the next number,
-by put-if-absent, has it; renewing rewrites the claim that is one's own already. No compare-and-swap
-is needed, and no two machines' clocks are compared; decision 0014 says why it is done so.
+A lease is the newest of the numbered claims in ``leases/<ds>/``. It belongs to the process that
+created it by put-if-absent, and that renews it by writing it again. No compare-and-swap is needed,
+and clocks of different machines are never compared (decision 0014).
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Lease:
         """
         try:
             self._renew_once()
-            self._require_ours()  # somebody may have been about to create the next number
+            self._require_ours()  # another process may have been about to create the next number
         except OSError as error:
             raise TransientError(
                 f"{self._lake.locate(_folder(self._ds))}: {why(error)}; whether this run still "
@@ -206,7 +206,7 @@ def take(
 
 
 def is_free(lake: Store, ds: str) -> bool:
-    """Whether certainly nobody has the lease on a ds."""
+    """Whether a ds certainly has no holder."""
     seen = _newest(lake, ds)
     with contextlib.suppress(LeaseHeld):
         return seen is None or _is_over(lake, ds, seen)
@@ -214,7 +214,7 @@ def is_free(lake: Store, ds: str) -> bool:
 
 
 def is_held(lake: Store, ds: str) -> bool:
-    """Whether certainly somebody has the lease on a ds; ``take`` finds out about the others."""
+    """Whether a ds certainly has a holder; ``take`` finds out in other cases."""
     seen = _newest(lake, ds)
     try:
         if seen is not None:

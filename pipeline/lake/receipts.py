@@ -88,7 +88,7 @@ class Receipt(Record):
 
     @property
     def path(self) -> str:
-        """Where it lies, below the output."""
+        """Path of the receipt, below the output."""
         return f"{FOLDER}/{self.number}.json"
 
     @property

@@ -158,21 +158,18 @@ def amend(
     *,
     hold: Callable[[], None] = lambda: None,
 ) -> SnapshotFile | None:
-    """Let the newest snapshot name what ``change`` makes of its partitions, all in one commit.
+    """Change partitions of the newest snapshot, all in one commit; a second call changes nothing.
 
-    Doing it again changes nothing, because then nothing is left to change. The new snapshot says
-    that the run published that did so last: it is still that run's work.
-
-    ``commit_id`` and ``hold`` are as in ``publish``; ``change`` returns the same partition where
-    nothing changes.
+    The new snapshot keeps the run that published last. ``commit_id`` and ``hold`` are as in
+    ``publish``; ``change`` returns the same partition where nothing changes.
 
     Returns:
         The snapshot that has the change; None before the first publish.
 
     Raises:
-        CommitConflict: Every number that was tried went to somebody else.
+        CommitConflict: Other commits took every number that was tried.
         CommitError: The storage refuses, and nothing was published.
-        CommitStateUnknown: The storage failed, and whether the commit landed cannot be told.
+        CommitStateUnknown: The storage failed, and it is unknown whether the commit succeeded.
     """
     for _ in range(_ATTEMPTS):
         latest = latest_snapshot(lake)
@@ -245,7 +242,7 @@ def read_file_list(lake: Store, path: str) -> FileList:
 
 
 def _update_current(lake: Store) -> None:
-    """Copy the newest snapshot, whoever published it, to ``current.json``."""
+    """Copy the newest snapshot, of any run, to ``current.json``."""
     written = 0
     try:
         # Each writer looks again after it wrote, so that the copy does not stay old where two

@@ -210,9 +210,9 @@ def _proposed(
     path = context.stage_path("describe", "names.json")
     of = fingerprint_of([explanation.fingerprint, describe.settings(config)])
     with suppress(FileNotFoundError, AttributeError, LookupError, TypeError, ValueError):
-        told = context.lake.read_json(path)
-        if told["of"] == of:
-            pairs = {int(i): (str(name), str(by)) for i, (name, by) in told["names"].items()}
+        kept = context.lake.read_json(path)
+        if kept["of"] == of:
+            pairs = {int(i): (str(name), str(by)) for i, (name, by) in kept["names"].items()}
             return _Names(
                 {i: n for i, (n, _) in pairs.items()}, {i: b for i, (_, b) in pairs.items()}
             )

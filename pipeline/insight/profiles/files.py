@@ -1,6 +1,6 @@
 """Files of profiles: one per part, written before it, in ``runs/<run_id>/profiles/``.
 
-A file has three row groups, told apart by ``dec_section``: a row per cluster (moments and quantile
+A file has three row groups, see ``dec_section``: a row per cluster (moments and quantile
 points of all measured columns), a row per cluster and value of a category, a row per exemplar.
 """
 

@@ -31,7 +31,7 @@ from pipeline.lake.snapshots import Partition, read_file_list
 from pipeline.lake.tables.columns import check_columns, check_same_columns
 from pipeline.storage import Store, open_input, why
 
-# Each lost race means that somebody else committed to the table; more than this is a livelock.
+# Each lost race means that another writer committed to the table; more than this is a livelock.
 ATTEMPTS = 20
 
 # Names of properties of a table's commits.

@@ -115,7 +115,7 @@ class IcebergTable:
                 return False
             try:
                 branch = _branch(commit)
-                if not _is_ahead(table, branch):  # somebody committed since it was staged
+                if not _is_ahead(table, branch):  # another commit came after staging
                     self._stage(commit)
                     continue
                 # Refused by the catalog unless main is where it was when the table was loaded.
@@ -222,7 +222,7 @@ class IcebergTable:
 
     def _opened(self) -> Catalog:
         # A SQL catalog makes its two tables when it is first opened, and first runs may do so at
-        # the same time: who comes too late looks again.
+        # the same time: the later one looks again.
         last = 3 if self._properties.get("type") == "sql" else 1
         for attempt in range(1, last + 1):
             if self._catalog is None:
