@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
 
 from pipeline.config import Execution
 from pipeline.distributed import retries
@@ -66,6 +67,23 @@ def test_too_little_memory_names_the_setting_in_the_end() -> None:
     work = Work(*(OutOfMemory("a worker ran out of memory") for _ in range(9)))
     with pytest.raises(ConfigError, match=r"after 1 retries. To need less, lower a\.b=2"):
         with_retries(Execution(retries=1), "work", work, memory="lower a.b=2")
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ActorDiedError(),
+        ActorUnavailableError("The actor is temporarily unavailable", None),
+        WorkerCrashedError(),
+    ],
+)
+def test_a_worker_that_stays_lost_may_have_lacked_memory(lost: Exception) -> None:
+    """Killed by the kernel, it gives no reason; Ray may only know that it does not answer."""
+    work = Work(*(lost for _ in range(9)))
+    advice = r"If workers were killed for lack of memory, lower a\.b=2$"
+    with pytest.raises(TransientError, match=advice):
+        with_retries(Execution(retries=1), "work", work, memory="lower a.b=2")
+    assert work.calls == 2
 
 
 def test_pauses_grow_to_a_limit_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -474,7 +474,7 @@ def test_plan_and_check_tell_of_bad_shards(
 
     plan = make_plan(night.begin(on_bad_shard="quarantine").config)
     assert (plan.shards, plan.rows) == (SHARDS - 1, ROWS - 80)
-    assert [shard["name"] for shard in plan.quarantined] == ["shard-0.parquet"]
+    assert [shard.name for shard in plan.quarantined] == ["shard-0.parquet"]
     quarantine = ["source.on_bad_shard=quarantine"]
     ledger.injected("corrupt shard", "check")
     check_input(str(path), quarantine, footers_only=False, as_json=True)

@@ -177,7 +177,7 @@ def test_two_actors_out_of_memory(
     ledger.injected(fault, "assign, for good")
     assert result.code == 6, result.err
     (line,) = result.err.splitlines()
-    assert "want of memory, lower execution.workers=2 to 1, or lower execution.target_s" in line
+    assert "lack of memory, lower execution.workers=2 to 1, or lower execution.target_s" in line
     assert night.logs().count("assign: retry ") >= 2
     assert "assign: one slice at a time on each of 2 actors" in night.logs()
     assert night.snapshots() == []
