@@ -111,16 +111,18 @@ Dec = Callable[..., Finished]
 @pytest.fixture
 def dec(tmp_path: Path) -> Dec:
     """Run ``dec`` in an empty folder, with settings as its config file."""
-    return _with_settings(tmp_path, in_this_process)
+    return with_settings(tmp_path, in_this_process)
 
 
 @pytest.fixture
 def dec_process(tmp_path: Path) -> Dec:
     """The same in a process of its own, which starts a Ray unless RAY_ADDRESS names one."""
-    return _with_settings(tmp_path, in_its_own_process)
+    return with_settings(tmp_path, in_its_own_process)
 
 
-def _with_settings(folder: Path, run: Dec) -> Dec:
+def with_settings(folder: Path, run: Dec) -> Dec:
+    """A way to run ``dec``, in this folder and with settings as its config file."""
+
     def dec(
         *words: str, settings: dict[str, Any] | None = None, env: dict[str, str] | None = None
     ) -> Finished:

@@ -6,7 +6,6 @@ the same on a node whose GPU torch cannot use.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -17,46 +16,22 @@ from typing import Any
 
 import pytest
 from conftest import SMALL, blobs, write_shards
-from faults.nights import WIDE_ROWS, Night, assert_every_row_once, ray_processes
+from faults.nights import WIDE_ROWS, Night, assert_every_row_once, pacing, ray_processes
 from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.cluster
 
-PACED = '''"""Rows as they are; a while later, for as long as a file is there."""
-
-import pathlib
-import time
-
-
-def paced(rows, generator):
-    if pathlib.Path({flag!r}).exists():
-        time.sleep(0.25)
-    return rows
-'''
-
 
 @pytest.fixture(scope="module")
-def pace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """While this file is there, training takes its time."""
-    folder = tmp_path_factory.mktemp("pace")
-    (folder / "paced.py").write_text(PACED.format(flag=str(folder / "slow")))
-    (folder / "slow").touch()
-    return folder / "slow"
-
-
-@pytest.fixture(scope="module")
-def cluster(pace: Path) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """A head, a node for data, and one of two nodes with a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        path = os.pathsep.join([str(pace.parent), os.environ.get("PYTHONPATH", "")])
-        patch.setenv("PYTHONPATH", path)  # of every worker
-        found = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-        )
-        found.add_node(num_cpus=4)  # room for the reading tasks of all slices
-        with_gpu(found)
-        yield found
-        found.shutdown()
+    found = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    found.add_node(num_cpus=4)  # room for the reading tasks of all slices
+    with_gpu(found)
+    yield found
+    found.shutdown()
 
 
 def with_gpu(cluster: Cluster) -> Any:
@@ -133,7 +108,8 @@ def test_a_pool_of_actors_takes_a_node_that_comes(cluster: Cluster) -> None:
         cluster.remove_node(later)
 
 
-def test_a_run_that_grows(cluster: Cluster, pace: Path, tmp_path: Path) -> None:
+def test_a_run_that_grows(cluster: Cluster, tmp_path: Path) -> None:
+    pace = pacing(tmp_path / "night")
     table = write_shards(tmp_path / "table", blobs(WIDE_ROWS), 8, compression="none")
     settings = {
         "source": {
@@ -146,8 +122,8 @@ def test_a_run_that_grows(cluster: Cluster, pace: Path, tmp_path: Path) -> None:
         "clusters": 3,
         **SMALL,
         "augment": {"function": "paced:paced"},
-        # Paced, five minutes for one worker and as many for two: 20 updates a pass.
-        "pretrain": {"passes": 60, "min_updates": 0, "batch_rows": 32},
+        # Paced, five minutes for one worker and as many for two: 4 updates a pass.
+        "pretrain": {"passes": 300, "min_updates": 0, "batch_rows": 160},
         "execution": {
             "workers": 2,
             "min_workers": 1,

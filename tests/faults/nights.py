@@ -19,6 +19,7 @@ import psutil
 import pyarrow as pa
 import yaml
 from conftest import SMALL, Finished, blobs, published, write_shards
+from forked_dec import ForkedDec
 
 from pipeline.config import Execution
 from pipeline.lake.snapshots import assignment_files
@@ -37,6 +38,9 @@ class Night:
         address: Address of the Ray cluster to work on; None starts one with the run.
         run_id: Name of the run.
         command: Command of ``dec`` and its options.
+
+    Attributes:
+        env: Environment of the next start.
     """
 
     def __init__(
@@ -55,13 +59,14 @@ class Night:
             settings["execution"] = {"lease_seconds": 1, **settings["execution"]}
         self.lake = Path(settings["output"])
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-        self._env = {**os.environ, "COLUMNS": "200", "RAY_TMPDIR": "/tmp"}
-        self._env.pop("RAY_ADDRESS", None)
+        self.env = {**os.environ, "COLUMNS": "200", "RAY_TMPDIR": "/tmp"}
+        self.env.pop("RAY_ADDRESS", None)
+        self._address = address
         if address:
-            self._env["RAY_ADDRESS"] = address
+            self.env["RAY_ADDRESS"] = address
         self._starts = 0
         self._logs = folder
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | ForkedDec | None = None
         atexit.register(self.stop)  # whatever becomes of the test
 
     def start(self, *words: str) -> None:
@@ -70,11 +75,15 @@ class Night:
         self._logs = self.folder / f"{self.run_id}-{self._starts}"
         self._logs.mkdir()
         name, *options = self._command
-        command = [sys.executable, "-m", "jobs.cli", name, "config.yaml", "--run-id", self.run_id]
-        self.process = subprocess.Popen(
-            [*command, *options, *words],
+        words = (name, "config.yaml", "--run-id", self.run_id, *options, *words)
+        env = {**self.env, "TMPDIR": str(self._logs)}
+        if self._address:
+            self.process = ForkedDec(words, self.folder, env)
+            return
+        self.process = subprocess.Popen(  # as a user does: Ray must not be imported by then
+            [sys.executable, "-m", "jobs.cli", *words],
             cwd=self.folder,
-            env={**self._env, "TMPDIR": str(self._logs)},
+            env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -190,6 +199,31 @@ def wide_settings(folder: Path) -> dict[str, Any]:
         "refine": {"passes": 100, "batch_rows": 32, "tol": 0},
         "execution": {"workers": 2, "checkpoint_seconds": 1, "target_slice_mib": 7},
     }
+
+
+_PACED = '''"""Rows as they are; a while later, for as long as a file is there."""
+
+import pathlib
+import time
+
+
+def paced(rows, generator):
+    if pathlib.Path({flag!r}).exists():
+        time.sleep(0.25)
+    return rows
+'''
+
+
+def pacing(folder: Path) -> Path:
+    """A file; while it is there, each update of ``augment.function: paced:paced`` takes its time.
+
+    Drivers that start in this folder find the function, and so do their workers.
+    """
+    folder.mkdir(exist_ok=True)
+    flag = folder / "slow"
+    (folder / "paced.py").write_text(_PACED.format(flag=str(flag)))
+    flag.touch()
+    return flag
 
 
 def assert_every_row_once(night: Night, rows: int = WIDE_ROWS) -> None:

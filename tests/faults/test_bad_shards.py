@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import SMALL, Dec, blobs, config_of, published, write_shards
+from forked_dec import ForkedDec
 
 from faults.ledger import FULL
 from jobs.commands.inspection import check_input, make_plan
@@ -422,8 +421,8 @@ def test_killed_as_soon_as_a_bad_shard_is_written_down(
     ledger.injected("corrupt shard", "sample")
     corrupt_page(night.input / BAD)
 
-    command = [sys.executable, "-m", "jobs.cli", "run", *words, str(tmp_path / "config.yaml")]
-    process = subprocess.Popen(command, env={**os.environ, **env}, stderr=subprocess.DEVNULL)
+    command = ["run", *words, "config.yaml"]
+    process = ForkedDec(command, tmp_path, {**os.environ, **env})
     while not (night.run_folder / "quarantine.json").exists():
         assert process.poll() is None
         time.sleep(0.005)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import Dec, blobs, published
+from forked_dec import ForkedDec
 
 from faults.ledger import Ledger
 from pipeline.errors import CommitConflict, CommitStateUnknown, ConfigError, LeaseHeld
@@ -56,17 +57,11 @@ def stage(lake: Store, run: str) -> Partition:
     return Partition(run_id=run, model_id="m", rows=ROWS, files=listing)
 
 
-def start(folder: Path, config: dict[str, Any], *words: str, ray: str) -> subprocess.Popen[str]:
+def start(folder: Path, config: dict[str, Any], *words: str, ray: str) -> ForkedDec:
     """``dec run`` as a process of its own."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", "run", "config.yaml", "--ds", DS, *words],
-        cwd=folder,
-        env={**os.environ, "RAY_ADDRESS": ray},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    env = {**os.environ, "RAY_ADDRESS": ray}
+    return ForkedDec(["run", "config.yaml", "--ds", DS, *words], folder, env)
 
 
 def wait_for(true: Callable[[], bool], what: str, seconds: float = 240) -> None:
@@ -213,11 +208,11 @@ def test_a_run_id_stands_for_one_input_and_one_ds(
     fault = ("a run id used by another config", "start")
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
-    words = [sys.executable, "-m", "jobs.cli", "stage", "pin", str(config), "--run-id", "r"]
+    words = ["stage", "pin", str(config), "--run-id", "r"]
     dates = ("2026-01-30", "2026-01-31")
     ledger.injected(*fault)
     both = [
-        subprocess.Popen([*words, "--ds", ds], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        ForkedDec([*words, "--ds", ds], tmp_path, os.environ)
         for ds in dates  # at the same time, each with a lease of its own
     ]
     errors = [process.communicate(timeout=240)[1] for process in both]

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
-from conftest import SMALL, blobs, published, write_shards
+from conftest import SMALL, Dec, blobs, published, write_shards
 
 from faults.ledger import FULL, Ledger, Line
 from faults.nights import PATIENCE_S, Night
@@ -158,12 +158,13 @@ def test_a_refresh_that_is_killed(table_folder: Path, ray_address: str, ledger: 
 
 
 def test_killed_with_a_ray_of_its_own_and_training_workers(
-    table_folder: Path, tmp_path: Path, ledger: Ledger
+    table_folder: Path, tmp_path: Path, ray_address: str, dec: Dec, ledger: Ledger
 ) -> None:
     settings = settings_of(table_folder)
     settings["pretrain"]["passes"] = 100_000  # until it is killed
     settings["execution"]["workers"] = 2
     night = Night(tmp_path / "night", settings, None)
+    night.env["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # not the minute that it has
     night.start()
     checkpoint = night.lake / "runs/night/stages/pretrain/checkpoint.safetensors"
     night.wait_for(checkpoint.exists)
@@ -179,8 +180,10 @@ def test_killed_with_a_ray_of_its_own_and_training_workers(
         for child in children:
             if child.is_running():
                 child.kill()
-    # No more passes, or it would learn for ever; and in place, which is faster.
-    result = night.run("--set", "pretrain.passes=2", "--set", "execution.workers=1")
+    # No more passes, or it would learn for ever; and on a Ray that is there, which is faster.
+    settings["pretrain"]["passes"] = 2
+    settings["execution"] |= {"workers": 1, "lease_seconds": 1}
+    result = dec("run", "--run-id", "night", settings=settings | {"output": str(night.lake)})
     assert result.code == 0, result.err
     assert night.rows()["id"].to_pylist() == list(range(ROWS))
     ledger.survived(FAULT, "pretrain, two workers and a Ray of its own", rows=ROWS)

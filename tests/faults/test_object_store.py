@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from conftest import with_settings
+from forked_dec import forked
 from object_store import ACCESS_KEY, BUCKET, SECRET_KEY, SESSION_TOKEN
 
 from faults.ledger import FULL
@@ -120,8 +122,9 @@ def night(
 
 
 @pytest.fixture
-def night_on_ray(night: Night, dec_process: Callable[..., Any], cluster: Any) -> Night:
-    return replace(night, dec=dec_process, env={**night.env, "RAY_ADDRESS": cluster.address})
+def night_on_ray(night: Night, tmp_path: Path, cluster: Any) -> Night:
+    dec = with_settings(tmp_path, forked)
+    return replace(night, dec=dec, env={**night.env, "RAY_ADDRESS": cluster.address})
 
 
 def rows_published_once(lake: str) -> int:

@@ -9,7 +9,14 @@ import psutil
 import pytest
 
 from faults.ledger import FULL, Ledger
-from faults.nights import WIDE_ROWS, Night, assert_every_row_once, ray_processes, wide_settings
+from faults.nights import (
+    WIDE_ROWS,
+    Night,
+    assert_every_row_once,
+    pacing,
+    ray_processes,
+    wide_settings,
+)
 
 pytestmark = pytest.mark.faults
 
@@ -22,7 +29,11 @@ TRAININGS = ("pretrain", "refine") if FULL else ("pretrain",)
 
 @pytest.fixture
 def night(tmp_path: Path, ray_address: str) -> Iterator[Night]:
-    found = Night(tmp_path / "night", wide_settings(tmp_path / "wide"), ray_address)
+    settings = wide_settings(tmp_path / "wide")
+    settings["augment"] = {"function": "paced:paced"}
+    settings["pretrain"] |= {"batch_rows": 300}  # two updates a pass
+    settings["refine"] = {"passes": 200, "batch_rows": 300, "tol": 0} if FULL else {"passes": 0}
+    found = Night(tmp_path / "night", settings, ray_address)
     yield found
     found.stop()
 
@@ -35,16 +46,18 @@ def kill_one(night: Night, title: str) -> psutil.Process:
 
 
 def test_killed_amid_sampling_training_and_assigning(night: Night, ledger: Ledger) -> None:
-    hit = {}
+    hit, pace = {}, pacing(night.folder)
     night.start()
     hit["sample"] = kill_one(night, READER)
     ledger.injected("SIGKILL of a Ray Data task's worker", "sample")
     for stage in TRAININGS:
+        pace.touch()
         checkpoint = night.marker(stage).with_name("checkpoint.safetensors")
         night.wait_for(checkpoint.exists)
         hit[stage] = kill_one(night, TRAINER)
         assert not night.complete(stage)
         ledger.injected("SIGKILL of a train worker", stage)
+        pace.unlink()
     parts = night.lake / "runs/night/assignments"
     night.wait_for(lambda: list(parts.glob("part-*")), step_s=0.005)
     hit["assign"] = kill_one(night, ASSIGNER)
