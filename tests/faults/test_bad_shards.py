@@ -375,7 +375,8 @@ def test_a_shard_is_wholly_out_and_other_slices_stay(night: Night, ledger: Any) 
     source = {"fit_rows": 600, "held_out": 0.0}
     night.settings["source"] |= source
     night.settings["centroids"]["sample_rows"] = 1000
-    night.settings["execution"] = {"workers": 1, "target_slice_mib": 1}
+    # One slice after the other: those of the shard before the bad one are written.
+    night.settings["execution"] = {"workers": 1, "cpus_per_worker": 1, "target_slice_mib": 1}
     bad = night.input / "shard-1.parquet"
     for stage in EVERY_STAGE[: EVERY_STAGE.index("assign")]:
         with pytest.raises(StageReached):
