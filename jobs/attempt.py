@@ -30,11 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Attempt:
-    """One attempt at a run.
-
-    Attributes:
-        lost: Message that names the new holder, if this attempt lost its lease; else empty.
-    """
+    """One attempt at a run."""
 
     def __init__(
         self,
@@ -57,6 +53,7 @@ class Attempt:
         )
         self.lake = Store(config.output)
         self.context = Context(self.run_id, self.ds, self.lake)
+        # Message that names the new holder, if this attempt lost its lease; else empty.
         self.lost = ""
         self._stop_asked = Stop()
         self._lease: lease.Lease | None = None

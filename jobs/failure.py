@@ -14,26 +14,19 @@ NAME = "failure.json"
 
 
 class Failure(Record):
-    """The last failed attempt of a run.
-
-    Attributes:
-        kind: Class of the error, as in the table of exit codes.
-        retryable: Whether the same run id, unchanged, may succeed.
-        at: Time of the failure, UTC.
-        log: Path of the attempt's log, below the output.
-        resolved_at: Time at which a later attempt completed that stage, UTC; None: unresolved.
-    """
+    """The last failed attempt of a run."""
 
     run_id: str
     ds: str
     stage: str
-    kind: str
+    kind: str  # class of the error, as in the table of exit codes
     message: str
     exit_code: int
-    retryable: bool
-    at: str
-    log: str
+    retryable: bool  # whether the same run id, unchanged, may succeed
+    at: str  # time of the failure, UTC
+    log: str  # path of the attempt's log, below the output
     version: str
+    # Time at which a later attempt completed that stage, UTC; None: unresolved.
     resolved_at: str | None = None
 
 

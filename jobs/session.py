@@ -36,17 +36,12 @@ def _log_format() -> str:
 
 @dataclass
 class Screen:
-    """The terminal, while the output of libraries goes to a file.
-
-    Attributes:
-        log: Path of the file that Ray, its workers and all libraries write to.
-        how: Format of lines.
-    """
+    """The terminal, while the output of libraries goes to a file."""
 
     out: IO[str] = field(default_factory=lambda: sys.stdout)
     err: IO[str] = field(default_factory=lambda: sys.stderr)
-    log: str = ""
-    how: str = field(default_factory=_log_format)
+    log: str = ""  # path of the file that Ray, its workers and all libraries write to
+    how: str = field(default_factory=_log_format)  # format of lines
 
     def say(self, line: str) -> None:
         """Print a line on standard error."""

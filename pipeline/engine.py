@@ -36,43 +36,33 @@ A = TypeVar("A", bound=Artifact)
 
 @dataclass
 class Stop:
-    """Request to checkpoint and exit, and whether the running work heeds it.
+    """Request to checkpoint and exit, and whether the running work heeds it."""
 
-    Attributes:
-        requested: Whether this attempt should save a checkpoint and end.
-        heeded: Whether the running work checks ``requested`` about every second; other work has
-            nothing to save and may be interrupted at once.
-    """
-
-    requested: bool = False
+    requested: bool = False  # whether this attempt should save a checkpoint and end
+    # Whether the running work checks ``requested`` about every second; other work has nothing to
+    # save and may be interrupted at once.
     heeded: bool = False
 
 
 @dataclass(frozen=True)
 class Context:
-    """A run's ids, its output, and its callbacks.
+    """A run's ids, its output, and its callbacks."""
 
-    Attributes:
-        run_id: Id of the run; a retry keeps it.
-        ds: Logical date that the assignments are published for.
-        start_ray: Called before the first stage that works on Ray.
-        hold: Called before each stage that has work to do, and before its result becomes visible;
-            raises where another attempt works on the same ds.
-        by_schedule: Whether ``config.schedule`` decides on a fit and the gate judges the new model
-            (``dec nightly``); else a new model is always fitted and serves (``dec run``).
-        stages_of: Returns the stages of a run that takes this action; for its cost estimate.
-        times: Duration of each completed stage, in order.
-    """
-
-    run_id: str
-    ds: str
+    run_id: str  # id of the run; a retry keeps it
+    ds: str  # logical date that the assignments are published for
     lake: Store
     progress: Progress = field(default_factory=Watchers)
-    start_ray: Callable[[], None] = lambda: None
+    start_ray: Callable[[], None] = lambda: None  # called before the first stage that works on Ray
+    # Called before each stage that has work to do, and before its result becomes visible; raises
+    # where another attempt works on the same ds.
     hold: Callable[[], None] = lambda: None
     stop: Stop = field(default_factory=Stop)
+    # Whether ``config.schedule`` decides on a fit and the gate judges the new model (``dec
+    # nightly``); else a new model is always fitted and serves (``dec run``).
     by_schedule: bool = False
+    # Returns the stages of a run that takes this action; for its cost estimate.
     stages_of: Callable[[Action], Sequence[Stage[..., Any]]] = lambda _: ()
+    # Duration of each completed stage, in order.
     times: list[StageTime] = field(default_factory=list)
 
     @property
@@ -96,19 +86,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Stage(Generic[P, A]):
-    """A step of the pipeline.
-
-    Attributes:
-        version: Number that is raised when the same inputs give another result than before.
-        settings: Settings that change its result, as JSON values.
-        distributed: Whether it works on Ray, which is started only for work to do there.
-        run: ``run(config, context, *inputs) -> artifact``.
-    """
+    """A step of the pipeline."""
 
     name: str
-    version: int
-    settings: Callable[[Config], Any]
-    distributed: bool
+    version: int  # number that is raised when the same inputs give another result than before
+    settings: Callable[[Config], Any]  # settings that change its result, as JSON values
+    distributed: bool  # whether it works on Ray, which is started only for work to do there
+    # ``run(config, context, *inputs) -> artifact``.
     run: Callable[Concatenate[Config, Context, P], A]
     cost: Callable[[Any], StageCosts] = lambda _: StageCosts()
 
@@ -147,33 +131,23 @@ class StageReached(Exception):
 
 @dataclass
 class Reached:
-    """How far an execution has come.
+    """How far an execution has come."""
 
-    Attributes:
-        stage: Name of the latest stage that began.
-        artifact: Artifact of the latest stage that completed.
-        worked: Whether any stage had work to do and completed it.
-    """
-
-    stage: str = ""
-    artifact: Artifact | None = None
-    worked: bool = False
+    stage: str = ""  # name of the latest stage that began
+    artifact: Artifact | None = None  # artifact of the latest stage that completed
+    worked: bool = False  # whether any stage had work to do and completed it
 
 
 @dataclass(frozen=True)
 class Execution:
-    """One attempt at a run.
-
-    Attributes:
-        only: Name of the one stage to run; those before it must be complete.
-        on_first_work: Called when the first stage with work to do is done, before its marker.
-        reached: Progress; executions under other settings share it.
-    """
+    """One attempt at a run."""
 
     config: Config
     context: Context
-    only: str | None = None
+    only: str | None = None  # name of the one stage to run; those before it must be complete
+    # Called when the first stage with work to do is done, before its marker.
     on_first_work: Callable[[], None] = lambda: None
+    # Progress; executions under other settings share it.
     reached: Reached = field(default_factory=Reached)
 
     def under(self, config: Config) -> Execution:

@@ -53,31 +53,18 @@ _UNWRITTEN = StoredFile(path="unwritten", sha256="", bytes=0)
 
 
 class PlannedNight(Record):
-    """Planned action of a night, and its reason; see ``NightDecision``.
-
-    Attributes:
-        labelled: Approximate share of the rows that would be labelled, because their shards are new
-            or changed since the last night. The others are carried over.
-    """
+    """Planned action of a night, and its reason; see ``NightDecision``."""
 
     ds: str
     action: Action
     why: str
+    # Approximate share of the rows that would be labelled, because their shards are new or changed
+    # since the last night. The others are carried over.
     labelled: float
 
 
 class Plan(Record):
-    """What a run would do, and its estimated cost.
-
-    Attributes:
-        row_bytes: Size of a raw row in memory.
-        fit_rows: Number of rows that training reads.
-        cached: Whether a worker's share of them fits execution.cache_mib; else passes stream.
-        worker_mib: Estimated memory of a training worker; 0 where nothing is trained.
-        estimate: Estimated cost, at most.
-        typical: Estimated cost with as many refinement passes as the last published run made.
-        night: Planned action of the night; None for a run without a schedule.
-    """
+    """What a run would do, and its estimated cost."""
 
     config: Config
     shards: int
@@ -87,16 +74,17 @@ class Plan(Record):
     row_groups: int
     slices: int
     features: tuple[FeatureColumn, ...]
-    row_bytes: int
-    fit_rows: int
-    cached: bool
-    worker_mib: int
+    row_bytes: int  # size of a raw row in memory
+    fit_rows: int  # number of rows that training reads
+    cached: bool  # whether a worker's share of them fits execution.cache_mib; else passes stream
+    worker_mib: int  # estimated memory of a training worker; 0 where nothing is trained
     quarantined: tuple[QuarantinedShard, ...]
-    estimate: Estimate
+    estimate: Estimate  # estimated cost, at most
+    # Estimated cost with as many refinement passes as the last published run made.
     typical: Estimate | None
     last_run: str | None
     measured: Measured | None
-    night: PlannedNight | None
+    night: PlannedNight | None  # planned action of the night; None for a run without a schedule
 
 
 def show_plan(

@@ -38,19 +38,14 @@ _STOP_SECONDS = 60  # for a checkpoint after SIGTERM; Ray gives three
 
 @dataclass(frozen=True)
 class Submission:
-    """Options of ``dec submit``.
-
-    Attributes:
-        run_id: Id of the run; None: the job derives it.
-        name: Name of the pipeline; None: the file's.
-        environment: Source of the packages: the nodes' installation, or this machine's versions.
-    """
+    """Options of ``dec submit``."""
 
     config_path: str
     ds: str | None = None
-    run_id: str | None = None
+    run_id: str | None = None  # id of the run; None: the job derives it
     overrides: Sequence[str] = ()
-    name: str | None = None
+    name: str | None = None  # name of the pipeline; None: the file's
+    # Source of the packages: the nodes' installation, or this machine's versions.
     environment: Environment = "cluster"
     working_dir: str | None = None
     nightly: bool = False

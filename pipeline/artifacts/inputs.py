@@ -14,67 +14,48 @@ ColumnType = Literal["number", "boolean", "category", "timestamp", "vector"]
 
 
 class FeatureColumn(Record):
-    """A column that rows are clustered by: a scalar, or a vector of fixed width.
-
-    Attributes:
-        width: Number of its values in a raw row.
-        type: Meaning of its values; None: plain numbers, treated by ``source.scaling`` and
-            ``source.nulls``. Not written where it is None.
-    """
+    """A column that rows are clustered by: a scalar, or a vector of fixed width."""
 
     name: str
-    width: int
+    width: int  # number of its values in a raw row
     vector: bool
+    # Meaning of its values; None: plain numbers, treated by ``source.scaling`` and
+    # ``source.nulls``. Not written where it is None.
     type: ColumnType | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class QuarantinedShard(Record):
-    """A bad shard that the run leaves out; see ``source.on_bad_shard``.
+    """A bad shard that the run leaves out; see ``source.on_bad_shard``."""
 
-    Attributes:
-        name: Path below the source.
-        rows: Rows by its footer; None where that cannot be read.
-    """
-
-    name: str
+    name: str  # path below the source
     url: str
     version: str
     bytes: int
-    rows: int | None
+    rows: int | None  # rows by its footer; None where that cannot be read
     stage: str
     reason: str
 
 
 class Manifest(Artifact):
-    """The pinned input.
+    """The pinned input."""
 
-    Attributes:
-        shards: Parquet file with one row per shard: url, name, bytes, version, rows, row groups.
-        wanted_bytes: Stored size of the selected columns.
-        shard_count: Number of shards, with empty ones.
-        slice_count: Number of slices, the units of work.
-        features: Feature columns in the order of the config, with its globs resolved.
-        dtype: numpy name of the type of a raw row.
-        carried: Arrow schema of the key columns and the label, base64 of its IPC form.
-        keys: Names of the key columns; empty: shard name and row number.
-        quarantined: Bad shards that are left out. The figures above include those that a stage
-            after pin found.
-    """
-
+    # Parquet file with one row per shard: url, name, bytes, version, rows, row groups.
     shards: StoredFile
     rows: int
     bytes: int
-    wanted_bytes: int
-    shard_count: int
+    wanted_bytes: int  # stored size of the selected columns
+    shard_count: int  # number of shards, with empty ones
     row_groups: int
-    slice_count: int
+    slice_count: int  # number of slices, the units of work
     target_slice_mib: int
+    # Feature columns in the order of the config, with its globs resolved.
     features: tuple[FeatureColumn, ...]
-    dtype: str
-    carried: str
+    dtype: str  # numpy name of the type of a raw row
+    carried: str  # Arrow schema of the key columns and the label, base64 of its IPC form
     nulls: str
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # names of the key columns; empty: shard name and row number
     label: str | None
+    # Bad shards that are left out. The figures above include those that a stage after pin found.
     quarantined: tuple[QuarantinedShard, ...] = ()
 
     @property
@@ -114,19 +95,12 @@ def decode_schema(text: str) -> pa.Schema:
 
 
 class Sample(Artifact):
-    """The reference sample, and the scaler that is fitted on it.
+    """The reference sample, and the scaler that is fitted on it."""
 
-    Attributes:
-        parts: Parquet files with the sampled rows: keys, label, and ``features`` as a vector.
-        scanned_rows: Rows that the scaler's statistics come from.
-        missing_values: Null, NaN or infinite features among those.
-        scaler: Parquet file with one row per feature: mean, offset, factor.
-        scaling: Method of the scaler; see ``pipeline.model.scaling.Scaler``.
-    """
-
+    # Parquet files with the sampled rows: keys, label, and ``features`` as a vector.
     parts: tuple[StoredFile, ...]
     rows: int
-    scanned_rows: int
-    missing_values: int
-    scaler: StoredFile
-    scaling: str
+    scanned_rows: int  # rows that the scaler's statistics come from
+    missing_values: int  # null, NaN or infinite features among those
+    scaler: StoredFile  # Parquet file with one row per feature: mean, offset, factor
+    scaling: str  # method of the scaler; see ``pipeline.model.scaling.Scaler``

@@ -17,91 +17,61 @@ class StageTime(Record):
 
 
 class Summary(Artifact):
-    """The end of a run, also ``metrics.json``.
-
-    Attributes:
-        action: What the run did; see ``NightDecision``.
-        champion: Model that labelled the rows.
-        challenger: Model that was fitted; None where none was.
-        entry: Number of the registry's entry that the champion has.
-        model_id: The champion again, as in the column of the assignments.
-        shipped: Kind of that model.
-        table: Iceberg or Delta table that has the rows too.
-        rows_dropped: Rows left out because of missing values.
-        rows_quarantined: Rows in bad shards.
-        rows_labelled: Rows that were read and labelled.
-        rows_carried: Rows whose labels of an earlier run were published again.
-        outliers: Rows in no cluster.
-        features: Values in a row.
-        cluster_rows: Rows of each, in that order.
-        survived: See ``Identity``, like the next four; 0 where nothing was fitted.
-        churn: Share of the previous champion's reference sample whose id changes.
-        max_psi: PSI of the feature that drifted most from the champion's reference sample.
-        products: Precision of matrix products in pretraining; None without it, like the next.
-        pretrain_passes: Passes of pretraining.
-        pretrain_loss: Mean squared error of the last of them.
-        kmeans_objective: Objective of the initial centroids; None where they are the champion's.
-        refine_updates: Updates of the target; None where nothing was refined, like the next three.
-        refine_stopped_by: See ``RefinedModel``.
-        refine_events: Collapses, and what was done about each.
-        kl: KL divergence at the last update.
-        label_change: Share of rows that changed cluster at the last update.
-        choice: How ``clusters: auto`` came to its number.
-        stages: Seconds of each stage.
-        estimate: The estimate made for the run; None where that was impossible.
-        assignments: Folder of the part files, below it.
-        model: Folder of the champion's model, below it.
-    """
+    """The end of a run, also ``metrics.json``."""
 
     run_id: str
     ds: str
-    action: Action
+    action: Action  # what the run did; see ``NightDecision``
     why: str
     refused: bool
-    champion: str
-    challenger: str | None
-    entry: int
-    model_id: str
-    shipped: ModelKind
+    champion: str  # model that labelled the rows
+    challenger: str | None  # model that was fitted; None where none was
+    entry: int  # number of the registry's entry that the champion has
+    model_id: str  # the champion again, as in the column of the assignments
+    shipped: ModelKind  # kind of that model
     snapshot: int
-    table: str | None
+    table: str | None  # Iceberg or Delta table that has the rows too
     rows_in: int
     rows_out: int
-    rows_dropped: int
-    rows_quarantined: int
-    rows_labelled: int
-    rows_carried: int
-    outliers: int
+    rows_dropped: int  # rows left out because of missing values
+    rows_quarantined: int  # rows in bad shards
+    rows_labelled: int  # rows that were read and labelled
+    rows_carried: int  # rows whose labels of an earlier run were published again
+    outliers: int  # rows in no cluster
     shards: int
-    features: int
+    features: int  # values in a row
     clusters: int
     cluster_ids: tuple[int, ...]
-    cluster_rows: tuple[int, ...]
+    cluster_rows: tuple[int, ...]  # rows of each, in that order
     mean_confidence: float
-    survived: int
+    survived: int  # see ``Identity``, like the next four; 0 where nothing was fitted
     split: int
     merged: int
     born: int
     died: int
-    churn: float | None
+    churn: float | None  # share of the previous champion's reference sample whose id changes
+    # PSI of the feature that drifted most from the champion's reference sample.
     max_psi: float | None
     max_psi_feature: str
     scores: Scores | None
     verdict: Verdict | None
     comparison: Comparison | None
+    # Precision of matrix products in pretraining; None without it, like the next.
     products: str | None
-    pretrain_passes: int | None
-    pretrain_loss: float | None
+    pretrain_passes: int | None  # passes of pretraining
+    pretrain_loss: float | None  # mean squared error of the last of them
+    # Objective of the initial centroids; None where they are the champion's.
     kmeans_objective: float | None
+    # Updates of the target; None where nothing was refined, like the next three.
     refine_updates: int | None
-    refine_stopped_by: str | None
-    refine_events: tuple[str, ...]
-    kl: float | None
-    label_change: float | None
-    choice: ClusterChoice | None
+    refine_stopped_by: str | None  # see ``RefinedModel``
+    refine_events: tuple[str, ...]  # collapses, and what was done about each
+    kl: float | None  # KL divergence at the last update
+    label_change: float | None  # share of rows that changed cluster at the last update
+    choice: ClusterChoice | None  # how ``clusters: auto`` came to its number
     quarantined: tuple[QuarantinedShard, ...]
-    stages: tuple[StageTime, ...]
-    estimate: Estimate | None
+    stages: tuple[StageTime, ...]  # seconds of each stage
+    estimate: Estimate | None  # the estimate made for the run; None where that was impossible
     output: str
-    assignments: str
-    model: str
+    assignments: str  # folder of the part files, below it
+    model: str  # folder of the champion's model, below it

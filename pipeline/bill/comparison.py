@@ -33,18 +33,15 @@ _SNAPSHOTS = 5  # from the newest, to find a run whose summary can be read
 
 
 class Comparison(Record):
-    """Estimated and measured times of a run.
-
-    Attributes:
-        refine_passes: Number of passes that refinement made; None where nothing was refined. The
-            estimate has those that it might make.
-        factors: Corrections of the rates that would have made the estimate right.
-    """
+    """Estimated and measured times of a run."""
 
     run_id: str
     planned: Estimate
     took: tuple[StageTime, ...]
+    # Number of passes that refinement made; None where nothing was refined. The estimate has those
+    # that it might make.
     refine_passes: int | None
+    # Corrections of the rates that would have made the estimate right.
     factors: dict[str, StageFactor]
 
 

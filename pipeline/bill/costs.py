@@ -81,21 +81,16 @@ class Network(NamedTuple):
 
 @dataclass(frozen=True)
 class CostInputs:
-    """Everything that the cost of a stage may depend on.
-
-    Attributes:
-        products: Precision of matrix products there, "float32" or "bfloat16".
-        labelled: Share of the rows that are labelled; the labels of the others are carried over.
-        passes: Number of passes that refinement makes; None: as many as it may.
-    """
+    """Everything that the cost of a stage may depend on."""
 
     config: Config
     manifest: Manifest
     cluster: Cluster
-    products: str
+    products: str  # precision of matrix products there, "float32" or "bfloat16"
     action: Action = "refit"
+    # Share of the rows that are labelled; the labels of the others are carried over.
     labelled: float = 1.0
-    passes: int | None = None
+    passes: int | None = None  # number of passes that refinement makes; None: as many as it may
     rates: Rates = Rates()
 
     @cached_property

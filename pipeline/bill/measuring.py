@@ -59,21 +59,16 @@ _NO_LEARNING = 1e-9
 
 @dataclass(frozen=True)
 class Measured:
-    """Rates measured on this machine.
-
-    Attributes:
-        load: Load average before; where it exceeds the cores, others kept the machine busy.
-        rows_per_second: Rates by work: "read" and "assign" on one thread; "pretrain", "refine" (a
-            pass and the measuring after it) and "kmeans" on all of them.
-        factors: Corrections of the default rates, by stage.
-    """
+    """Rates measured on this machine."""
 
     rows: int
     threads: int
-    load: float
+    load: float  # load average before; where it exceeds the cores, others kept the machine busy
     seconds: float
+    # Rates by work: "read" and "assign" on one thread; "pretrain", "refine" (a pass and the
+    # measuring after it) and "kmeans" on all of them.
     rows_per_second: dict[str, float]
-    factors: dict[str, StageFactor]
+    factors: dict[str, StageFactor]  # corrections of the default rates, by stage
     left_out: dict[str, str]
 
 

@@ -14,25 +14,17 @@ class _Record(BaseModel):
 
 
 class _Costs(_Record):
-    """Figures that a stage declares and its estimate shows.
+    """Figures that a stage declares and its estimate shows."""
 
-    Attributes:
-        rows: Rows read, summed over all passes.
-        passes: Number of passes over the training rows that learn.
-        measuring_passes: Number of passes that measure without learning.
-        gets: GET and HEAD requests to an object store.
-        puts: PUT requests, and LIST requests, which cost the same.
-        fixed_seconds: Wall time that does not depend on the rows, such as starting processes.
-    """
-
-    rows: int = 0
-    passes: int = 0
-    measuring_passes: int = 0
+    rows: int = 0  # rows read, summed over all passes
+    passes: int = 0  # number of passes over the training rows that learn
+    measuring_passes: int = 0  # number of passes that measure without learning
     at_most: bool = False
     read_bytes: _Rounded = 0
     written_bytes: _Rounded = 0
-    gets: _Rounded = 0
-    puts: _Rounded = 0
+    gets: _Rounded = 0  # GET and HEAD requests to an object store
+    puts: _Rounded = 0  # PUT requests, and LIST requests, which cost the same
+    # Wall time that does not depend on the rows, such as starting processes.
     fixed_seconds: float = 0.0
     work_seconds: float = 0.0
 
@@ -42,31 +34,21 @@ class StageCosts(_Costs):
 
     ``gets`` and ``puts`` go to the store of the output, and ``work_seconds`` is computation alone,
     without waiting for a store.
-
-    Attributes:
-        input_gets: GET and HEAD requests to the store of the input.
-        readers: Number of requests that wait at the same time.
-        held_bytes: Memory of the largest process, beyond Python and its libraries.
     """
 
-    input_gets: float = 0
+    input_gets: float = 0  # GET and HEAD requests to the store of the input
     input_puts: float = 0
-    readers: float = 1.0
+    readers: float = 1.0  # number of requests that wait at the same time
     cores: float = 1.0
-    held_bytes: float = 0.0
+    held_bytes: float = 0.0  # memory of the largest process, beyond Python and its libraries
 
 
 class StageEstimate(_Costs):
-    """Estimated cost of a stage, with all its requests and the time that it waits for them.
+    """Estimated cost of a stage, with all its requests and the time that it waits for them."""
 
-    Attributes:
-        stage: Name of the stage; "run" for what belongs to none: Ray's start, the lease.
-        core_hours: Core-hours of the whole cluster, which is paid for.
-    """
-
-    stage: str
+    stage: str  # name of the stage; "run" for what belongs to none: Ray's start, the lease
     busy_core_hours: float = 0.0
-    core_hours: float = 0.0
+    core_hours: float = 0.0  # core-hours of the whole cluster, which is paid for
     gpu_hours: float = 0.0
     memory_mib: _Rounded = 0
 
@@ -100,13 +82,7 @@ class Money(_Record):
 
 
 class Cluster(_Record):
-    """Nodes that are alike, and the processes that compute on them.
-
-    Attributes:
-        worker_gpus: GPUs of each worker, 0 or 1.
-        actor_gpus: GPUs of each actor, a share of one.
-        started_here: Whether ``dec run`` starts Ray on this machine.
-    """
+    """Nodes that are alike, and the processes that compute on them."""
 
     nodes: int
     cpus_per_node: float
@@ -115,9 +91,9 @@ class Cluster(_Record):
     threads: int
     actors: int
     actor_threads: int
-    worker_gpus: int = 0
-    actor_gpus: float = 0.0
-    started_here: bool = False
+    worker_gpus: int = 0  # GPUs of each worker, 0 or 1
+    actor_gpus: float = 0.0  # GPUs of each actor, a share of one
+    started_here: bool = False  # whether ``dec run`` starts Ray on this machine
 
     @property
     def cores(self) -> float:
@@ -131,19 +107,14 @@ class Cluster(_Record):
 
 
 class Estimate(_Record):
-    """Estimated cost of a run.
-
-    Attributes:
-        rates: Origin of the rates, in words.
-        money: Price; None where the config has no prices.
-    """
+    """Estimated cost of a run."""
 
     stages: tuple[StageEstimate, ...]
     cluster: Cluster
     products: str
-    rates: str
+    rates: str  # origin of the rates, in words
     factors: dict[str, StageFactor] = Field(default={})
-    money: Money | None = None
+    money: Money | None = None  # price; None where the config has no prices
 
     @computed_field  # type: ignore[prop-decorator]
     @property

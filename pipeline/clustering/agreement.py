@@ -14,17 +14,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Agreement:
-    """Scores in [0, 1], the adjusted Rand index possibly below 0; higher is better.
+    """Scores in [0, 1], the adjusted Rand index possibly below 0; higher is better."""
 
-    Attributes:
-        acc: Clustering accuracy under the best one-to-one matching (Xie et al. 2016, eq. 10).
-        nmi: Mutual information over the arithmetic mean of the entropies.
-        ari: Adjusted Rand index (Hubert & Arabie 1985).
-    """
-
-    acc: float
-    nmi: float
-    ari: float
+    acc: float  # clustering accuracy under the best one-to-one matching (Xie et al. 2016, eq. 10)
+    nmi: float  # mutual information over the arithmetic mean of the entropies
+    ari: float  # adjusted Rand index (Hubert & Arabie 1985)
     rows: int
 
 

@@ -69,21 +69,16 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Matched:
-    """The new clusters, by permanent id.
+    """The new clusters, by permanent id."""
 
-    Attributes:
-        ids_K: Permanent id of each new cluster, shape (n_new,), int32, all different.
-        born_K: Whether that id is new.
-        parents: Pairs (new id, old id), shape (pairs, 2), int32, sorted, where a born cluster has
-            at least ``matching.splits`` of its rows of the reference sample from the old one.
-        churn: Share of the reference sample whose permanent id changes.
-    """
-
+    # Permanent id of each new cluster, shape (n_new,), int32, all different.
     ids_K: NDArray[np.int32]
-    born_K: NDArray[np.bool_]
+    born_K: NDArray[np.bool_]  # whether that id is new
+    # Pairs (new id, old id), shape (pairs, 2), int32, sorted, where a born cluster has at least
+    # ``matching.splits`` of its rows of the reference sample from the old one.
     parents: NDArray[np.int32]
     transitions: Transitions
-    churn: float
+    churn: float  # share of the reference sample whose permanent id changes
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,14 @@ _NEIGHBOURS = 10
 
 @dataclass(frozen=True)
 class Projection:
-    """Embeddings in the plane.
+    """Embeddings in the plane."""
 
-    Attributes:
-        xy_N2: Coordinates, float32, shape (rows, 2), in [-1, 1].
-        kept_neighbours: Share of each row's ten nearest rows in the embedding that are among its
-            ten nearest on the map, mean over all rows.
-        distance_correlation: Spearman's rank correlation of the distances between pairs of rows in
-            the embedding and on the map.
-    """
-
-    xy_N2: NDArray[np.float32]
+    xy_N2: NDArray[np.float32]  # coordinates, float32, shape (rows, 2), in [-1, 1]
+    # Share of each row's ten nearest rows in the embedding that are among its ten nearest on the
+    # map, mean over all rows.
     kept_neighbours: float
+    # Spearman's rank correlation of the distances between pairs of rows in the embedding and on the
+    # map.
     distance_correlation: float
 
 

@@ -47,15 +47,11 @@ Kind = Literal["number", "time", "boolean", "category", "missing"]
 
 @dataclass(frozen=True)
 class TreeFeature:
-    """Meaning of one value of a row that the tree is fitted on.
+    """Meaning of one value of a row that the tree is fitted on."""
 
-    Attributes:
-        name: Name of the user's column; with the index of a vector's component.
-        kind: "number"; "time": seconds since 1970; or an indicator of 1 and 0: "boolean",
-            "category" for one value of a category, "missing" for rows without a value.
-    """
-
-    name: str
+    name: str  # name of the user's column; with the index of a vector's component
+    # "number"; "time": seconds since 1970; or an indicator of 1 and 0: "boolean", "category" for
+    # one value of a category, "missing" for rows without a value.
     kind: Kind = "number"
     value: str | None = None
 
@@ -74,16 +70,11 @@ class TreeFeature:
 
 @dataclass(frozen=True)
 class Condition:
-    """``low < x <= high`` for one feature.
-
-    Attributes:
-        low: Lower bound; −inf: none. With +inf only missing values match.
-        high: Upper bound; +inf: none.
-    """
+    """``low < x <= high`` for one feature."""
 
     feature: int
-    low: float = -math.inf
-    high: float = math.inf
+    low: float = -math.inf  # Lower bound; −inf: none. With +inf only missing values match.
+    high: float = math.inf  # upper bound; +inf: none
     missing: bool = False
 
     def holds(self, x_B: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -111,19 +102,14 @@ class Condition:
 
 @dataclass(frozen=True)
 class Rule:
-    """A leaf of the tree: rows that match all conditions are predicted to be in its cluster.
+    """A leaf of the tree: rows that match all conditions are predicted to be in its cluster."""
 
-    Attributes:
-        cluster_id: Predicted cluster; None: one of those that are too small to have rules.
-        conditions: Conditions, at most one per feature, in the order of the tree.
-        correct: Number of matching held-out rows that the model, too, puts into the cluster.
-    """
-
-    cluster_id: int | None
+    cluster_id: int | None  # predicted cluster; None: one of those that are too small to have rules
+    # Conditions, at most one per feature, in the order of the tree.
     conditions: tuple[Condition, ...]
     rows: int
     held_out: int = 0
-    correct: int = 0
+    correct: int = 0  # number of matching held-out rows that the model, too, puts into the cluster
 
     @property
     def precision(self) -> float | None:
@@ -165,19 +151,14 @@ class ClusterFidelity:
 
 @dataclass(frozen=True)
 class Surrogate:
-    """The rules and their fidelity.
+    """The rules and their fidelity."""
 
-    Attributes:
-        rules: Rules by cluster, the one with most rows first. Every row matches exactly one, or
-            none where it misses a value that no fitted row missed.
-        clusters: Fidelity for every cluster of the sample, by id.
-        fidelity: Share of held-out rows for which rules and model agree.
-        baseline: Share of held-out rows in the largest cluster: the fidelity of a constant guess.
-    """
-
+    # Rules by cluster, the one with most rows first. Every row matches exactly one, or none where
+    # it misses a value that no fitted row missed.
     rules: tuple[Rule, ...]
-    clusters: tuple[ClusterFidelity, ...]
-    fidelity: float
+    clusters: tuple[ClusterFidelity, ...]  # fidelity for every cluster of the sample, by id
+    fidelity: float  # share of held-out rows for which rules and model agree
+    # Share of held-out rows in the largest cluster: the fidelity of a constant guess.
     baseline: float
     fitted_rows: int
     held_out_rows: int

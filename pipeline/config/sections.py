@@ -60,13 +60,9 @@ class Section(BaseModel):
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of the config.
+    """A setting of the config."""
 
-    Attributes:
-        path: Name with those of its sections: ``refine.alpha``.
-    """
-
-    path: str
+    path: str  # name with those of its sections: ``refine.alpha``
     field: FieldInfo
     affects: Affects
 

@@ -37,19 +37,15 @@ _METADATA_KEY = b"dec_pipeline"
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What the footer of one shard says about the selected columns.
+    """What the footer of one shard says about the selected columns."""
 
-    Attributes:
-        schema: Schema of the columns in the file itself, without those of its folders; None for a
-            shard without rows, whose types do not matter.
-        widths: Widths of the features that are vectors, in their order; None where no row tells.
-        bytes: Stored bytes of the selected columns in each row group.
-    """
-
+    # Schema of the columns in the file itself, without those of its folders; None for a shard
+    # without rows, whose types do not matter.
     schema: pa.Schema | None
+    # Widths of the features that are vectors, in their order; None where no row tells.
     widths: Sequence[int | None]
     rows: Sequence[int]
-    bytes: Sequence[int]
+    bytes: Sequence[int]  # stored bytes of the selected columns in each row group
 
 
 class KnownFooters:

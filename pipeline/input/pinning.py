@@ -38,18 +38,15 @@ _SHARDS_AHEAD = 2048
 
 @dataclass(frozen=True)
 class PinnedInput:
-    """What the footers say about the input.
+    """What the footers say about the input."""
 
-    Attributes:
-        shards: One row per shard, of ``SHARD_SCHEMA``, with the metadata of ``with_schemas``.
-        features: Feature columns in the order of the config, with its globs resolved.
-        quarantined: Shards whose footers cannot be read; not among ``shards``.
-    """
-
+    # One row per shard, of ``SHARD_SCHEMA``, with the metadata of ``with_schemas``.
     shards: pa.Table
+    # Feature columns in the order of the config, with its globs resolved.
     features: tuple[FeatureColumn, ...]
     dtype: str
     carried: pa.Schema
+    # Shards whose footers cannot be read; not among ``shards``.
     quarantined: tuple[QuarantinedShard, ...]
 
 

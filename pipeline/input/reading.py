@@ -34,40 +34,29 @@ _BLOCK_BYTES = 2 * 2**20
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Some rows of one shard.
+    """Some rows of one shard."""
 
-    Attributes:
-        x_BF: Raw features, shape (rows, features), of the manifest's dtype; may be a read-only
-            view of Arrow's memory. Missing values are NaN.
-        carried: Key columns and label of the same rows; None where they are not read.
-        row_numbers_B: Positions in the shard, shape (rows,), int64.
-        stored: Categories among the features and ``Reader.explained``, as stored, as far as the
-            shard has them; None without any.
-    """
-
+    # Raw features, shape (rows, features), of the manifest's dtype; may be a read-only view of
+    # Arrow's memory. Missing values are NaN.
     x_BF: NDArray[np.generic]
-    carried: pa.Table | None
+    carried: pa.Table | None  # key columns and label of the same rows; None where they are not read
     shard: int
-    row_numbers_B: NDArray[np.int64]
+    row_numbers_B: NDArray[np.int64]  # positions in the shard, shape (rows,), int64
+    # Categories among the features and ``Reader.explained``, as stored, as far as the shard has
+    # them; None without any.
     stored: pa.Table | None = None
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reader of pieces; small, since it is sent to every task.
-
-    Attributes:
-        nulls: Treatment of missing values: "error", "mean" (kept as NaN) or "drop" (the row).
-        carried: Schema of the key columns and the label; empty: they are not read.
-        shard_keys: Whether shard name and row number are the keys.
-        explained: Columns of ``explain.columns``, which a shard may lack.
-    """
+    """Reader of pieces; small, since it is sent to every task."""
 
     features: tuple[FeatureColumn, ...]
     dtype: str
-    nulls: str
-    carried: pa.Schema
-    shard_keys: bool
+    nulls: str  # treatment of missing values: "error", "mean" (kept as NaN) or "drop" (the row)
+    carried: pa.Schema  # schema of the key columns and the label; empty: they are not read
+    shard_keys: bool  # whether shard name and row number are the keys
+    # Columns of ``explain.columns``, which a shard may lack.
     explained: tuple[ProfiledColumn, ...] = ()
 
     @classmethod

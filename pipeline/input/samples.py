@@ -31,25 +31,18 @@ _HASHES = pa.schema([("column", pa.string()), ("hashes", pa.list_(pa.uint64()))]
 
 @dataclass(frozen=True)
 class SamplePart:
-    """Report of a task about its part: a file and statistics, never rows.
-
-    Attributes:
-        scanned: Rows that the statistics come from.
-        moments: Lists of ``Moments``, by name.
-        values: ``RowStatistics.values``, a list per column; None without categories.
-        hashes: ``RowStatistics.hashes``, names and numbers.
-        cut: ``RowStatistics.cut``.
-    """
+    """Report of a task about its part: a file and statistics, never rows."""
 
     name: str
     sha256: str
     bytes: int
     rows: int
-    scanned: int
-    moments: dict[str, list[Any]]
+    scanned: int  # rows that the statistics come from
+    moments: dict[str, list[Any]]  # lists of ``Moments``, by name
+    # ``RowStatistics.values``, a list per column; None without categories.
     values: dict[str, list[Any]] | None = None
-    hashes: dict[str, list[Any]] | None = None
-    cut: tuple[str, ...] = ()
+    hashes: dict[str, list[Any]] | None = None  # ``RowStatistics.hashes``, names and numbers
+    cut: tuple[str, ...] = ()  # ``RowStatistics.cut``
 
     def statistics(self) -> RowStatistics:
         """The statistics as arrays."""

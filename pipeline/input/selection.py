@@ -50,19 +50,13 @@ def listed(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """The columns that the config selects, with its globs resolved.
-
-    Attributes:
-        carried: Key columns and the label.
-        types: Types of the features that the config gives one.
-        folders: Features whose values are in the names of folders.
-    """
+    """The columns that the config selects, with its globs resolved."""
 
     features: tuple[str, ...]
-    carried: tuple[str, ...]
+    carried: tuple[str, ...]  # key columns and the label
     label: str | None
-    types: Mapping[str, str]
-    folders: frozenset[str]
+    types: Mapping[str, str]  # types of the features that the config gives one
+    folders: frozenset[str]  # features whose values are in the names of folders
 
     @property
     def all(self) -> tuple[str, ...]:

@@ -55,19 +55,14 @@ VALUE_COUNTS = pa.schema(
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """Mergeable statistics of rows.
+    """Mergeable statistics of rows."""
 
-    Attributes:
-        moments: Moments of the raw features, then of the positions of timestamps on their circles.
-        values: Counts of the categories' values, of ``VALUE_COUNTS``.
-        hashes: Smallest hashes of each category's values, ascending.
-        cut: Categories with dropped values.
-    """
-
+    # Moments of the raw features, then of the positions of timestamps on their circles.
     moments: Moments
-    values: pa.Table
+    values: pa.Table  # counts of the categories' values, of ``VALUE_COUNTS``
+    # Smallest hashes of each category's values, ascending.
     hashes: Mapping[str, NDArray[np.uint64]] = field(default_factory=dict)
-    cut: frozenset[str] = frozenset()
+    cut: frozenset[str] = frozenset()  # categories with dropped values
 
     @classmethod
     def of(cls, block: RowBlock, features: tuple[FeatureColumn, ...]) -> RowStatistics:

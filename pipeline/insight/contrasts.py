@@ -22,19 +22,13 @@ _DEPTH = 3
 
 @dataclass(frozen=True)
 class Contrast:
-    """Difference of two clusters in one feature.
+    """Difference of two clusters in one feature."""
 
-    Attributes:
-        feature: Name of the user's column, with the index of a component.
-        value: Value of a category; None for other features.
-        mean: Mean in the first cluster, in the user's units.
-        difference: Difference of the means in pooled standard deviations; None: neither varies.
-    """
-
-    feature: str
-    value: str | None
-    mean: float
+    feature: str  # name of the user's column, with the index of a component
+    value: str | None  # value of a category; None for other features
+    mean: float  # mean in the first cluster, in the user's units
     other_mean: float
+    # Difference of the means in pooled standard deviations; None: neither varies.
     difference: float | None
 
 

@@ -22,19 +22,14 @@ from pipeline.storage import Store
 
 @dataclass(frozen=True)
 class ExplainedRun:
-    """A run whose clusters are profiled and described.
-
-    Attributes:
-        names: Name of each cluster that has one: today's where the registry has it.
-        clusters: Rows of ``DESCRIBED_SCHEMA`` by cluster id.
-    """
+    """A run whose clusters are profiled and described."""
 
     lake: Store
     run_id: str
     explanation: Explanation
     description: Description
-    names: dict[int, str]
-    clusters: dict[int, dict[str, Any]]
+    names: dict[int, str]  # name of each cluster that has one: today's where the registry has it
+    clusters: dict[int, dict[str, Any]]  # rows of ``DESCRIBED_SCHEMA`` by cluster id
 
     def named(self, cluster_id: int) -> str:
         """Id and name of a cluster."""

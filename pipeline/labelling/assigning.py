@@ -53,30 +53,22 @@ _BINNED_VALUES = 2**17
 
 @dataclass(frozen=True)
 class AssignJob:
-    """Input of every actor.
-
-    Attributes:
-        ids: Permanent ids of its clusters; see ``Champion.ids``.
-        bins: Distribution of the rows that it was fitted on; see ``Reference.bins``.
-        folder: Folder of the parts, below the output.
-        run_id: Run id, written into every row like ``ds``.
-        published: Parts of earlier nights, by name, that may be carried; None: none may.
-        explained: Columns that are profiled, but not clustered by.
-    """
+    """Input of every actor."""
 
     config: Config
     manifest: Manifest
     model: ClusteringModel
-    ids: StoredFile
-    bins: StoredFile
+    ids: StoredFile  # permanent ids of its clusters; see ``Champion.ids``
+    bins: StoredFile  # distribution of the rows that it was fitted on; see ``Reference.bins``
     lake: Store
-    folder: str
-    run_id: str
+    folder: str  # folder of the parts, below the output
+    run_id: str  # run id, written into every row like ``ds``
     ds: str
     threads: int
     gpus: float = 0.0
+    # Parts of earlier nights, by name, that may be carried; None: none may.
     published: Mapping[str, PartFile] | None = None
-    explained: tuple[ProfiledColumn, ...] = ()
+    explained: tuple[ProfiledColumn, ...] = ()  # columns that are profiled, but not clustered by
 
 
 class Assigner:

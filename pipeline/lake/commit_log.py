@@ -26,16 +26,12 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True)
 class CommitLog(Generic[R]):
-    """One log.
-
-    Attributes:
-        noun: Name of a record in messages, with its article.
-    """
+    """One log."""
 
     folder: str
     kind: type[R]
     number_of: Callable[[R], int]
-    noun: str
+    noun: str  # name of a record in messages, with its article
 
     def path(self, number: int) -> str:
         """Path of the file with this number, below the output."""

@@ -36,28 +36,19 @@ _RENEWALS = 12
 
 
 class Claim(Record):
-    """Content of ``leases/<ds>/<n>.json``.
-
-    Attributes:
-        born: Start time of that process, since ids are reused.
-        boot: Boot of the machine, where process ids and the monotonic clock hold; empty: unknown.
-        since: Time in UTC of the claim, by that machine's clock; for people only.
-        seconds: Seconds without renewal after which it ends.
-        renewed: Monotonic clock of the boot at the last renewal, in seconds.
-        released: Whether the holder gave it back.
-    """
+    """Content of ``leases/<ds>/<n>.json``."""
 
     token: str
     holder: str
     host: str
     process: int
-    born: str
-    boot: str
-    since: str
-    seconds: float
-    renewed: float
+    born: str  # start time of that process, since ids are reused
+    boot: str  # boot of the machine, where process ids and the monotonic clock hold; empty: unknown
+    since: str  # time in UTC of the claim, by that machine's clock; for people only
+    seconds: float  # seconds without renewal after which it ends
+    renewed: float  # monotonic clock of the boot at the last renewal, in seconds
     renewals: int
-    released: bool
+    released: bool  # whether the holder gave it back
 
 
 @dataclass(frozen=True)

@@ -34,26 +34,18 @@ _ROW_GROUP_ROWS = 131_072
 
 @dataclass(frozen=True)
 class PartStatistics:
-    """Statistics of one part, stored in its footer.
+    """Statistics of one part, stored in its footer."""
 
-    Attributes:
-        identity: Identity by ``part_identity``.
-        rows_in: Rows of the slice.
-        rows: Rows written; fewer than rows_in only under ``source.nulls: drop``.
-        cluster_rows: (cluster_id, rows) of each cluster that occurs.
-        contingency: (cluster_id, class, rows) where the table has a label; classes as JSON values.
-        bins: Number of rows of each feature in each bin of the champion's reference sample.
-        binned_rows: Number of rows that ``bins`` counts: every n-th row of the part.
-    """
-
-    identity: str
-    rows_in: int
-    rows: int
-    cluster_rows: list[list[int]]
+    identity: str  # identity by ``part_identity``
+    rows_in: int  # rows of the slice
+    rows: int  # rows written; fewer than rows_in only under ``source.nulls: drop``
+    cluster_rows: list[list[int]]  # (cluster_id, rows) of each cluster that occurs
     confidence_sum: float
+    # (cluster_id, class, rows) where the table has a label; classes as JSON values.
     contingency: list[list[Any]]
+    # Number of rows of each feature in each bin of the champion's reference sample.
     bins: list[list[int]] = field(default_factory=list)
-    binned_rows: int = 0
+    binned_rows: int = 0  # number of rows that ``bins`` counts: every n-th row of the part
 
 
 class BinnedRows:

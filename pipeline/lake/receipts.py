@@ -23,66 +23,49 @@ Kind = Literal["assignments", "reference sample", "exemplars", "report"]
 
 
 class Rewritten(Record):
-    """A file that held rows to be forgotten.
-
-    Attributes:
-        new: Path of the file that takes its place; None: a staged file that was removed, which its
-            run makes again from the source.
-        sha256: Digest of the new file, if it is known; like the next two, empty without a new file.
-        removed: Rows, or exemplars, removed from it.
-    """
+    """A file that held rows to be forgotten."""
 
     kind: Kind
     old: LakePath
+    # Path of the file that takes its place; None: a staged file that was removed, which its run
+    # makes again from the source.
     new: LakePath | None
+    # Digest of the new file, if it is known; like the next two, empty without a new file.
     sha256: str = ""
     bytes: int = 0
     rows: int = 0
-    removed: int
+    removed: int  # rows, or exemplars, removed from it
 
 
 class Count(Record):
-    """Rows that were removed.
-
-    Attributes:
-        ds: Logical date of the partition, or of the file's run; None where there is none. A file
-            that several partitions name counts in each.
-        staged: Whether neither a published partition nor the registry named the files.
-        rows: Number of rows; for "exemplars", of keys in lists.
-        files: Number of files that held them.
-    """
+    """Rows that were removed."""
 
     kind: Kind
+    # Logical date of the partition, or of the file's run; None where there is none. A file that
+    # several partitions name counts in each.
     ds: str | None
-    staged: bool
-    rows: int
-    files: int
+    staged: bool  # whether neither a published partition nor the registry named the files
+    rows: int  # number of rows; for "exemplars", of keys in lists
+    files: int  # number of files that held them
 
 
 class Receipt(Record):
-    """Content of ``forgotten/<n>.json``.
-
-    Attributes:
-        at: Time in UTC, by the clock of the machine.
-        who: Login and machine.
-        salt: Random hex digits, put before the text of each key before hashing.
-        keys: SHA-256 of salt and key, of each key that was asked for; see
-            ``pipeline.operations.forgotten_keys.KeySet.hashes``.
-        partitions: ds of the published partitions that change.
-        snapshot: The first that names the new files; None: this has not come so far, or no
-            published file held any of the rows.
-        held_by: Older snapshots whose files still hold some of the rows, until ``dec gc``.
-    """
+    """Content of ``forgotten/<n>.json``."""
 
     number: PositiveInt
-    at: str
-    who: str
-    salt: str
+    at: str  # time in UTC, by the clock of the machine
+    who: str  # login and machine
+    salt: str  # random hex digits, put before the text of each key before hashing
+    # SHA-256 of salt and key, of each key that was asked for; see
+    # ``pipeline.operations.forgotten_keys.KeySet.hashes``.
     keys: tuple[str, ...]
     counts: tuple[Count, ...]
     files: tuple[Rewritten, ...]
-    partitions: tuple[Name, ...]
+    partitions: tuple[Name, ...]  # ds of the published partitions that change
+    # The first that names the new files; None: this has not come so far, or no published file held
+    # any of the rows.
     snapshot: int | None = None
+    # Older snapshots whose files still hold some of the rows, until ``dec gc``.
     held_by: tuple[int, ...] = ()
     finished: bool = False
 

@@ -26,36 +26,27 @@ _ATTEMPTS = 20  # each lost race means that another run published; more than thi
 
 
 class Partition(Record):
-    """Published assignments of one ds.
-
-    Attributes:
-        quarantined_shards: Number of bad shards of the input, whose rows it lacks.
-        refused: Whether the gate refused the model fitted for it; the previous one labelled it.
-    """
+    """Published assignments of one ds."""
 
     run_id: Name
     model_id: Name
     rows: int
     files: LakePath
-    quarantined_shards: int = 0
+    quarantined_shards: int = 0  # number of bad shards of the input, whose rows it lacks
+    # Whether the gate refused the model fitted for it; the previous one labelled it.
     refused: bool = False
 
 
 class SnapshotFile(Record):
-    """Content of ``snapshots/<n>.json``.
-
-    Attributes:
-        commit_id: Identifies the publish, so that one whose answer was lost is recognised.
-        committed_at: Time in UTC, by the publishing machine's clock; numbers decide which is newer.
-        partitions: All live partitions of the assignments table, by ds.
-    """
+    """Content of ``snapshots/<n>.json``."""
 
     snapshot: PositiveInt
-    commit_id: str
+    commit_id: str  # identifies the publish, so that one whose answer was lost is recognised
     run_id: Name
     ds: Name
+    # Time in UTC, by the publishing machine's clock; numbers decide which is newer.
     committed_at: str
-    partitions: dict[Name, Partition]
+    partitions: dict[Name, Partition]  # all live partitions of the assignments table, by ds
 
     def before(self, ds: str) -> str | None:
         """The newest date before another; runs without a date are neither before nor after."""

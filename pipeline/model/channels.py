@@ -49,35 +49,24 @@ OTHER, NULL = "(other)", "(null)"
 
 @dataclass(frozen=True)
 class Channel:
-    """One input of the network: (value − offset) · factor.
+    """One input of the network: (value − offset) · factor."""
 
-    Attributes:
-        feature: Position of its column in a raw row; the first component of a vector.
-        kind: Meaning of the value: the raw number, a coordinate on a circle, or 0 or 1 for a
-            boolean, for a mask of missing values, and for a value of a category.
-        label: Label among the column's channels: a value of the category, a coordinate; or "".
-        offset: Offset, the mean; 0 for a category, whose channels are 0 or positive.
-        factor: Factor; 0 where the sample does not vary.
-        loss: Weight of its error in the loss: squared error in scaled units for circles and
-            numbers, else cross-entropy in nats, with the same weight for a whole category.
-        width: Number of components of the column, for "missing".
-        turns: Turns of a circle per second.
-        shift: Shift on a circle, in turns; 0 gives the cosine and 1/4 the sine.
-        code: Code of a category's value; NaN for missing, infinite for all other values.
-        missing: Channel that masks missing values of this one; −1: there is none.
-    """
-
-    feature: int
+    feature: int  # position of its column in a raw row; the first component of a vector
+    # Meaning of the value: the raw number, a coordinate on a circle, or 0 or 1 for a boolean, for a
+    # mask of missing values, and for a value of a category.
     kind: ChannelKind
+    # Label among the column's channels: a value of the category, a coordinate; or "".
     label: str = ""
-    offset: float = 0.0
-    factor: float = 0.0
+    offset: float = 0.0  # offset, the mean; 0 for a category, whose channels are 0 or positive
+    factor: float = 0.0  # factor; 0 where the sample does not vary
+    # Weight of its error in the loss: squared error in scaled units for circles and numbers, else
+    # cross-entropy in nats, with the same weight for a whole category.
     loss: float = 0.0
-    width: int = 1
-    turns: float = 0.0
-    shift: float = 0.0
-    code: float = 0.0
-    missing: int = -1
+    width: int = 1  # number of components of the column, for "missing"
+    turns: float = 0.0  # turns of a circle per second
+    shift: float = 0.0  # shift on a circle, in turns; 0 gives the cosine and 1/4 the sine
+    code: float = 0.0  # code of a category's value; NaN for missing, infinite for all other values
+    missing: int = -1  # channel that masks missing values of this one; −1: there is none
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,12 @@ _MOST_WORD = 30  # characters of a column's name or a category
 
 @dataclass(frozen=True)
 class Trait:
-    """A feature in which a cluster differs from all other rows.
+    """A feature in which a cluster differs from all other rows."""
 
-    Attributes:
-        feature: Name of the user's column, with the index of a component.
-        value: Value of a category; None for other features.
-        difference: Difference of the means in standard deviations of all rows.
-        mean: Mean in the cluster, in the user's units, or share of a category's value; None:
-            unknown.
-    """
-
-    feature: str
-    value: str | None
-    difference: float
+    feature: str  # name of the user's column, with the index of a component
+    value: str | None  # value of a category; None for other features
+    difference: float  # difference of the means in standard deviations of all rows
+    # Mean in the cluster, in the user's units, or share of a category's value; None: unknown.
     mean: float | None
 
     @property

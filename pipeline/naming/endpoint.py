@@ -48,13 +48,9 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An endpoint that names clusters.
+    """An endpoint that names clusters."""
 
-    Attributes:
-        url: Base URL, such as https://api.openai.com/v1.
-    """
-
-    url: str
+    url: str  # base URL, such as https://api.openai.com/v1
     model: str
     timeout_s: float
 

@@ -113,23 +113,16 @@ class Flow(Record):
 
 
 class Moved(Record):
-    """How the keys of one cluster changed.
-
-    Attributes:
-        left: Keys of the first night that are now in another cluster.
-        arrived: Keys of the second night that were in another cluster.
-        gone: Keys of the first night that the second lacks.
-        new: Keys of the second night that the first lacks.
-    """
+    """How the keys of one cluster changed."""
 
     cluster_id: int
     name: str | None
     before: int
     after: int
-    left: int
-    arrived: int
-    gone: int
-    new: int
+    left: int  # keys of the first night that are now in another cluster
+    arrived: int  # keys of the second night that were in another cluster
+    gone: int  # keys of the first night that the second lacks
+    new: int  # keys of the second night that the first lacks
 
     @property
     def left_share(self) -> float:
@@ -156,38 +149,24 @@ class Transition(Record):
 
 
 class Difference(Record):
-    """Result of ``dec diff``.
-
-    Attributes:
-        in_both: Keys that both have, once each.
-        changed: Keys in both whose cluster id differs.
-        churn: ``changed / in_both``; None where no key is in both.
-        new: Keys that only the second has.
-        gone: Keys that only the first has.
-        repeated_keys: Keys that a night has more than once; no figure above counts them.
-        repeated_rows: Rows of both nights with such keys.
-        shared_files: Part files that both nights name; none of their rows changed.
-        transitions: Transitions in the registry, after the first night up to the second.
-        flows: Keys that changed, the largest flow first.
-        flow_count: Number of flows; ``flows`` leaves out the smallest.
-        moved: Clusters, those first whose members changed most.
-    """
+    """Result of ``dec diff``."""
 
     before: Side
     after: Side
-    in_both: int
-    changed: int
-    churn: float | None
-    new: int
-    gone: int
-    repeated_keys: int
-    repeated_rows: int
-    shared_files: int
+    in_both: int  # keys that both have, once each
+    changed: int  # keys in both whose cluster id differs
+    churn: float | None  # ``changed / in_both``; None where no key is in both
+    new: int  # keys that only the second has
+    gone: int  # keys that only the first has
+    repeated_keys: int  # keys that a night has more than once; no figure above counts them
+    repeated_rows: int  # rows of both nights with such keys
+    shared_files: int  # part files that both nights name; none of their rows changed
     shared_rows: int
+    # Transitions in the registry, after the first night up to the second.
     transitions: tuple[Transition, ...]
-    flows: tuple[Flow, ...]
-    flow_count: int
-    moved: tuple[Moved, ...]
+    flows: tuple[Flow, ...]  # keys that changed, the largest flow first
+    flow_count: int  # number of flows; ``flows`` leaves out the smallest
+    moved: tuple[Moved, ...]  # clusters, those first whose members changed most
 
 
 def difference(

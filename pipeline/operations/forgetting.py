@@ -48,18 +48,13 @@ _LEASE_S = 60.0
 
 @dataclass
 class Forgotten:
-    """What ``dec forget`` did, or with ``dry_run`` would do.
+    """What ``dec forget`` did, or with ``dry_run`` would do."""
 
-    Attributes:
-        receipts: Receipts that this call wrote or finished; empty where nothing was found.
-        counts: Rows to remove.
-        held_by: Snapshots that still hold some of the rows, until ``dec gc``.
-    """
-
+    # Receipts that this call wrote or finished; empty where nothing was found.
     receipts: list[Receipt] = field(default_factory=list)
-    counts: tuple[Count, ...] = ()
+    counts: tuple[Count, ...] = ()  # rows to remove
     files: int = 0
-    held_by: tuple[int, ...] = ()
+    held_by: tuple[int, ...] = ()  # snapshots that still hold some of the rows, until ``dec gc``
 
 
 def forget(

@@ -59,21 +59,16 @@ _LEFTOVER = re.compile(r"(.*/)?\.([0-9a-f]{32}\.tmp|write-check-[0-9a-f]{32})")
 
 @dataclass(frozen=True)
 class Removal:
-    """Files to remove together.
+    """Files to remove together."""
 
-    Attributes:
-        kind: "snapshots", "published run", "unpublished run", "unlisted files",
-            "tuning", "model", "unlisted tables", "cached footers", "leases" or "leftovers".
-        files: Paths below the output, in the order of removal.
-        ds: Logical date whose lease is needed; None: no lease.
-        seen: Files of the run and their versions when it was chosen; a change keeps the run.
-    """
-
+    # "snapshots", "published run", "unpublished run", "unlisted files", "tuning", "model",
+    # "unlisted tables", "cached footers", "leases" or "leftovers".
     kind: str
     name: str
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # paths below the output, in the order of removal
     bytes: int
-    ds: str | None = None
+    ds: str | None = None  # logical date whose lease is needed; None: no lease
+    # Files of the run and their versions when it was chosen; a change keeps the run.
     seen: frozenset[tuple[str, str]] = frozenset()
 
 

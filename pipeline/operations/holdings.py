@@ -65,22 +65,17 @@ COPY = re.compile(r"cluster_exemplars/ds=([^/]+)/exemplars\.parquet")
 
 @dataclass(frozen=True)
 class Holding:
-    """A file that has some of the rows.
-
-    Attributes:
-        ds: Partitions that name it, or the ds of its run.
-        named: Whether the newest snapshot or the registry names it, or a complete run, whose model
-            may be promoted.
-        run: Run whose folder it lies in; empty: none.
-    """
+    """A file that has some of the rows."""
 
     path: str
     kind: Kind
     rows: int = 0
-    ds: tuple[str, ...] = ()
+    ds: tuple[str, ...] = ()  # partitions that name it, or the ds of its run
     snapshots: tuple[int, ...] = ()
+    # Whether the newest snapshot or the registry names it, or a complete run, whose model may be
+    # promoted.
     named: bool = False
-    run: str = ""
+    run: str = ""  # run whose folder it lies in; empty: none
 
     @property
     def only_old(self) -> bool:

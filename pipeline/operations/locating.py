@@ -274,18 +274,13 @@ def _in_shard(
 
 @dataclass(frozen=True)
 class Evidence:
-    """Evidence of one feature for the cluster of a row, against its runner-up.
+    """Evidence of one feature for the cluster of a row, against its runner-up."""
 
-    Attributes:
-        feature: Name of the user's column, with the index of a component or a category's value.
-        value: Value of the row, in the user's units; for a category, 1 where the row has it.
-        away: Distance of the value from ``mean``, in pooled standard deviations of both clusters.
-    """
-
-    feature: str
-    value: float
+    feature: str  # name of the user's column, with the index of a component or a category's value
+    value: float  # value of the row, in the user's units; for a category, 1 where the row has it
     mean: float
     other_mean: float
+    # Distance of the value from ``mean``, in pooled standard deviations of both clusters.
     away: float
     other_away: float
 
@@ -326,17 +321,12 @@ def evidence(
 
 @dataclass(frozen=True)
 class Near:
-    """An exemplar near a row.
-
-    Attributes:
-        kind: central, typical or ambiguous.
-        distance: Distance to the row in the model's embedding.
-    """
+    """An exemplar near a row."""
 
     cluster_id: int
-    kind: str
+    kind: str  # central, typical or ambiguous
     keys: dict[str, Any]
-    distance: float
+    distance: float  # distance to the row in the model's embedding
 
 
 def nearest_exemplars(

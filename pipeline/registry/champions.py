@@ -40,15 +40,11 @@ Rematch = Callable[[NightDecision, Manifest, Champion], Identity]
 
 @dataclass(frozen=True)
 class Judged:
-    """Verdict on a run's challenger, and whether it serves.
-
-    Attributes:
-        serves: Whether the challenger is the champion now.
-    """
+    """Verdict on a run's challenger, and whether it serves."""
 
     run_id: str
     verdict: Verdict
-    serves: bool
+    serves: bool  # whether the challenger is the champion now
 
 
 def judged(lake: Store, run_id: str) -> Judged:

@@ -17,15 +17,12 @@ OUTLIER = -1  # the cluster_id of rows in no cluster
 
 @dataclass(frozen=True)
 class ClusterIds:
-    """See ``pipeline.artifacts.nights.Champion.ids``.
+    """See ``pipeline.artifacts.nights.Champion.ids``."""
 
-    Attributes:
-        cluster_id_K: int32, by position in the model's file of centroids, shape (n_clusters,).
-        most_distance_K: float32, in the embedding, the same shape; rows that are farther from
-            their centroid are outliers (rule "distance"); infinite: there are none.
-    """
-
+    # int32, by position in the model's file of centroids, shape (n_clusters,).
     cluster_id_K: NDArray[np.int32]
+    # float32, in the embedding, the same shape; rows that are farther from their centroid are
+    # outliers (rule "distance"); infinite: there are none.
     most_distance_K: NDArray[np.float32]
 
     @classmethod

@@ -30,18 +30,12 @@ from pipeline.storage import Store, parquet_bytes, sha256
 
 @dataclass(frozen=True)
 class ClusterObservation:
-    """A model's clusters on the sample that it was fitted on, by position.
-
-    Attributes:
-        size_K: Rows of the sample in each cluster, shape (n_clusters,), int64.
-        centroids_KD: Centroids in the model's embedding, float32.
-        exemplars: One list of keys as JSON per cluster, nearest row first.
-    """
+    """A model's clusters on the sample that it was fitted on, by position."""
 
     model_id: str
-    size_K: NDArray[np.int64]
-    centroids_KD: NDArray[np.float32]
-    exemplars: pa.ListArray
+    size_K: NDArray[np.int64]  # rows of the sample in each cluster, shape (n_clusters,), int64
+    centroids_KD: NDArray[np.float32]  # centroids in the model's embedding, float32
+    exemplars: pa.ListArray  # one list of keys as JSON per cluster, nearest row first
 
 
 def next_id(clusters: pa.Table) -> int:

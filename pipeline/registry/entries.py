@@ -63,26 +63,20 @@ TRANSITION_SCHEMA = pa.schema(
 
 
 class Entry(Record):
-    """Content of ``registry/<n>.json``.
-
-    Attributes:
-        action: "promote": a challenger took over; "rollback": an earlier champion came back;
-            "rename": a cluster got another name; "forget": the reference sample and the clusters
-            table lost some rows' keys.
-        commit_id: Identifies the change, so that one whose answer was lost is recognised.
-        at: Time in UTC, by that machine's clock; numbers decide which is newer.
-        clusters: Parquet file of ``CLUSTER_SCHEMA``: all clusters that ever were.
-        transitions: Parquet files of ``TRANSITION_SCHEMA``: all that ever happened.
-    """
+    """Content of ``registry/<n>.json``."""
 
     number: PositiveInt
+    # "promote": a challenger took over; "rollback": an earlier champion came back; "rename": a
+    # cluster got another name; "forget": the reference sample and the clusters table lost some
+    # rows' keys.
     action: Action
-    commit_id: str
+    commit_id: str  # identifies the change, so that one whose answer was lost is recognised
     who: str
-    at: str
+    at: str  # time in UTC, by that machine's clock; numbers decide which is newer
     why: str
     champion: Champion
-    clusters: StoredFile
+    clusters: StoredFile  # Parquet file of ``CLUSTER_SCHEMA``: all clusters that ever were
+    # Parquet files of ``TRANSITION_SCHEMA``: all that ever happened.
     transitions: tuple[StoredFile, ...]
 
 

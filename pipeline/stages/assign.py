@@ -174,15 +174,12 @@ class _Attempts:
     When workers run out of memory, or die without any progress, fewer slices are in work at a time:
     one per actor, then half as many actors each time. One slice is always processed in the same
     way, so that its part is the same file whatever happened.
-
-    Attributes:
-        most_parts: Maximum number of parts that any attempt reached.
     """
 
     def __init__(
         self, config: Config, context: Context, manifest: Manifest, champion: Champion
     ) -> None:
-        self.most_parts = 0
+        self.most_parts = 0  # maximum number of parts that any attempt reached
         self._config, self._context, self._manifest = config, context, manifest
         self._champion = champion
         self.ids: list[int] = ClusterIds.of(context.lake, champion.ids).cluster_id_K.tolist()

@@ -157,13 +157,10 @@ def _fitted(lake: Store, path: str, champion: Champion, depth: int, seed: int) -
 
 @dataclass(frozen=True)
 class _Names:
-    """Names of clusters.
-
-    Attributes:
-        given: Source of each new name: "openai" or "features".
-    """
+    """Names of clusters."""
 
     of: Mapping[int, str] = field(default_factory=dict)
+    # Source of each new name: "openai" or "features".
     given: Mapping[int, str] = field(default_factory=dict)
     entry: int = 0
 

@@ -31,20 +31,13 @@ _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file in a listing.
+    """A file in a listing."""
 
-    Attributes:
-        url: Absolute path or s3://bucket/key.
-        name: Path below the location that was searched.
-        version: S3's entity tag, or local modification time and size; changes with the content.
-        modified: Time of the last write by the store's clock, in seconds since 1970.
-    """
-
-    url: str
-    name: str
+    url: str  # absolute path or s3://bucket/key
+    name: str  # path below the location that was searched
     bytes: int
-    version: str
-    modified: float = 0.0
+    version: str  # S3's entity tag, or local modification time and size; changes with the content
+    modified: float = 0.0  # time of the last write by the store's clock, in seconds since 1970
 
 
 def absolute(location: str) -> str:

@@ -37,52 +37,38 @@ _ASKED_ROWS = 10_000
 
 
 class Measures(Record):
-    """Measures of a trial: means over its two fits, each on a half of the sample.
+    """Measures of a trial: means over its two fits, each on a half of the sample."""
 
-    Attributes:
-        stability: ARI of the two fits' partitions of the whole sample; 1 where they are the same.
-        modularity: Modularity on the neighbour graph of the common space; see
-            ``clustering.quality``.
-        silhouette: Macro-averaged silhouette in the common space.
-        generalisation: KL on the half that a fit was trained on / KL on the other half: near 1
-            where it has learnt, small where it has memorised; None where a half has no KL left.
-        empty_clusters: Number of clusters without a row, in the worse of the fits.
-        smallest_share: Share of the rows in the smallest cluster of both fits.
-        largest_share: Share of the rows in the largest cluster of both fits.
-        nmi: Agreement with the label column, for information alone; None without one.
-    """
-
+    # ARI of the two fits' partitions of the whole sample; 1 where they are the same.
     stability: float
+    # Modularity on the neighbour graph of the common space; see ``clustering.quality``.
     modularity: float
     modularity_error: float
-    silhouette: float
+    silhouette: float  # macro-averaged silhouette in the common space
     silhouette_error: float
+    # KL on the half that a fit was trained on / KL on the other half: near 1 where it has learnt,
+    # small where it has memorised; None where a half has no KL left.
     generalisation: float | None
-    empty_clusters: int
-    smallest_share: float
-    largest_share: float
+    empty_clusters: int  # number of clusters without a row, in the worse of the fits
+    smallest_share: float  # share of the rows in the smallest cluster of both fits
+    largest_share: float  # share of the rows in the largest cluster of both fits
+    # Agreement with the label column, for information alone; None without one.
     nmi: float | None = None
 
 
 @dataclass(frozen=True)
 class TuningRows:
-    """The rows of a tuning, and the common space in which all trials are judged.
-
-    Attributes:
-        space_NF: The same rows in the common space, float32.
-        near_QM: Nearest neighbours there; see ``nearest_neighbours``.
-        order_N: Random order of the rows: the first half is for the first fit, the rest for the
-            second.
-        classes_N: True classes, for scoring alone; None where they are unknown.
-        typed: Scaler of typed columns for the network's input; None where there are none.
-    """
+    """The rows of a tuning, and the common space in which all trials are judged."""
 
     x_NF: NDArray[np.generic]
     widths: tuple[int, ...]
-    space_NF: NDArray[np.float32]
-    near_QM: NDArray[np.int64]
+    space_NF: NDArray[np.float32]  # the same rows in the common space, float32
+    near_QM: NDArray[np.int64]  # nearest neighbours there; see ``nearest_neighbours``
+    # Random order of the rows: the first half is for the first fit, the rest for the second.
     order_N: NDArray[np.int64]
+    # True classes, for scoring alone; None where they are unknown.
     classes_N: NDArray[np.int64] | None = None
+    # Scaler of typed columns for the network's input; None where there are none.
     typed: TypedScaler | None = None
 
     @classmethod

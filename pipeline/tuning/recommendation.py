@@ -69,20 +69,15 @@ def on_front(trials: Sequence[Trial]) -> list[Trial]:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The recommended trial, and how it was chosen.
-
-    Attributes:
-        standard_error: Standard error of a score; see ``score_error``.
-        front: The Pareto front of stability, modularity and silhouette.
-        tied: Trials within one standard error of the best, the recommended one among them.
-    """
+    """The recommended trial, and how it was chosen."""
 
     trial: Trial
     score: float
     best: Trial
     best_score: float
-    standard_error: float
-    front: tuple[Trial, ...]
+    standard_error: float  # standard error of a score; see ``score_error``
+    front: tuple[Trial, ...]  # the Pareto front of stability, modularity and silhouette
+    # Trials within one standard error of the best, the recommended one among them.
     tied: tuple[Trial, ...]
     rejected: tuple[tuple[Trial, str], ...]
 

@@ -29,18 +29,15 @@ _LINES = (
 
 @dataclass(frozen=True)
 class TuneResult:
-    """Trials of a tuning and the recommendation that follows from them.
-
-    Attributes:
-        requested: Number of trials requested; larger than that of ``trials`` where the search
-            suggested the same settings twice.
-    """
+    """Trials of a tuning and the recommendation that follows from them."""
 
     config: Config
     folder: TrialFolder
     study: Study
     trials: tuple[Trial, ...]
     found: Recommendation
+    # Number of trials requested; larger than that of ``trials`` where the search suggested the same
+    # settings twice.
     requested: int
 
     @property

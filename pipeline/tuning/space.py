@@ -26,18 +26,14 @@ _LEAST_WIDTH = 8
 
 
 class TrialSettings(Record):
-    """Settings that differ between trials; all others are the config's.
-
-    Attributes:
-        width: Factor of the widths in ``model.hidden``.
-        augmentation: Factor of ``augment.shift``, ``rotation_degrees`` and ``zoom``; None where
-            rows are not images.
-    """
+    """Settings that differ between trials; all others are the config's."""
 
     clusters: int
     embedding: int
-    width: float
+    width: float  # factor of the widths in ``model.hidden``
     scaling: str
+    # Factor of ``augment.shift``, ``rotation_degrees`` and ``zoom``; None where rows are not
+    # images.
     augmentation: float | None
     refine_passes: int
 

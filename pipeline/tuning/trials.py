@@ -39,27 +39,19 @@ _kept: dict[tuple[str, str], TuningRows] = {}
 
 
 class Trial(Record):
-    """A finished trial.
-
-    Attributes:
-        failure: Reason in one line; empty where it did not fail.
-    """
+    """A finished trial."""
 
     settings: TrialSettings
     measures: Measures | None
-    failure: str = ""
+    failure: str = ""  # reason in one line; empty where it did not fail
     seconds: float = 0.0
 
 
 class Study(Record):
-    """``tuning/<id>/tuning.json``: what all trials of a tuning have in common.
-
-    Attributes:
-        fingerprint: Fingerprint of settings, input, rows and range; trials with another one are of
-            no use here.
-    """
+    """``tuning/<id>/tuning.json``: what all trials of a tuning have in common."""
 
     id: str
+    # Fingerprint of settings, input, rows and range; trials with another one are of no use here.
     fingerprint: str
     min_clusters: int
     max_clusters: int
@@ -160,13 +152,9 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Tuning:
-    """What all trials share; small, because each gets a copy.
+    """What all trials share; small, because each gets a copy."""
 
-    Attributes:
-        config: Config that the trials' settings are applied to.
-    """
-
-    config: Config
+    config: Config  # config that the trials' settings are applied to
     folder: TrialFolder
     manifest: Manifest
     sample: Sample

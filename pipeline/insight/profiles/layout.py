@@ -58,22 +58,15 @@ def profiled_exemplar_schema(keys: pa.Schema) -> pa.Schema:
 
 
 class Layout(Record):
-    """Content and order of a profile.
+    """Content and order of a profile."""
 
-    Attributes:
-        columns: All profiled columns: the features in their order, then ``explain.columns``.
-        kept: Indices in ``columns`` of those within the bounds.
-        points: Quantile points per cluster and column in the profile of a part; 0: no quantiles.
-        values: Values per category column; rarer ones are counted together.
-        features: Exemplars per cluster and kind that keep their features: the first ones.
-    """
-
+    # All profiled columns: the features in their order, then ``explain.columns``.
     columns: tuple[ProfiledColumn, ...]
-    kept: tuple[int, ...]
-    points: int
-    values: int
+    kept: tuple[int, ...]  # indices in ``columns`` of those within the bounds
+    points: int  # quantile points per cluster and column in the profile of a part; 0: no quantiles
+    values: int  # values per category column; rarer ones are counted together
     exemplars: int
-    features: int
+    features: int  # exemplars per cluster and kind that keep their features: the first ones
     left_out: tuple[str, ...] = ()
     version: int = VERSION
 

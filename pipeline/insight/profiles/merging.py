@@ -19,20 +19,13 @@ _MERGED = 4
 
 @dataclass(frozen=True)
 class Profile:
-    """Statistics and exemplars of the clusters among some rows.
-
-    Attributes:
-        moments: Moments of the measured columns.
-        points: Quantile points of the number columns; none where there are no quantiles.
-        categories: Rows per cluster, category column and value, of ``CATEGORY_SCHEMA``.
-        exemplars: Exemplars with their keys, of ``profiled_exemplar_schema``.
-    """
+    """Statistics and exemplars of the clusters among some rows."""
 
     layout: Layout
-    moments: GroupMoments
-    points: Points
-    categories: pa.Table
-    exemplars: pa.Table
+    moments: GroupMoments  # moments of the measured columns
+    points: Points  # quantile points of the number columns; none where there are no quantiles
+    categories: pa.Table  # rows per cluster, category column and value, of ``CATEGORY_SCHEMA``
+    exemplars: pa.Table  # exemplars with their keys, of ``profiled_exemplar_schema``
 
 
 def merged(profiles: Sequence[Profile]) -> Profile:

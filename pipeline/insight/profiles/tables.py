@@ -76,23 +76,18 @@ def exemplars_table(profile: Profile, origin: Origin, schema: pa.Schema) -> pa.T
 
 @dataclass(frozen=True)
 class _Rows:
-    """The same entries for every cluster: arrays of shape (n_clusters, entries), NaN for null.
+    """The same entries for every cluster: arrays of shape (n_clusters, entries), NaN for null."""
 
-    Attributes:
-        features: Column ``feature`` of each entry, as ``kinds`` and ``values``.
-        numbers: Columns mean, std, min, max and the quantiles, as far as there are any.
-        component_KE: Column ``component``; None where all are null.
-        vectors: Columns mean_vector and difference_vector of a single entry, shape
-            (n_clusters, width); NaN where a component has no values.
-    """
-
-    features: Sequence[str]
+    features: Sequence[str]  # column ``feature`` of each entry, as ``kinds`` and ``values``
     kinds: Sequence[str]
     values: Sequence[str | None]
     difference_KE: NDArray[np.float64]
     null_share_KE: NDArray[np.float64]
+    # Columns mean, std, min, max and the quantiles, as far as there are any.
     numbers: dict[str, NDArray[np.float64]]
-    component_KE: NDArray[np.int64] | None = None
+    component_KE: NDArray[np.int64] | None = None  # column ``component``; None where all are null
+    # Columns mean_vector and difference_vector of a single entry, shape (n_clusters, width); NaN
+    # where a component has no values.
     vectors: Mapping[str, NDArray[np.float64]] | None = None
 
     def table(self, moments: GroupMoments, rank_KE: NDArray[np.int32], origin: Origin) -> pa.Table:

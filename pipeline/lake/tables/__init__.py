@@ -43,16 +43,12 @@ _LIBRARY = {"iceberg": "pyiceberg", "delta": "deltalake"}
 
 @dataclass(frozen=True)
 class TableCommit:
-    """One publish to a table: replace the ds by these files.
-
-    Attributes:
-        commit_id: Id of this publish, the same for each attempt at it.
-    """
+    """One publish to a table: replace the ds by these files."""
 
     ds: str
     run_id: str
     model_id: str
-    commit_id: str
+    commit_id: str  # id of this publish, the same for each attempt at it
     rows: int
     files: tuple[PartFile, ...]
     columns: pa.Schema

@@ -67,30 +67,19 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Card:
-    """Details of a cluster.
-
-    Attributes:
-        features: Strongest features: text, difference in standard deviations, and detail.
-        picture: Mean row as an image; empty where rows are not images.
-        rule: Rule of the surrogate tree with most rows; empty without one.
-        rule_note: Precision of that rule; a rule is never shown without it.
-        exemplars: Exemplars of each kind: the kind, its meaning, and the rows.
-    """
+    """Details of a cluster."""
 
     cluster: Cluster
+    # Strongest features: text, difference in standard deviations, and detail.
     features: list[dict[str, Any]]
-    picture: str
-    rule: str
-    rule_note: str
-    exemplars: list[dict[str, Any]]
+    picture: str  # mean row as an image; empty where rows are not images
+    rule: str  # rule of the surrogate tree with most rows; empty without one
+    rule_note: str  # precision of that rule; a rule is never shown without it
+    exemplars: list[dict[str, Any]]  # exemplars of each kind: the kind, its meaning, and the rows
 
 
 class Clusters:
-    """Clusters of a run.
-
-    Attributes:
-        all: Every cluster, the largest first.
-    """
+    """Clusters of a run."""
 
     def __init__(self, run: RunFiles) -> None:
         self._run = run
@@ -100,6 +89,7 @@ class Clusters:
         self._profile_file = self.explanation.profile if self.explanation else None
         summary, names = run.summary, self._names()
         total = max(1, summary.rows_out)
+        # Every cluster, the largest first.
         self.all = [
             Cluster(cluster, count, count / total, names.get(cluster, ""))
             for cluster, count in zip(summary.cluster_ids, summary.cluster_rows, strict=True)
