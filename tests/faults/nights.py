@@ -38,9 +38,6 @@ class Night:
         address: Address of the Ray cluster to work on; None starts one with the run.
         run_id: Name of the run.
         command: Command of ``dec`` and its options.
-
-    Attributes:
-        env: Environment of the next start.
     """
 
     def __init__(
@@ -59,11 +56,13 @@ class Night:
             settings["execution"] = {"lease_seconds": 1, **settings["execution"]}
         self.lake = Path(settings["output"])
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-        self.env = {**os.environ, "COLUMNS": "200", "RAY_TMPDIR": "/tmp"}
-        self.env.pop("RAY_ADDRESS", None)
+        self._env = {**os.environ, "COLUMNS": "200", "RAY_TMPDIR": "/tmp"}
+        # A process less at each start of a training; no node is drained here.
+        self._env["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+        self._env.pop("RAY_ADDRESS", None)
         self._address = address
         if address:
-            self.env["RAY_ADDRESS"] = address
+            self._env["RAY_ADDRESS"] = address
         self._starts = 0
         self._logs = folder
         self.process: subprocess.Popen[str] | ForkedDec | None = None
@@ -76,7 +75,7 @@ class Night:
         self._logs.mkdir()
         name, *options = self._command
         words = (name, "config.yaml", "--run-id", self.run_id, *options, *words)
-        env = {**self.env, "TMPDIR": str(self._logs)}
+        env = {**self._env, "TMPDIR": str(self._logs)}
         if self._address:
             self.process = ForkedDec(words, self.folder, env)
             return

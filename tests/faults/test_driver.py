@@ -164,7 +164,6 @@ def test_killed_with_a_ray_of_its_own_and_training_workers(
     settings["pretrain"]["passes"] = 100_000  # until it is killed
     settings["execution"]["workers"] = 2
     night = Night(tmp_path / "night", settings, None)
-    night.env["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # not the minute that it has
     night.start()
     checkpoint = night.lake / "runs/night/stages/pretrain/checkpoint.safetensors"
     night.wait_for(checkpoint.exists)

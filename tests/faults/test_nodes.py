@@ -1,4 +1,4 @@
-"""Loss of whole nodes of a cluster, with and without a replacement."""
+"""SIGKILL of processes that Ray runs the work in; loss of whole nodes, replaced or not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -26,6 +27,8 @@ REPLACED = "loss of a whole node, with a replacement"
 GONE = "loss of a whole node, without a replacement"
 # Both go on in the same way.
 TRAININGS = ("pretrain", "refine") if FULL else ("pretrain",)
+# What works on these stages; RayTrainWorker on the others.
+TITLES = {"sample": "MapBatches(read)", "assign": "MapBatches(Assigner"}
 # Gone nodes are noticed within 3 s; Ray takes 15, in which other things happen (in the full form).
 QUICK_TO_NOTICE = {
     "health_check_initial_delay_ms": 0,
@@ -62,19 +65,25 @@ def changed_at(file: Path) -> int:
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
-def lose_a_node(cluster: Cluster, night: Night, stage: str) -> None:
-    """Kill a node that works on the stage, amid it."""
-    title = "MapBatches(Assigner" if stage == "assign" else "RayTrainWorker"
+def lose(fault: str, cluster: Cluster, night: Night, stage: str) -> None:
+    """Kill a process that works on the stage, or its whole node, amid it."""
 
-    def at_work() -> list[Any]:
-        return [
-            node
-            for node in cluster.worker_nodes
-            if ray_processes(title, node.all_processes["raylet"][0].process.pid)
-        ]
+    def at_work() -> list[tuple[Any, psutil.Process]]:
+        found = []
+        for node in cluster.worker_nodes:
+            raylet = node.all_processes["raylet"][0].process.pid
+            processes = ray_processes(TITLES.get(stage, "RayTrainWorker"), raylet)
+            found += [(node, process) for process in processes]
+        return found
 
-    cluster.remove_node(night.wait_for(at_work, step_s=0.02)[0], allow_graceful=False)
+    node, process = night.wait_for(at_work, step_s=0.01)[0]
+    if fault in (REPLACED, GONE):
+        cluster.remove_node(node, allow_graceful=False)
+    else:
+        process.kill()
     assert not night.complete(stage)
+    if fault == REPLACED:
+        cluster.add_node(num_cpus=2)
 
 
 @pytest.mark.parametrize(
@@ -83,39 +92,47 @@ def lose_a_node(cluster: Cluster, night: Night, stage: str) -> None:
 def test_lost_with_and_without_a_replacement_in_each_stage(
     cluster: Cluster, night: Night, ledger: Ledger
 ) -> None:
+    hit: list[tuple[str, str]] = []
+
+    def injure(fault: str, stage: str) -> None:
+        lose(fault, cluster, night, stage)
+        ledger.injected(fault, stage)
+        hit.append((fault, stage))
+
     pace = pacing(night.folder)
     for _ in range(2):
         cluster.add_node(num_cpus=2)
     night.start()
+    injure("SIGKILL of a Ray Data task's worker", "sample")
     for stage in TRAININGS:
         pace.touch()
         checkpoint, saved_at = night.marker(stage).with_name("checkpoint.safetensors"), 0
         night.wait_for(lambda name=stage: f"night {name}] worker 0 of 2 on node" in night.log)
-        for fault, workers in ((REPLACED, 2), (GONE, 1)):
+        for fault in ("SIGKILL of a train worker", REPLACED, GONE):
             # A loss without any progress since the last one would count as a second in a row.
             night.wait_for(lambda file=checkpoint, then=saved_at: changed_at(file) > then)
-            lose_a_node(cluster, night, stage)
+            workers = 1 if fault == GONE else 2
+            line = re.compile(rf"night {stage}\] resumes after pass \d+ with {workers} workers")
+            before = len(line.findall(night.log))
+            injure(fault, stage)
             saved_at = changed_at(checkpoint)
-            if fault == REPLACED:
-                cluster.add_node(num_cpus=2)
-            ledger.injected(fault, stage)
-            resumed = rf"night {stage}\] resumes after pass \d+ with {workers} workers"
-            night.wait_for(lambda line=resumed: re.search(line, night.log))
+            night.wait_for(lambda line=line, n=before: len(line.findall(night.log)) > n)
         pace.unlink()
         if stage != TRAININGS[-1]:
             cluster.add_node(num_cpus=2)
 
     parts = night.lake / "runs/night/assignments"
     night.wait_for(lambda: list(parts.glob("part-*")), step_s=0.005)
-    lose_a_node(cluster, night, "assign")  # the last one
-    ledger.injected(GONE, "assign")
+    injure(GONE, "assign")  # the last one
     result = night.finish()  # and does not wait for ever
     assert result.code == 6, result.err
     assert "the cluster has no room for 1 actor" in result.err
     assert len(result.err.splitlines()) == 1
     assert night.snapshots() == []
-    assert "1 of execution.workers=2 fit on" in night.logs()
-    for stage in TRAININGS:
+    log = night.logs()
+    assert "1 of execution.workers=2 fit on" in log
+    for stage in TRAININGS:  # one line each, and not from the start again
+        assert log.count(f"training for runs/night/stages/{stage}: retry ") == 3
         assert {2, 1} <= set(night.artifact(stage)["workers"])
     kept = set(parts.glob("part-*"))
     assert kept
@@ -123,14 +140,13 @@ def test_lost_with_and_without_a_replacement_in_each_stage(
     for _ in range(2):
         cluster.add_node(num_cpus=2)
     night.start()
-    night.wait_for(lambda: set(parts.glob("part-*")) - kept, step_s=0.005)
-    lose_a_node(cluster, night, "assign")
-    ledger.injected(REPLACED, "assign")
-    cluster.add_node(num_cpus=2)
+    for fault in ("SIGKILL of an assign actor", REPLACED):
+        written = set(parts.glob("part-*"))
+        night.wait_for(lambda then=written: set(parts.glob("part-*")) - then, step_s=0.005)
+        injure(fault, "assign")
     result = night.finish()
     assert result.code == 0, result.err
     assert_every_row_once(night)
     assert kept <= set(parts.iterdir())
-    for stage in (*TRAININGS, "assign"):
-        for fault in (REPLACED, GONE):
-            ledger.survived(fault, stage, rows=WIDE_ROWS)
+    for fault, stage in hit:
+        ledger.survived(fault, stage, rows=WIDE_ROWS)
