@@ -4,17 +4,16 @@ k-means prefers round clusters of one size. Here it only makes many small cells;
 with the greatest score are merged until as many groups are left as there are to be clusters. Rules
 that score a pair differ in the sizes that they prefer:
 
-    modularity      e_ij − a_i · a_j                    groups of similar size
-    mixed           (e_ij − a_i · a_j) / (a_i · a_j)^¾
-    p = 1           E_ij / (n_i · n_j)                  no preference
-    p = 0.5         E_ij / (n_i · n_j)^½                one group may have most of the points
+    modularity      e_ij − a_i · a_j            groups of similar size
+    p = 1           E_ij / (n_i · n_j)          no preference
+    p = 0.5         E_ij / (n_i · n_j)^½        one group may have most of the points
 
 E_ij counts the edges between two groups, e_ij is their share of all, a_i the share of edges that
 start in a group, and n_i its number of points.
 
 The result depends on the cells, so merging is started several times. Per rule, the partition that
-agrees best with all others is kept, never the best by a score; and of the rules, the one on which
-the starts agree most.
+agrees best with all others is kept, never the best by a score; and of the first two rules, the one
+on which the starts agree more.
 
 Shape letters: N points, D dimensions, M cells, K clusters, S starts.
 """
@@ -33,10 +32,10 @@ from pipeline.clustering.kmeans import kmeans, nearest_centroid
 from pipeline.clustering.merging import neighbour_pairs
 from pipeline.clustering.quality import contingency_of, nearest_neighbours
 
-Rule = float | Literal["modularity", "mixed"]
+Rule = float | Literal["modularity"]
 
-# Of these rules the one on which the starts agree most is taken.
-RULES: tuple[Rule, ...] = ("modularity", "mixed", 1.0)
+# Of these rules the one on which the starts agree more is taken.
+RULES: tuple[Rule, ...] = ("modularity", 1.0)
 # This one lets one group grow to most of the points, which starts then agree on whether it is right
 # or not. It is taken only where it cuts far fewer edges; see ``separation``.
 UNEVEN: Rule = 0.5
@@ -59,13 +58,15 @@ class RuleResult:
     """What several starts found with one rule of merging.
 
     Attributes:
-        rule: "modularity", "mixed", or the exponent p of E_ij / (n_i · n_j)^p.
+        rule: "modularity", or the exponent p of E_ij / (n_i · n_j)^p.
         agreement: Mean adjusted Rand index of any two starts.
+        firmness: Mean firmness of the clusters, each counting once; see ``firmness``.
         separation: See ``separation``.
     """
 
     rule: Rule
     agreement: float
+    firmness: float
     separation: float
 
 
@@ -79,8 +80,7 @@ class MergedStart:
         means_KD: Mean of the points of each cluster.
         rule: Rule of merging that was chosen.
         rules: All rules that were tried.
-        firmness_K: How far the other starts have each cluster: the mean over them of the greatest
-            Jaccard index with one of theirs.
+        firmness_K: How far the other starts have each cluster; see ``firmness``.
         starts: Number of starts.
         rows: Number of points in the graph of neighbours.
     """
@@ -120,26 +120,44 @@ def merged_start(
     few = rows // (_NEIGHBOURS_PER_CLUSTER * clusters)
     near_NM = nearest_neighbours(points_ND, rows, min(_NEIGHBOURS, max(_LEAST_NEIGHBOURS, few)))
     found = [_cells(points_ND, near_NM, cells, seed + number) for number in range(starts)]
-    tried = []
-    for rule in (*RULES, UNEVEN):
-        groups = [merge_cells(c.edges_MM, c.rows_M, c.means_MD, clusters, rule) for c in found]
-        labels_SN = [group_M[c.labels_N] for group_M, c in zip(groups, found, strict=True)]
-        agreement_S = mutual_agreement(labels_SN)
-        best = int(agreement_S.argmax())
-        score = separation(near_NM, labels_SN[best])
-        tried.append((RuleResult(rule, float(agreement_S.mean()), score), groups, labels_SN, best))
+    tried = [_tried(near_NM, found, clusters, rule) for rule in (*RULES, UNEVEN)]
     *even, uneven = tried
-    chosen = max(even, key=lambda one: one[0].agreement)
-    if uneven[0].separation > chosen[0].separation + _LEAST_GAIN:
+    # Agreement alone is that of large clusters.
+    chosen = max(even, key=lambda one: one.result.agreement * one.result.firmness)
+    if uneven.result.separation > chosen.result.separation + _LEAST_GAIN:
         chosen = uneven
-    result, groups, labels_SN, best = chosen
-    firmness_K = firmness(labels_SN[best], labels_SN[:best] + labels_SN[best + 1 :])
-    of_cells = found[best]
-    means_KD = _means(points_ND, labels_SN[best], clusters)
     return MergedStart(
-        of_cells.means_MD, groups[best], means_KD, result.rule, tuple(one[0] for one in tried),
-        firmness_K, starts, rows,
-    )  # fmt: skip
+        cell_means_MD=found[chosen.best].means_MD,
+        group_M=chosen.group_M,
+        means_KD=_means(points_ND, chosen.labels_N, clusters),
+        rule=chosen.result.rule,
+        rules=tuple(one.result for one in tried),
+        firmness_K=chosen.firmness_K,
+        starts=starts,
+        rows=rows,
+    )
+
+
+@dataclass(frozen=True)
+class _Tried:
+    result: RuleResult
+    best: int  # the start that agrees best with all others
+    group_M: NDArray[np.int64]
+    labels_N: NDArray[np.int64]
+    firmness_K: NDArray[np.float64]
+
+
+def _tried(near_NM: NDArray[np.int64], found: list[_Cells], clusters: int, rule: Rule) -> _Tried:
+    """All starts with one rule, and the one that agrees best with all others."""
+    groups = [merge_cells(c.edges_MM, c.rows_M, c.means_MD, clusters, rule) for c in found]
+    labels = [group_M[c.labels_N] for group_M, c in zip(groups, found, strict=True)]
+    agreement_S = mutual_agreement(labels)
+    best = int(agreement_S.argmax())
+    labels_N = labels[best]
+    firmness_K = firmness(labels_N, labels[:best] + labels[best + 1 :])
+    score = separation(near_NM, labels_N)
+    result = RuleResult(rule, float(agreement_S.mean()), float(firmness_K.mean()), score)
+    return _Tried(result, best, groups[best], labels_N, firmness_K)
 
 
 @dataclass(frozen=True)
@@ -231,7 +249,7 @@ def merge_cells(
         rows_M: Number of points in each cell, at least 1.
         means_MD: Mean of the points of each cell.
         clusters: K, at most M.
-        rule: "modularity", "mixed", or the exponent p of E_ij / (n_i · n_j)^p.
+        rule: "modularity", or the exponent p of E_ij / (n_i · n_j)^p.
 
     Returns:
         Group of each cell, from 0 to K − 1 in the order of their first cells.
@@ -244,11 +262,8 @@ def merge_cells(
 
     def scores(one: int) -> NDArray[np.float64]:
         all_M: NDArray[np.float64]
-        if isinstance(rule, str):
-            chance_M = degrees_M[one] * degrees_M / total**2
-            all_M = edges_MM[one] / total - chance_M
-            if rule == "mixed":
-                all_M /= np.maximum(chance_M, 1e-12) ** 0.75
+        if rule == "modularity":
+            all_M = edges_MM[one] / total - degrees_M[one] * degrees_M / total**2
         else:
             all_M = edges_MM[one] / (size_M[one] * size_M) ** rule
             all_M[edges_MM[one] <= 0] = -np.inf

@@ -30,10 +30,9 @@ def plainly_merged(
         for i, first in enumerate(groups):
             for j, second in enumerate(groups[:i]):
                 between = edges_MM[np.ix_(first, second)].sum()
-                if isinstance(rule, str):
-                    chance = degrees_M[first].sum() * degrees_M[second].sum() / total**2
-                    gain = between / total - chance
-                    scores[j, i] = gain if rule == "modularity" else gain / chance**0.75
+                if rule == "modularity":
+                    chance = degrees_M[first].sum() * degrees_M[second].sum() / total
+                    scores[j, i] = (between - chance) / total
                 else:
                     scores[j, i] = between / (rows_M[first].sum() * rows_M[second].sum()) ** rule
         kept, gone = max(scores, key=scores.__getitem__)
