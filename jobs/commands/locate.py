@@ -66,16 +66,16 @@ def locate(
     checked_run_id(run_id)
     files = parts_of_run(lake, run_id)
     key = asked_key(keys, schema := key_schema(lake, files))
-    found = find_rows(lake, files, key)
-    if not len(found.table):
+    found, more = find_rows(lake, files, key)
+    if not len(found):
         raise InputError(
             f"run {run_id} has no row with key {' '.join(keys)}; its key columns are "
             f"{', '.join(schema.names)}, and values must match exactly"
         )
     run = explained_run(lake, run_id)
-    texts = keys_as_json(found.table.select(schema.names))
-    raw = raw_rows(lake, run_id, found.table)
-    rows = found.table.select(list(_SHOWN)).to_pylist()
+    texts = keys_as_json(found.select(schema.names))
+    raw = raw_rows(lake, run_id, found)
+    rows = found.select(list(_SHOWN)).to_pylist()
     located = [
         _located(run, json.loads(text), row, x_F)
         for text, row, x_F in zip(texts, rows, raw, strict=True)
@@ -90,12 +90,12 @@ def locate(
             row["evidence"] = [with_times(f, times, *names) for f in row["evidence"]]
             row["name"] = run.names.get(one.row["cluster_id"])
             row["name_2"] = run.names.get(one.row["cluster_id_2"])
-        print(json.dumps({"run_id": run_id, "rows": shown, "more": found.more}, indent=2))
+        print(json.dumps({"run_id": run_id, "rows": shown, "more": more}, indent=2))
         return
     console = Console(soft_wrap=True, highlight=False)
     for one in located:
         _show(run, one, console)
-    if found.more:
+    if more:
         console.print(f"more than {MOST_ROWS} rows have this key; these are the first")
 
 

@@ -51,14 +51,6 @@ _AT_A_TIME = 16
 MOST_ROWS = 20  # maximum number of rows to show for one key
 
 
-@dataclass(frozen=True)
-class Rows:
-    """At most ``MOST_ROWS`` assignments with a key, and whether there are more."""
-
-    table: pa.Table
-    more: bool
-
-
 def parts_of_run(lake: Store, run_id: str) -> tuple[PartFile, ...]:
     """Part files of a run's ds: those that are published, or else those that it wrote.
 
@@ -121,8 +113,8 @@ def asked_key(words: Sequence[str], schema: pa.Schema) -> KeySet:
         raise InputError(f"--key {' '.join(words)} is not a value of its column: {kinds}") from None
 
 
-def find_rows(lake: Store, files: Sequence[PartFile], key: KeySet) -> Rows:
-    """Rows of the assignments with a key, in the order of the files.
+def find_rows(lake: Store, files: Sequence[PartFile], key: KeySet) -> tuple[pa.Table, bool]:
+    """At most ``MOST_ROWS`` assignments with a key, by file, and whether there are more.
 
     Reads the footer of each file, the key columns of row groups that may hold the key, and other
     columns only of row groups that do. Memory holds one row group per thread.
@@ -139,9 +131,8 @@ def find_rows(lake: Store, files: Sequence[PartFile], key: KeySet) -> Rows:
             rows += len(found[-1])
         if rows > MOST_ROWS:
             break
-    if not found:
-        return Rows(pa.table({}), more=False)
-    return Rows(pa.concat_tables(found).slice(0, MOST_ROWS), more=rows > MOST_ROWS)
+    table = pa.concat_tables(found).slice(0, MOST_ROWS) if found else pa.table({})
+    return table, rows > MOST_ROWS
 
 
 def _rows_in(lake: Store, file: PartFile, key: KeySet) -> pa.Table:
