@@ -31,7 +31,7 @@ from pipeline.insight.profiles.files import (
 )
 from pipeline.insight.profiles.layout import MOST_CELLS
 from pipeline.insight.profiles.merging import Profile, merged
-from pipeline.insight.profiles.tables import Origin, exemplars_table, profile_table
+from pipeline.insight.profiles.tables import exemplars_table, profile_table
 from pipeline.lake.receipts import read_receipts, replacements
 from pipeline.lake.snapshots import latest_snapshot, read_file_list
 from pipeline.schema import exemplar_schema
@@ -102,7 +102,11 @@ def explain(
         memory,
         _explain,
         *(lake, context.stage_path("explain"), paths),
-        origin=Origin(ds=context.ds, run_id=context.run_id, model_id=champion.model.model_id),
+        origin={
+            "ds": context.ds,
+            "run_id": context.run_id,
+            "model_id": champion.model.model_id,
+        },
         schema=exemplar_schema(manifest.carried_schema, manifest.keys),
     )
     with suppress(OSError, PipelineError):  # not every role may delete
@@ -149,7 +153,7 @@ def _read(lake: Store, path: str) -> Profile:
 
 
 def _explain(
-    lake: Store, folder: str, paths: Sequence[str], *, origin: Origin, schema: pa.Schema
+    lake: Store, folder: str, paths: Sequence[str], *, origin: dict[str, str], schema: pa.Schema
 ) -> Explanation:
     profile = _merged(lake, paths)
     content = {
@@ -160,10 +164,10 @@ def _explain(
         name: store_file(lake, f"{folder}/{name}.parquet", table) for name, table in content.items()
     }
     latest = latest_snapshot(lake)
-    served = latest.partitions.get(origin.ds) if latest else None
-    if served is not None and served.run_id == origin.run_id:  # else another run's are there
+    served = latest.partitions.get(origin["ds"]) if latest else None
+    if served is not None and served.run_id == origin["run_id"]:  # else another run's are there
         for name, table in content.items():
-            lake.write_bytes(copy_path(f"cluster_{name}", origin.ds), table)
+            lake.write_bytes(copy_path(f"cluster_{name}", origin["ds"]), table)
     layout, moments = profile.layout, profile.moments
     return Explanation(
         **stored,

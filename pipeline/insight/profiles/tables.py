@@ -19,17 +19,11 @@ QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 _VALUES, _COMPONENTS = 32, 10
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Columns with one value in both tables."""
+def profile_table(profile: Profile, origin: Mapping[str, str]) -> pa.Table:
+    """One row per cluster and feature, ``PROFILE_SCHEMA``; by cluster, then by rank.
 
-    ds: str
-    run_id: str
-    model_id: str
-
-
-def profile_table(profile: Profile, origin: Origin) -> pa.Table:
-    """One row per cluster and feature, ``PROFILE_SCHEMA``; by cluster, then by rank."""
+    ``origin`` has the columns ds, run_id and model_id, whose value is the same in all rows.
+    """
     moments, layout = profile.moments, profile.layout
     contrast = Contrast.of(moments)
     scalars = _scalars(profile)
@@ -53,7 +47,7 @@ def profile_table(profile: Profile, origin: Origin) -> pa.Table:
     return table.take(pa.array(np.lexsort((table["rank"], component, table["cluster_id"]))))
 
 
-def exemplars_table(profile: Profile, origin: Origin, schema: pa.Schema) -> pa.Table:
+def exemplars_table(profile: Profile, origin: Mapping[str, str], schema: pa.Schema) -> pa.Table:
     """The exemplars, ``pipeline.schema.exemplar_schema``; by cluster, kind and rank."""
     found = profile.exemplars
     group_B = found["dec_cluster_id"].to_numpy().astype(np.int64) * len(EXEMPLAR_KINDS)
@@ -63,7 +57,7 @@ def exemplars_table(profile: Profile, origin: Origin, schema: pa.Schema) -> pa.T
         found["dec_kind"].combine_chunks(), pa.array(EXEMPLAR_KINDS)
     )
     columns = {
-        **{name: pa.repeat(pa.scalar(v), len(found)) for name, v in vars(origin).items()},
+        **{name: pa.repeat(pa.scalar(v), len(found)) for name, v in origin.items()},
         "kind": kinds.cast(pa.string()),
         "rank": pa.array(rank_B, pa.int32()),
     }
@@ -90,10 +84,12 @@ class _Rows:
     # where a component has no values.
     vectors: Mapping[str, NDArray[np.float64]] | None = None
 
-    def table(self, moments: GroupMoments, rank_KE: NDArray[np.int32], origin: Origin) -> pa.Table:
+    def table(
+        self, moments: GroupMoments, rank_KE: NDArray[np.int32], origin: Mapping[str, str]
+    ) -> pa.Table:
         clusters, entries = self.difference_KE.shape
         number = clusters * entries
-        columns = {name: pa.repeat(pa.scalar(v), number) for name, v in vars(origin).items()}
+        columns = {name: pa.repeat(pa.scalar(v), number) for name, v in origin.items()}
         columns["cluster_id"] = pa.array(np.repeat(moments.ids_K, entries), pa.int32())
         columns["rows"] = pa.array(np.repeat(moments.rows_K, entries), pa.int64())
         each = pa.array(np.tile(np.arange(entries), clusters))
