@@ -172,20 +172,14 @@ class Points:
         """At most ``most`` points of each cell; all values where there are no more."""
         ids_K, place_B = np.unique(ids_B, return_inverse=True)
         columns = x_BS.shape[1]
-        number_KS = np.zeros((len(ids_K), columns), np.int64)
-        kept_number = np.zeros_like(number_KS)
-        kept: list[NDArray[np.float64]] = []
-        for column in range(columns):
-            value_B = x_BS[:, column].astype(np.float64)
-            finite_B = np.isfinite(value_B)
-            value_B, cell_B = value_B[finite_B], place_B[finite_B]
-            order_B = np.argsort(value_B)
-            order_B = order_B[np.argsort(cell_B[order_B], kind="stable")]
-            number_K = np.bincount(cell_B, minlength=len(ids_K))
-            number_KS[:, column] = number_K
-            kept_number[:, column] = np.minimum(number_K, most)
-            kept.append(value_B[order_B][_even_places(number_K, kept_number[:, column])])
-        return cls(ids_K.astype(np.int64), kept_number, _by_cluster(kept, kept_number))
+        cell_BS = place_B[:, None] * columns + np.arange(columns)
+        finite_BS = np.isfinite(x_BS)
+        value, cell = x_BS[finite_BS].astype(np.float64), cell_BS[finite_BS]
+        value = value[np.lexsort((value, cell))]
+        number = np.bincount(cell, minlength=len(ids_K) * columns)
+        kept = np.minimum(number, most)
+        kept_KS = kept.reshape(len(ids_K), columns)
+        return cls(ids_K.astype(np.int64), kept_KS, value[_even_places(number, kept)])
 
     @classmethod
     def merged(
@@ -357,17 +351,6 @@ def _by_weight(
     place = np.searchsorted(total[1:], target)
     place = np.clip(place, np.repeat(first, kept), np.repeat(np.maximum(end - 1, 0), kept))
     return np.where(np.repeat(whole, kept), np.repeat(first, kept) + turn, place)
-
-
-def _by_cluster(
-    columns: Sequence[NDArray[np.float64]], number_KS: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Reorder values from column, then cluster to cluster, then column."""
-    if not columns:
-        return np.zeros(0)
-    cell_KS = np.arange(number_KS.size).reshape(number_KS.shape)
-    cell = np.repeat(cell_KS.ravel(order="F"), number_KS.ravel(order="F"))
-    return np.concatenate(columns)[np.argsort(cell, kind="stable")]
 
 
 def first_of_each(
