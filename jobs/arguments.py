@@ -19,8 +19,7 @@ def of_ds(config: Config, ds: str) -> Config:
     Raises:
         ConfigError: A location has ``{ds}``, and no date was given.
     """
-    path = config.source.path
-    locations = [path] if isinstance(path, str) else path
+    path, locations = config.source.path, config.source.locations
     if not any("{ds}" in location for location in locations):
         return config
     if ds == UNDATED:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-
 import pipeline
-from pipeline.artifacts.records import Record
+from pipeline.artifacts.records import Record, utc_now
 from pipeline.engine import Context
 from pipeline.errors import PipelineError
 from pipeline.storage import Store
@@ -40,7 +38,7 @@ def keep(context: Context, stage: str, error: PipelineError, log: str) -> None:
         message=str(error),
         exit_code=error.exit_code,
         retryable=error.retryable,
-        at=_now(),
+        at=utc_now(),
         log=log,
         version=pipeline.__version__,
     )
@@ -59,9 +57,5 @@ def resolve(lake: Store, run_path: str, stage: str) -> None:
     order = [known.name for known in STAGES]
     reached = failure.stage not in order or order.index(failure.stage) <= order.index(stage)
     if failure.resolved_at is None and reached:
-        resolved = failure.model_copy(update={"resolved_at": _now()})
+        resolved = failure.model_copy(update={"resolved_at": utc_now()})
         lake.write_json(path, resolved.model_dump(mode="json"))
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -139,10 +139,9 @@ def start_ray(config: Config, on_wait: Callable[[str], None]) -> None:
 
     if not ray.is_initialized():
         connect_ray()
-        path = config.source.path
         try:
             share_out(config.execution, on_wait)  # later, fewer are enough
-            check_shared([config.output, *([path] if isinstance(path, str) else path)])
+            check_shared([config.output, *config.source.locations])
         except ray.exceptions.RayError as error:
             raise TransientError(
                 f"the cluster does not answer: {why(error)}; the same run id continues"

@@ -7,7 +7,6 @@ that fingerprint matches, never because a file merely exists.
 
 from __future__ import annotations
 
-import datetime
 import logging
 import time
 import typing
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 
 from pipeline import logs
 from pipeline.artifacts.nights import Action
-from pipeline.artifacts.records import Artifact, StoredFile, fingerprint_of, store_file
+from pipeline.artifacts.records import Artifact, StoredFile, fingerprint_of, store_file, utc_now
 from pipeline.artifacts.summaries import StageTime
 from pipeline.bill.records import StageCosts
 from pipeline.config import Config
@@ -201,7 +200,7 @@ class Execution:
             stage=stage.name,
             fingerprint=fingerprint,
             seconds=round(time.monotonic() - started, 3),
-            finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            finished_at=utc_now(),
             artifact=artifact.model_dump(mode="json"),
         )
         path = self.context.stage_path(stage.name, "done.json")

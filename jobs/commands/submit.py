@@ -158,8 +158,7 @@ def submit_night(
 
 def _refuse_relative(config: Config) -> None:
     """Refuse relative paths: they would be below the job's temporary folder."""
-    paths = config.source.path
-    inputs = [("source.path", path) for path in ([paths] if isinstance(paths, str) else paths)]
+    inputs = [("source.path", path) for path in config.source.locations]
     outputs = [("output", config.output)]
     if config.track.tensorboard:
         outputs.append(("track.tensorboard", config.track.tensorboard))

@@ -110,8 +110,7 @@ class OpenlineageTracker(Tracker):
             }
             fields |= {field.name: str(field.type) for field in manifest.carried_schema}
             facets["schema"] = _schema(fields)
-        path = self._attempt.config.source.path
-        locations = [path] if isinstance(path, str) else path
+        locations = self._attempt.config.source.locations
         if manifest and len(locations) == 1:
             statistics["inputStatistics"] = (
                 input_statistics_input_dataset.InputStatisticsInputDatasetFacet(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from typing import Annotated, Any
@@ -50,6 +51,11 @@ class Artifact(Record):
     def fingerprint(self) -> str:
         """Digest of the content: equal fingerprints mean equal artifacts."""
         return fingerprint_of(self.model_dump(mode="json"))
+
+
+def utc_now() -> str:
+    """The time by this machine's clock, for people: ISO 8601 in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def fingerprint_of(content: Any) -> str:

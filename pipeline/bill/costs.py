@@ -125,8 +125,7 @@ class CostInputs:
     @property
     def from_s3(self) -> bool:
         """Whether the input is in an object store."""
-        path = self.config.source.path
-        return any(p.startswith(S3_SCHEME) for p in ([path] if isinstance(path, str) else path))
+        return any(path.startswith(S3_SCHEME) for path in self.config.source.locations)
 
     @property
     def row_bytes(self) -> int:

@@ -105,6 +105,11 @@ class Source(Section, affects=Affects.MODEL):
         return sides
 
     @property
+    def locations(self) -> list[str]:
+        """The entries of ``path``, also where it is only one."""
+        return [self.path] if isinstance(self.path, str) else self.path
+
+    @property
     def feature_patterns(self) -> tuple[str, ...]:
         """Names and globs of the feature columns, in their order."""
         return tuple(_column_of(entry) for entry in self.features)

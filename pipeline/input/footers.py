@@ -48,34 +48,29 @@ class ShardFacts:
     bytes: Sequence[int]  # stored bytes of the selected columns in each row group
 
 
-class KnownFooters:
+def known_facts(
+    shards: pa.Table | None, selection: Selection
+) -> dict[tuple[str, str, int], ShardFacts]:
     """Facts of an earlier pinning of the same columns, by url, version and size.
 
     ``shards`` is a table of ``with_schemas``; without one, or with one of other columns, none are
     known.
     """
-
-    def __init__(self, shards: pa.Table | None, selection: Selection) -> None:
-        self._facts: dict[tuple[str, str, int], ShardFacts] = {}
-        meta = json.loads((shards.schema.metadata or {}).get(_METADATA_KEY, "{}")) if shards else {}
-        if shards is None or meta.get("columns") != list(selection.all):
-            return
-        schemas = [decode_schema(text) for text in meta["schemas"]]
-        names = ("url", "version", "bytes", "schema", "widths", "row_group_rows", "row_group_bytes")
-        for url, version, size, place, *rest in zip(
-            *(shards[name].to_pylist() for name in names), strict=True
-        ):
-            if version:  # without an entity tag, a new file looks like the old one
-                schema = None if place is None else schemas[place]
-                self._facts[url, version, size] = ShardFacts(schema, *rest)
-
-    def of(self, file: FoundFile) -> ShardFacts | None:
-        """Facts of exactly this file, if they are known."""
-        return self._facts.get((file.url, file.version, file.bytes))
+    meta = json.loads((shards.schema.metadata or {}).get(_METADATA_KEY, "{}")) if shards else {}
+    if shards is None or meta.get("columns") != list(selection.all):
+        return {}
+    schemas = [decode_schema(text) for text in meta["schemas"]]
+    names = ("url", "version", "bytes", "schema", "widths", "row_group_rows", "row_group_bytes")
+    rows = zip(*(shards[name].to_pylist() for name in names), strict=True)
+    return {
+        (url, version, size): ShardFacts(None if place is None else schemas[place], *rest)
+        for url, version, size, place, *rest in rows
+        if version  # without an entity tag, a new file looks like the old one
+    }
 
 
 def with_schemas(shards: pa.Table, selection: Selection, schemas: Sequence[pa.Schema]) -> pa.Table:
-    """A table of shards with what ``KnownFooters`` needs of the schemas that it refers to."""
+    """A table of shards with what ``known_facts`` needs of the schemas that it refers to."""
     content = {"columns": selection.all, "schemas": [encode_schema(schema) for schema in schemas]}
     return shards.replace_schema_metadata({_METADATA_KEY: json.dumps(content)})
 

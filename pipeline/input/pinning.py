@@ -19,8 +19,8 @@ from pipeline.input.columns import is_vector, memory_dtype, raw_type
 from pipeline.input.example import write_digits_once
 from pipeline.input.footers import (
     SHARD_SCHEMA,
-    KnownFooters,
     ShardFacts,
+    known_facts,
     read_footer,
     shard_facts,
     with_schemas,
@@ -57,8 +57,7 @@ def list_shards(config: Config) -> list[FoundFile]:
         ConfigError: The output lies in the source.
         InputError: A location is missing, cannot be listed, or holds no Parquet.
     """
-    path = config.source.path
-    locations = [path] if isinstance(path, str) else path
+    locations = config.source.locations
     if config.source.example == "digits":
         write_digits_once(locations[0])
     found: dict[str, FoundFile] = {}
@@ -119,11 +118,13 @@ def pin(
     try:
         selection = _selection(config, files, hive_types, known, threads)
         common = _CommonSchema(config, selection, hive_types)
-        footers = KnownFooters(known, selection)
+        footers = known_facts(known, selection)
         for start in range(0, len(files), _SHARDS_AHEAD):
             some = files[start : start + _SHARDS_AHEAD]
             requested = [
-                footers.of(f) or threads.submit(shard_facts, f, selection, hive_types) for f in some
+                footers.get((f.url, f.version, f.bytes))
+                or threads.submit(shard_facts, f, selection, hive_types)
+                for f in some
             ]
             for number, (file, found) in enumerate(zip(some, requested, strict=True), start + 1):
                 try:

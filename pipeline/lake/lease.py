@@ -8,7 +8,6 @@ and clocks of different machines are never compared (decision 0014).
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import logging
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.artifacts.records import Record
+from pipeline.artifacts.records import Record, utc_now
 from pipeline.errors import ConfigError, LeaseHeld, PipelineError, TransientError
 from pipeline.storage import S3_SCHEME, Store, why
 
@@ -162,7 +161,7 @@ def take(
         process=os.getpid(),
         born=_born(os.getpid()),
         boot=_boot(),
-        since=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        since=utc_now(),
         seconds=seconds,
         renewed=time.monotonic(),
         renewals=0,

@@ -6,14 +6,13 @@ Readers take the newest number; ``current.json`` is a copy of it for people and 
 
 from __future__ import annotations
 
-import datetime
 import logging
 from collections.abc import Callable
 
 from pydantic import PositiveInt
 
 from pipeline.artifacts.assignments import PartFile
-from pipeline.artifacts.records import LakePath, Name, Record
+from pipeline.artifacts.records import LakePath, Name, Record, utc_now
 from pipeline.errors import CommitConflict, InputError, PipelineError
 from pipeline.lake.commit_log import CommitLog
 from pipeline.schema import UNDATED
@@ -128,7 +127,7 @@ def publish(
             commit_id=commit_id,
             run_id=partition.run_id,
             ds=ds,
-            committed_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            committed_at=utc_now(),
             partitions={**partitions, ds: partition},
         )
         attempt = PublishAttempt(snapshot=snapshot.snapshot, commit_id=commit_id)
@@ -170,11 +169,10 @@ def amend(
         if partitions == latest.partitions:
             _update_current(lake)
             return latest
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         changed = {
             "snapshot": latest.snapshot + 1,
             "commit_id": commit_id,
-            "committed_at": now,
+            "committed_at": utc_now(),
             "partitions": partitions,
         }
         hold()
@@ -202,18 +200,22 @@ def published_by(lake: Store, run_id: str) -> SnapshotFile | None:
     return found if found.commit_id == attempt.commit_id else None
 
 
-def assignment_files(lake: Store, ds: str | None = None) -> list[str]:
-    """Locations of the published part files, of one ds or of all.
+def published(lake: Store, ds: str | None = None) -> dict[str, Partition]:
+    """The published partitions by ds, ascending: one or all.
 
     Raises:
         InputError: Nothing is published, or not for that ds.
     """
     latest = latest_snapshot(lake)
     if latest is None or (ds is not None and ds not in latest.partitions):
-        known = f"it has {', '.join(sorted(latest.partitions))}" if latest else "it has none"
-        raise InputError(f"{lake.url} has no published assignments for ds {ds}; {known}")
-    chosen = [p for name, p in sorted(latest.partitions.items()) if ds in (None, name)]
-    lists = (read_file_list(lake, partition.files) for partition in chosen)
+        known = ", ".join(sorted(latest.partitions)) if latest else "none"
+        raise InputError(f"{lake.url} has no published assignments for ds {ds}; it has {known}")
+    return {name: p for name, p in sorted(latest.partitions.items()) if ds in (None, name)}
+
+
+def assignment_files(lake: Store, ds: str | None = None) -> list[str]:
+    """Locations of the published part files, of one ds or of all; see ``published``."""
+    lists = (read_file_list(lake, p.files) for p in published(lake, ds).values())
     return [lake.locate(file.path) for files in lists for file in files.files]
 
 

@@ -22,7 +22,7 @@ from pipeline.artifacts.assignments import PartFile
 from pipeline.artifacts.records import Record
 from pipeline.errors import InputError, StorageFull
 from pipeline.lake.parts import key_columns, statistics_in
-from pipeline.lake.snapshots import Partition, latest_snapshot, read_file_list
+from pipeline.lake.snapshots import Partition, published, read_file_list
 from pipeline.registry.entries import CLUSTER_SCHEMA, TRANSITION_SCHEMA, latest_entry
 from pipeline.schema import ASSIGNMENT_FIELDS, decoded, value_type
 from pipeline.storage import Store, open_input, why
@@ -182,7 +182,7 @@ def difference(
         InputError: A night is not published, or the nights have different keys.
         StorageFull: Neither memory nor the temporary folder has room for the keys.
     """
-    first, second = _published(lake, before), _published(lake, after)
+    first, second = published(lake, before)[before], published(lake, after)[after]
     files = [
         {file.path: file for file in read_file_list(lake, partition.files).files}
         for partition in (first, second)
@@ -224,14 +224,6 @@ def _found(
     kind: type[R], database: duckdb.DuckDBPyConnection, query: str, **values: Any
 ) -> tuple[R, ...]:
     return tuple(kind.model_validate(row) for row in _rows(database, query, **values))
-
-
-def _published(lake: Store, ds: str) -> Partition:
-    latest = latest_snapshot(lake)
-    if latest is None or ds not in latest.partitions:
-        known = ", ".join(sorted(latest.partitions)) if latest else "none"
-        raise InputError(f"{lake.url} has no published assignments for ds {ds}; it has {known}")
-    return latest.partitions[ds]
 
 
 def _side(ds: str, partition: Partition) -> Side:

@@ -12,7 +12,6 @@ sample), stay. Files that older snapshots name stay until ``dec gc`` removes tho
 
 from __future__ import annotations
 
-import datetime
 import re
 import secrets
 from collections import defaultdict
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline.artifacts.assignments import PartFile
+from pipeline.artifacts.records import utc_now
 from pipeline.errors import CommitConflict, ConfigError
 from pipeline.insight.profiles.files import as_it_is_now
 from pipeline.lake.lease import take
@@ -100,7 +100,7 @@ def forget(
                 continue  # another run published before the leases were taken
             receipt = Receipt(
                 number=max((receipt.number for receipt in read_receipts(lake)), default=0) + 1,
-                at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                at=utc_now(),
                 who=who,
                 salt=(salt := secrets.token_hex(16)),
                 keys=keys.hashes(salt),

@@ -8,7 +8,6 @@ those that died.
 
 from __future__ import annotations
 
-import datetime
 import logging
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -18,7 +17,7 @@ from pydantic import PositiveInt
 
 from pipeline.artifacts.inputs import Sample
 from pipeline.artifacts.nights import Champion
-from pipeline.artifacts.records import Record, StoredFile
+from pipeline.artifacts.records import Record, StoredFile, utc_now
 from pipeline.errors import CommitConflict, InputError
 from pipeline.lake.commit_log import CommitLog
 from pipeline.lake.receipts import Rewritten, read_receipts, replacements
@@ -148,7 +147,7 @@ def append(
         action=action,
         commit_id=commit_id,
         who=who,
-        at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        at=utc_now(),
         why=reason,
         champion=champion,
         clusters=clusters,

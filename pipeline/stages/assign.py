@@ -51,8 +51,7 @@ def slices_at_a_time(config: Config, threads: int) -> int:
 
     On local disks one more only competes with the others: 127,000 rows/s against 140,000.
     """
-    path = config.source.path
-    locations = (config.output, *([path] if isinstance(path, str) else path))
+    locations = (config.output, *config.source.locations)
     return threads + any(location.startswith(S3_SCHEME) for location in locations)
 
 
