@@ -59,8 +59,7 @@ class JobServer:
     ) -> int:
         """Submit a job, replacing an earlier one of this id that has ended.
 
-        Returns:
-            Length of the log of earlier jobs of this id, in characters.
+        Returns the length of the log of earlier jobs of this id, in characters.
 
         Raises:
             LeaseHeld: A job of this id is running, or was submitted at the same time.

@@ -102,8 +102,7 @@ def run_backfill(
 ) -> int:
     """Run the nights of a range of dates, oldest first, until one fails.
 
-    Returns:
-        Exit code of the failed night; 5 if the gate refused a challenger in one of them; else 0.
+    The exit code is that of the failed night; 5 if the gate refused a challenger; else 0.
     """
     start, end = (datetime.date.fromisoformat(checked_ds(ds)) for ds in (first, last))
     if end < start:

@@ -39,12 +39,9 @@ _LEFT_TO_TORCH = re.compile(r"^(nvidia|cuda|triton)\b")
 
 
 def stage(config_path: str, folder: Path, *, working_dir: str | None, package: bool) -> str:
-    """Fill an empty folder with the files of the job, as its working directory.
+    """Fill an empty folder with the files of the job; returns the config's name in it.
 
     ``working_dir`` has the user's code; ``package`` includes dec-pipeline itself.
-
-    Returns:
-        The config's name in the folder.
 
     Raises:
         ConfigError: The working directory can't be read, is too large, or contains a credential.

@@ -21,8 +21,7 @@ def run_trials(
 ) -> list[str]:
     """Run trials, as many at a time as fit, until ``wanted`` of them and of earlier ones ended.
 
-    Returns:
-        Errors of the trials without a result.
+    Returns the errors of those without a result.
 
     Raises:
         ConfigError: Ray Tune or Optuna is not installed.

@@ -16,16 +16,12 @@ _DENSE_CELLS = 2**22
 def heaviest_matching(
     old_E: NDArray[np.int64], new_E: NDArray[np.int64], weight_E: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Edges of a matching of the largest total weight between old and new clusters.
+    """Whether each edge is in a matching of the largest total weight, shape (edges,).
 
     Each connected component is solved by itself, which is exact: edges are few, so that nearly all
     components have one or a handful. A dense matrix of 100,000 clusters would take 80 GB, and the
-    sparse solver takes seconds for them, because it goes over all rows for each.
-
-    ``old_E`` and ``new_E`` are the positions of each edge's clusters; weights are > 0.
-
-    Returns:
-        Whether each edge is in the matching, shape (edges,).
+    sparse solver takes seconds for them, because it goes over all rows for each. ``old_E`` and
+    ``new_E`` are the positions of each edge's clusters; weights are > 0.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -21,11 +21,9 @@ FALSE_ALARMS = 1e-3
 def bin_edges(x_NF: NDArray[np.generic], bins: int = 10) -> NDArray[np.float64]:
     """The inner edges of bins of about equal size, at most ``bins`` for each feature.
 
-    NaN and infinite values are missing.
-
-    Returns:
-        edges_FB, float64, shape (features, bins - 1), ascending; +inf where a feature needs fewer.
-        They are representable in the dtype of ``x_NF``, so that comparisons are exact.
+    Float64, shape (features, bins - 1), ascending; +inf where a feature needs fewer. They are
+    representable in the dtype of ``x_NF``, so that comparisons are exact. NaN and infinite values
+    are missing.
     """
     x_NF = x_NF if np.issubdtype(x_NF.dtype, np.floating) else x_NF.astype(np.float64)
     edges_FB = np.full((x_NF.shape[1], bins - 1), np.inf)
@@ -72,11 +70,7 @@ def _below(value: np.floating) -> float:
 
 
 def bin_counts(x_BF: NDArray[np.generic], edges_FB: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Number of values of a batch in each bin, without NaN and infinite ones.
-
-    Returns:
-        counts_FB, int64, shape (features, bins); counts of batches can be added.
-    """
+    """Number of finite values in each bin, int64, shape (features, bins); batches can be added."""
     finite_BF = np.isfinite(x_BF)
     value_BF = np.where(finite_BF, x_BF, -np.inf).astype(np.float64, copy=False)
     above_FB = np.zeros((edges_FB.shape[0], edges_FB.shape[1] + 2), np.int64)

@@ -185,10 +185,10 @@ class Points:
     def merged(
         cls, pieces: Sequence[tuple[Points, GroupMoments]], columns: Sequence[int], most: int
     ) -> Points:
-        """Points of all pieces' rows together.
+        """Points of all pieces' rows together, at most ``most`` in each cell.
 
         ``pieces`` are points with the moments of the same rows; ``columns``, the features of the
-        moments that the points are of. A cell keeps at most ``most`` points.
+        moments that the points are of.
         """
         ids_K = np.unique(np.concatenate([moments.ids_K for _, moments in pieces]))
         cells: list[NDArray[np.int64]] = []
@@ -217,10 +217,8 @@ class Points:
     ) -> NDArray[np.float64]:
         """Quantiles of each cell, shape (n_clusters, columns, shares); NaN without points.
 
-        Interpolated like numpy's where every row has its own point; else points are in the middle
-        of the shares that they represent.
-
-        ``count_KS`` is the number of values of each cell.
+        ``count_KS`` is the number of values of each cell. Interpolated like numpy's where every row
+        has its own point; else points are in the middle of the shares that they represent.
         """
         number = self.number_KS.ravel()
         start = np.cumsum(number) - number
@@ -356,9 +354,9 @@ def _by_weight(
 def first_of_each(
     ids_B: NDArray[np.integer], most: int, *by: NDArray[np.generic]
 ) -> NDArray[np.int64]:
-    """The first ``most`` rows of each cluster, ordered by cluster, then by ``by``.
+    """The first ``most`` rows of each cluster, ordered by cluster, then by ``by``, then by row.
 
-    Of ``by``, the most significant comes first; equal rows keep their order.
+    Of ``by``, the most significant comes first.
     """
     order_B = np.lexsort((*reversed(by), ids_B))
     sorted_B = ids_B[order_B]

@@ -168,14 +168,12 @@ class Surrogate:
 def imitate(
     x_NF: NDArray[np.generic], label_N: NDArray[np.integer], *, depth: int, seed: int
 ) -> Surrogate | None:
-    """Fit a tree to a model's labels, and measure its rules.
+    """Fit a tree to a model's labels, and measure its rules; None with too few rows.
 
     ``x_NF`` are raw rows, shape (rows, features), whose values that are not finite are missing;
     ``label_N`` are cluster ids by the model, shape (rows,). The same rows, depth and seed, which
-    chooses the held-out rows, give the same rules.
-
-    Returns:
-        The surrogate; None without two rows to fit on and one to measure on.
+    chooses the held-out rows, give the same rules. Two rows to fit on and one to measure on are
+    enough.
     """
     from sklearn.tree import DecisionTreeClassifier
 

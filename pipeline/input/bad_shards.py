@@ -60,18 +60,13 @@ def read_shard(shard: ShardVersion, read: Callable[[pa.NativeFile], T]) -> T:
 def diagnosed(
     shard: ShardVersion, error: Exception, read_again: Callable[[pa.NativeFile], object]
 ) -> PipelineError:
-    """Find out whether a failed read is the shard's fault or the storage's.
+    """The error to raise for a failed read: BadShard, or that of a failing storage.
 
     The error alone does not tell: Arrow raises an OSError for a page that it cannot decode as well
     as for an answer of S3, and a short answer looks like a truncated file. So the shard is read
-    again. It is bad when it is gone, when it has another version, or when the storage returns every
-    requested byte and they still cannot be decoded. Everything else is a failure of the storage.
-
-    ``error`` is an OSError or ArrowException; ``read_again`` repeats the failed read on the file
-    that it is given.
-
-    Returns:
-        The error to raise: BadShard, or that of a failing storage.
+    again: ``read_again`` repeats the read on the file that it is given. The shard is bad when it is
+    gone, when it has another version, or when the storage returns every requested byte and they
+    still cannot be decoded. Everything else is a failure of the storage.
 
     Raises:
         MemoryError: Memory ran out, which is no fault of the shard.

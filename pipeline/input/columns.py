@@ -108,13 +108,10 @@ def raw_type(kind: pa.DataType, of: ColumnType | None) -> pa.DataType | None:
 
 
 def memory_dtype(kinds: Sequence[pa.DataType], *, may_miss: bool) -> str:
-    """Narrowest numpy type that holds a raw row of these number types.
+    """Narrowest numpy type that holds a raw row of these number types, of all columns and shards.
 
     Small integers stay small (an image of 784 bytes need not become 3 KiB); what float32 cannot
-    hold exactly stays float64 until it is scaled.
-
-    ``kinds`` are the number types of all feature columns, in all shards. Only floats can hold
-    missing values, as NaN, which ``may_miss`` asks for.
+    hold exactly stays float64 until it is scaled. Where values ``may_miss``, as NaN, it is a float.
     """
     small = {"bool": "uint8", "uint8": "uint8", "int8": "int8"}
     single = {"halffloat", "float", "int16", "uint16"}
@@ -130,12 +127,7 @@ def memory_dtype(kinds: Sequence[pa.DataType], *, may_miss: bool) -> str:
 def feature_matrix(
     columns: Sequence[Column], layout: Sequence[FeatureColumn], dtype: str
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_] | None]:
-    """Put feature columns side by side.
-
-    Args:
-        columns: Feature columns, all of the same length.
-        layout: Their names and widths, in the same order.
-        dtype: numpy type of the result, from ``memory_dtype``.
+    """Put feature columns side by side: ``layout`` has their names and widths, in the same order.
 
     Returns:
         The matrix, shape (rows, features), a view of Arrow's memory where possible; and a mask of

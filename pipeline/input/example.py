@@ -26,13 +26,10 @@ def write_digits_once(folder: str) -> None:
 
 
 def write_digits(folder: str) -> int:
-    """Write scikit-learn's 1,797 handwritten digits as Parquet shards.
+    """Write scikit-learn's 1,797 handwritten digits as Parquet shards; returns the number of rows.
 
     Columns: ``id`` int64, ``x`` 8 × 8 pixels from 0 to 16 as fixed_size_list<uint8>[64], and
     ``label`` int16, the true digit (Alpaydin & Kaynak 1998, UCI).
-
-    Returns:
-        Number of rows.
 
     Raises:
         ConfigError: The folder cannot be written.

@@ -32,16 +32,9 @@ class WorkerRows:
 
     Where the share fits ``cache_bytes``, the first pass fills a matrix of raw rows, and later
     passes read it in a new permutation. Otherwise each pass streams, with its tasks in a new order
-    and its rows shuffled within a window.
-
-    Args:
-        cache_bytes: Maximum size of the cache.
-        parallel_reads: Number of threads that read.
-        seed: Seed of the order, together with the number of the pass.
-        held_out_share: Share of the rows to skip; see ``pipeline.input.slices.held_out``.
-        held_out_seed: Seed that selects them, the same on every worker.
-        task_bytes: Bytes that a thread reads at a time.
-        window_bytes: Size of each of the two windows.
+    and its rows shuffled within a window. The order depends on ``seed`` and the number of the pass.
+    A share ``held_out_share`` of the rows is skipped; ``held_out_seed``, the same on every worker,
+    selects it (see ``pipeline.input.slices.held_out``). ``parallel_reads`` threads read.
     """
 
     def __init__(

@@ -94,13 +94,10 @@ def part_name(slice_number: int) -> str:
 def write_sample_part(
     reader: Reader, pieces: pa.Table, folder: Store, seed: int, held_out_share: float = 0.0
 ) -> pa.Table:
-    """Draw rows from a slice and write them.
+    """Draw rows from a slice and write them; returns one row, a ``SamplePart``.
 
     ``pieces`` have a column ``draw``; see ``pipeline.input.slices.sample_share``. The part marks
     the share of its rows that is held out of training.
-
-    Returns:
-        One row: a ``SamplePart``.
     """
     seen: list[RowStatistics] = []
     drawn: list[pa.Table] = []

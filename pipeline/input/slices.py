@@ -34,10 +34,7 @@ def cut_slices(shards: pa.Table, target_bytes: int) -> pa.Table:
     """Cut the input into units of work: row groups of one large shard, or several small shards.
 
     A column ``SLICES`` of the shards decides the slices; else their selected columns have about
-    ``target_bytes``.
-
-    Returns:
-        Pieces: one per row group with rows, in the order of the shards.
+    ``target_bytes``. Pieces are one per row group with rows, in the order of the shards.
     """
     counts = pc.list_value_length(shards["row_group_rows"]).to_numpy()
     rows = shards["row_group_rows"].combine_chunks().flatten().to_numpy()
@@ -105,13 +102,10 @@ def cut_where_changed(pieces: pa.Table, numbers: NDArray[np.integer]) -> list[pa
 def training_share(
     pieces: pa.Table, rank: int, size: int, *, fit_rows: int | None, seed: int
 ) -> pa.Table:
-    """The rows that one of `size` workers trains on.
+    """The rows that one of `size` workers trains on, in reading order, one slice per piece.
 
     All row groups in a seeded order, cut to ``fit_rows``, are divided evenly to the row: shares
     differ by at most one row, so no row is dropped and no worker waits for another.
-
-    Returns:
-        Pieces of this worker in reading order, one slice each.
     """
     order = np.random.default_rng(seed).permutation(len(pieces))
     rows = pieces["rows"].to_numpy()[order]
@@ -141,12 +135,10 @@ def held_out_share(wanted: float, total_rows: int) -> float:
 def held_out(
     shard: int, row_numbers_B: NDArray[np.int64], share: float, seed: int
 ) -> NDArray[np.bool_]:
-    """Which rows are held out of training, to measure it on.
+    """Which rows are held out of training, a share in [0, 1), to measure it on.
 
-    A hash of the row's position decides, so every stage and any number of workers hold out the same
-    rows.
-
-    ``row_numbers_B`` are positions in the shard, shape (rows,); ``share`` is in [0, 1).
+    A hash of the row's position in the shard decides, so every stage and any number of workers hold
+    out the same rows.
     """
     place = np.random.SeedSequence([seed, shard]).generate_state(1, np.uint64)[0]
     with np.errstate(over="ignore"):  # modulo 2^64
@@ -156,13 +148,10 @@ def held_out(
 
 
 def sample_share(pieces: pa.Table, sample_rows: int, seed: int) -> pa.Table:
-    """The row groups to read for the sample, and the number of rows to draw from each.
+    """The pieces to read for the sample, with a column ``draw``: rows to draw from each.
 
     A simple random sample of the rows where the table has few row groups; else of a seeded choice
     of row groups.
-
-    Returns:
-        The chosen pieces with a column ``draw``: rows to draw from each.
     """
     if len(pieces) > MAX_SAMPLED_ROW_GROUPS:
         order = random.Random(seed).sample(range(len(pieces)), len(pieces))

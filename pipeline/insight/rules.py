@@ -35,15 +35,10 @@ def labelled_sample(
     ids: StoredFile,
     clusters: Collection[int] | None = None,
 ) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
-    """Label the rows of a sample as ``assign`` does, without outliers.
+    """Raw rows of a sample, and the cluster ids that ``assign`` gives them, without outliers.
 
-    Of a sample of more than ``_MOST_ROWS`` rows, as very many clusters need, every n-th row is used
-    unless ``clusters`` is given.
-
-    ``clusters`` are those whose rows are wanted; None: all.
-
-    Returns:
-        Raw rows, shape (rows, features), and cluster ids, shape (rows,).
+    Shapes (rows, features) and (rows,). Only rows in ``clusters`` where they are given; else, of a
+    sample of more than ``_MOST_ROWS`` rows, as very many clusters need, every n-th row.
 
     Raises:
         FileNotFoundError: The sample or the model is gone.
@@ -73,10 +68,9 @@ def tree_features(
     features: Sequence[FeatureColumn],
     x_NF: NDArray[np.generic],
 ) -> tuple[NDArray[np.generic], list[TreeFeature]]:
-    """Convert raw rows for a tree: each frequent value of a category becomes an indicator.
+    """Raw rows as a tree needs them, shape (rows, tree features), and the meaning of each value.
 
-    Returns:
-        The rows for the tree, shape (rows, tree features), and the meaning of each value.
+    Each frequent value of a category becomes an indicator.
     """
     words = load_vocabulary(lake, model.scaler)
     names = feature_names(tuple(features))

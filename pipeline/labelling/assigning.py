@@ -101,8 +101,7 @@ class Assigner:
     def __call__(self, pieces: pa.Table) -> pa.Table:
         """Assign a slice, unless this run or an earlier night has written its part.
 
-        Returns:
-            One row: the part's path, size in bytes, statistics as JSON, and the actor's name.
+        Returns one row: the part's path, size in bytes, statistics as JSON, and the actor's name.
         """
         torch.set_num_threads(1)  # of the thread that calls
         job = self._job

@@ -31,13 +31,10 @@ _MOST_SMALL_SLICES = 64
 
 
 def keep_slices(shards: pa.Table, nights: Sequence[pa.Table], target_bytes: int) -> pa.Table:
-    """Give tonight's table of shards the column ``SLICES``.
+    """Tonight's table of shards with the column ``SLICES``, and ``target_bytes`` in its metadata.
 
     ``nights`` are tables of shards of earlier nights. Slices are kept from the first one with most
     of tonight's shards, among those that have the column and were cut for ``target_bytes``.
-
-    Returns:
-        The table, with ``target_bytes`` in its metadata.
     """
     counts = pc.list_value_length(shards["row_group_bytes"]).to_numpy()
     slice_of = np.zeros(int(counts.sum()), np.int64)

@@ -98,13 +98,11 @@ def publish(
     """Add a snapshot with this partition for its ds.
 
     A second call with the same commit finds it in the log and changes nothing, also where the
-    answer to the first was lost.
-
-    Each attempt at a publish has the same ``commit_id``. ``hold`` is called right before the
-    commit; it raises where that must not happen.
+    answer to the first was lost: each attempt at a publish has the same ``commit_id``. ``hold`` is
+    called right before the commit; it raises where that must not happen.
 
     Raises:
-        CommitConflict: Another run published the same ds meanwhile.
+        CommitConflict: Another run published the same ds meanwhile, or took every number.
         CommitError: The storage refuses, and nothing was published.
         CommitStateUnknown: The storage failed, and it is unknown whether the commit succeeded.
     """
@@ -150,16 +148,9 @@ def amend(
 ) -> SnapshotFile | None:
     """Change partitions of the newest snapshot, all in one commit; a second call changes nothing.
 
-    The new snapshot keeps the run that published last. ``commit_id`` and ``hold`` are as in
-    ``publish``; ``change`` returns the same partition where nothing changes.
-
-    Returns:
-        The snapshot that has the change; None before the first publish.
-
-    Raises:
-        CommitConflict: Other commits took every number that was tried.
-        CommitError: The storage refuses, and nothing was published.
-        CommitStateUnknown: The storage failed, and it is unknown whether the commit succeeded.
+    The new snapshot, which is returned, keeps the run that published last; before the first publish
+    there is none. ``commit_id``, ``hold`` and errors are as in ``publish``; ``change`` returns the
+    same partition where nothing changes.
     """
     for _ in range(_ATTEMPTS):
         latest = latest_snapshot(lake)

@@ -220,13 +220,10 @@ class TypedScaler(Scaler):
         return torch.where(codes_V[near_B] == code_B, places_V[near_B], size - 2)
 
     def error(self, reconstructed_BE: Tensor, x_BE: Tensor) -> Tensor:
-        """The loss of a batch: squared error and cross-entropy, weighted by group.
+        """Loss of a batch, summed over rows: squared error and cross-entropy, weighted by group.
 
         ``reconstructed_BE`` is the output of the decoder, scaled values and logits; ``x_BE``,
-        channels of ``forward``.
-
-        Returns:
-            A scalar, summed over rows. Divided by the channels, a constant prediction has 1 a row.
+        channels of ``forward``. Divided by the channels, a constant prediction has 1 a row.
         """
         squared, plain = self._squared, self._first_category
         padded_BE = torch.cat([x_BE[:, :plain], x_BE.new_zeros((len(x_BE), 1))], dim=1)

@@ -39,14 +39,11 @@ class Trait:
 def names_by_features(
     traits_of: Mapping[int, Sequence[Trait]], taken: Collection[str] = ()
 ) -> dict[int, str]:
-    """A short, unique name for each cluster.
+    """A short, unique name for each cluster, such as "high amount, low age".
 
-    ``traits_of`` has the traits of each cluster id, the strongest first; ``taken`` are names of
-    other clusters.
-
-    Returns:
-        "high amount, low age", for example: two traits, or more to distinguish the cluster from
-        others; with the cluster's id where all traits are the same.
+    Names have two traits, or more to distinguish the cluster from others; with the cluster's id
+    where all traits are the same. ``traits_of`` has the traits of each cluster id, the strongest
+    first; ``taken`` are names of other clusters.
     """
     found: dict[int, str] = {}
     used = set(taken)

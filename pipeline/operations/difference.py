@@ -174,9 +174,8 @@ def difference(
 ) -> Difference:
     """Compare two published nights, key by key.
 
-    A key of a file that both nights name is taken to be in no other file.
-
-    ``most`` limits the flows, the transitions and the clusters in the result.
+    A key of a file that both nights name is taken to be in no other file. ``most`` limits the
+    flows, the transitions and the clusters in the result.
 
     Raises:
         InputError: A night is not published, or the nights have different keys.

@@ -76,17 +76,14 @@ def judged(lake: Store, run_id: str) -> Judged:
 
 
 def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch: Rematch) -> Entry:
-    """Make a run's challenger the champion, whatever the gate said.
+    """Make a run's challenger the champion, whatever the gate said; a second call changes nothing.
 
     Its ids are those that it had when it served; else those of its night, if they mean the same
-    today; else its clusters are matched anew. A second call changes nothing.
-
-    ``rematch`` matches its clusters to those of today's champion.
+    today; else ``rematch`` matches its clusters to those of today's champion.
 
     Raises:
         InputError: There is no such challenger, or its files are gone.
-        CommitConflict: The registry was changed at the same time.
-        CommitStateUnknown: It is unknown whether the entry was written.
+        CommitError: See ``append``.
     """
     judged(lake, run_id)
     run = RunFolder(lake, run_id)
@@ -132,17 +129,14 @@ def roll_back(lake: Store, *, who: str, why: str, again: bool = False) -> Entry:
     """Restore the previous champion.
 
     Ids born since then end; ids that ended since then live again. Names given since then stay.
-    Champions are a stack: promoting pushes one, rolling back pops it, so that a second rollback
-    reaches the one before. That takes ``again``: a rollback whose answer was lost can be repeated
-    without going back twice.
-
-    ``again``: whether to roll back where the last change was a rollback already.
+    Champions are a stack: promoting pushes one, rolling back pops it. ``again`` allows to roll back
+    where the last change was a rollback; without it, a rollback whose answer was lost can be
+    repeated without going back twice.
 
     Raises:
         InputError: There is no earlier champion, its files are gone, or the last change was a
             rollback already.
-        CommitConflict: The registry was changed at the same time.
-        CommitStateUnknown: It is unknown whether the entry was written.
+        CommitError: See ``append``.
     """
     entries = [read_entry(lake, number) for number in entry_numbers(lake)]
     changes = [entry for entry in entries if entry.action in ("promote", "rollback")]

@@ -46,13 +46,10 @@ class ClusterIds:
         return pa.table({"position": position} | ids)
 
     def rename(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Assignments by position as assignments by permanent id.
+        """Assignments by position (see ``assignments_of``) as assignments by permanent id.
 
-        ``found`` is from ``pipeline.registry.labels.assignments_of``.
-
-        Returns:
-            The same; cluster_id is -1 and is_outlier, bool, is true for outliers, whose other
-            values stay those of the nearest clusters.
+        For outliers, cluster_id is -1 and is_outlier, bool, is true; their other values stay those
+        of the nearest clusters.
         """
         far_B = found["distance"] > self.most_distance_K[found["cluster_id"]]
         id_B = self.cluster_id_K[found["cluster_id"]]

@@ -101,8 +101,7 @@ def rename(lake: Store, cluster_id: int, name: str, who: str) -> Entry:
     Raises:
         ConfigError: The name is not valid.
         InputError: There is no such cluster, it died, or another living cluster has that name.
-        CommitConflict: The registry was changed at the same time.
-        CommitStateUnknown: It is unknown whether the entry was written.
+        CommitError: See ``append``.
     """
     name = name.strip()
     if not name or not name.isprintable() or len(name) > MOST_NAME:
@@ -161,18 +160,12 @@ def name_clusters(
 ) -> tuple[Entry | None, dict[int, str]]:
     """Name living clusters that have no name, all by one entry of the registry.
 
-    Existing names never change, and no two living clusters get the same name. A second call
-    changes nothing.
-
-    The names describe clusters of ``model_id``; none is given while another model serves. ``hold``
-    is called right before the commit; it raises where that must not happen.
-
-    Returns:
-        The newest entry, None without a registry; and the names of all living clusters in it.
+    Existing names never change, and no two living clusters get the same name. A second call changes
+    nothing. The names describe clusters of ``model_id``; none is given while another model serves.
+    Returns the newest entry, None without a registry, and the names of all living clusters in it.
 
     Raises:
-        CommitConflict: The registry was changed at the same time.
-        CommitStateUnknown: It is unknown whether the entry was written.
+        CommitError: See ``append``, also for ``hold``.
     """
     entry = latest_entry(lake)
     if entry is None:

@@ -168,8 +168,7 @@ def append_forgotten(
 ) -> Entry | None:
     """Add an entry that names the files without the forgotten rows; see ``append``.
 
-    Returns:
-        The newest entry, also where nothing had to change; None without a registry.
+    Returns the newest entry, also where nothing had to change; None without a registry.
     """
     numbers = entry_numbers(lake)
     if not numbers:

@@ -53,10 +53,7 @@ def assignments_of(model: LoadedModel, x_BF: Tensor) -> dict[str, Any]:
 def sample_assignments(
     lake: Store, model: LoadedModel, sample: Sample, *, every: int = 1
 ) -> Iterator[tuple[NDArray[Any], dict[str, Any]]]:
-    """Label every n-th row of a sample, some thousand at a time.
-
-    Yields:
-        Raw rows, shape (rows, features), and their assignments; see ``assignments_of``.
+    """Raw rows, every n-th of a sample, and their assignments (``assignments_of``), some at a time.
 
     Raises:
         FileNotFoundError: The sample is gone.

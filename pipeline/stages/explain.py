@@ -73,8 +73,7 @@ def explain(
 ) -> Explanation:
     """Merge the profiles of all parts in a tree of tasks, and write the tables and their copies.
 
-    Profiles are merged in the order of their names, so that the same parts always lead to the same
-    bytes.
+    In the order of their names, so that the same parts always lead to the same bytes.
 
     Raises:
         InputError: Profiles are missing or damaged. The published assignments stay as they are.

@@ -122,11 +122,7 @@ class Store:
         self.write_bytes(path, parquet_bytes(table))
 
     def create_json(self, path: str, content: Any) -> bool:
-        """Write a JSON file only if the path is free (put-if-absent).
-
-        Returns:
-            Whether this call created it; otherwise the existing file is unchanged.
-        """
+        """Write a JSON file only if the path is free (put-if-absent); returns whether it was."""
         location, encoded = self.locate(path), _to_json(content)
         if location.startswith(S3_SCHEME):
             created = s3.put_if_absent(location, encoded)

@@ -285,8 +285,7 @@ def put(location: str, content: bytes | pa.Buffer) -> None:
 def put_if_absent(location: str, content: bytes) -> bool:
     """Write an object unless the key is taken.
 
-    Returns:
-        Whether ours was written, also where the store's response was lost.
+    Returns whether ours was written, also where the store's response was lost.
 
     Raises:
         OSError: It is unknown whether it was written.

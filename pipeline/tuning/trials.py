@@ -165,8 +165,7 @@ class Tuning:
 def run_trial(tuning: Tuning, settings: TrialSettings) -> Trial:
     """Run a trial and keep it, unless it has finished before.
 
-    Returns:
-        The trial; with the reason in ``failure`` where these settings lead to no partition.
+    ``failure`` has the reason where its settings lead to no partition.
     """
     if (known := tuning.folder.find(settings)) is not None:
         return known

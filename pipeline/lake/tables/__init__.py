@@ -103,9 +103,7 @@ class Table(Protocol):
 
         ``serves`` returns whether the log still has this publish. It is called after the table's
         state was read, so that a commit never overwrites the one that replaced it in the log.
-
-        Returns:
-            Whether the table has the commit; False where the log has moved on.
+        Returns whether the table has the commit; False where the log has moved on.
 
         Raises:
             CommitStateUnknown: It is unknown whether the commit succeeded.
