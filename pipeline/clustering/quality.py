@@ -1,4 +1,4 @@
-"""Quality of a partition without known classes: modularity, silhouette, objective ratio, balance.
+"""Quality of a partition without known classes: separation, modularity, silhouette and others.
 
 Shape letters: N points, Q of them queried for neighbours, M neighbours of a point, D dimensions, K
 clusters.
@@ -19,6 +19,9 @@ _LEAST_ROWS_PER_CLUSTER = 10
 _WORKING_MEMORY_MIB = 128
 # Numbers processed at a time where all points count: 64 MiB of float64.
 _CHUNK = 2**23
+# Weight of the entropy of sizes in ``separation``, by measurement: 2 cuts a class of 79 % of the
+# rows, and below 1 classes of one size are merged.
+_WORTH_OF_ENTROPY = 1.5
 
 
 def contingency_of(rows_N: NDArray[np.int64], columns_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -172,3 +175,28 @@ def modularity(
     start_K = np.bincount(starts_Q, minlength=clusters) / starts_Q.size
     end_K = np.bincount(ends_QM.ravel(), minlength=clusters) / ends_QM.size
     return within - float(start_K @ end_K)
+
+
+def separation(
+    neighbours_QM: NDArray[np.int64], labels_N: NDArray[np.int64], clusters: int
+) -> float:
+    """How few edges a partition cuts, for so many clusters of such sizes.
+
+    −ln(1 − κ) + 1.5 · H over the edges from the first Q points to their neighbours. κ is modularity
+    over the most that these sizes allow, (Σ_k e_kk − Σ_k a_k²) / (1 − Σ_k a_k²), where e_kk is the
+    share of edges within cluster k and a_k that of their ends in it (assortativity, Newman 2003).
+    H is the entropy of the shares a_k, in nats. So clusters may be of any sizes, but two that are
+    merged must save edges: half the effective number of clusters, at most a third of the edges cut.
+
+    Returns:
+        In nats; higher is better. Partitions into different numbers of clusters do not compare.
+    """
+    starts_E = np.repeat(labels_N[: len(neighbours_QM)], neighbours_QM.shape[1])
+    ends_E = labels_N[neighbours_QM.ravel()]
+    within = float((starts_E == ends_E).mean())
+    both = np.concatenate([starts_E, ends_E])
+    ends_K = np.bincount(both, minlength=clusters)
+    share_K = ends_K / len(both)
+    chance = float(share_K @ share_K)
+    kappa = (within - chance) / max(1 - chance, 1e-12)
+    return _WORTH_OF_ENTROPY * entropy(ends_K) - float(np.log(max(1 - kappa, 1e-9)))

@@ -27,21 +27,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.clustering.agreement import adjusted_rand, entropy
+from pipeline.clustering.agreement import adjusted_rand
 from pipeline.clustering.kmeans import kmeans, nearest_centroid
 from pipeline.clustering.merging import neighbour_pairs
-from pipeline.clustering.quality import contingency_of, nearest_neighbours
+from pipeline.clustering.quality import contingency_of, nearest_neighbours, separation
 
 Rule = float | Literal["modularity"]
 
 # Of these rules the one on which the starts agree more is taken.
 RULES: tuple[Rule, ...] = ("modularity", 1.0)
 # This one lets one group grow to most of the points, which starts then agree on whether it is right
-# or not. It is taken only where it cuts far fewer edges; see ``separation``.
+# or not. It is taken only where it cuts far fewer edges; see ``quality.separation``.
 UNEVEN: Rule = 0.5
 _LEAST_GAIN = 0.3
-# What a group more is worth against fewer edges cut.
-_WORTH_OF_ENTROPY = 1.75
 # Cells: this many, or five per cluster, but eight points each.
 _CELLS, _CELLS_PER_CLUSTER, _ROWS_PER_CELL = 200, 5, 8
 # Merging takes time and memory that are quadratic in the number of cells: 4 s and 300 MiB.
@@ -61,7 +59,7 @@ class RuleResult:
         rule: "modularity", or the exponent p of E_ij / (n_i · n_j)^p.
         agreement: Mean adjusted Rand index of any two starts.
         firmness: Mean firmness of the clusters, each counting once; see ``firmness``.
-        separation: See ``separation``.
+        separation: See ``quality.separation``.
     """
 
     rule: Rule
@@ -155,7 +153,7 @@ def _tried(near_NM: NDArray[np.int64], found: list[_Cells], clusters: int, rule:
     best = int(agreement_S.argmax())
     labels_N = labels[best]
     firmness_K = firmness(labels_N, labels[:best] + labels[best + 1 :])
-    score = separation(near_NM, labels_N)
+    score = separation(near_NM, labels_N, clusters)
     result = RuleResult(rule, float(agreement_S.mean()), float(firmness_K.mean()), score)
     return _Tried(result, best, groups[best], labels_N, firmness_K)
 
@@ -215,21 +213,6 @@ def firmness(
         firm.append((both / np.maximum(either, 1)).max(axis=1))
     mean_K: NDArray[np.float64] = np.mean(firm[1:] or firm, axis=0)
     return mean_K
-
-
-def separation(near_NM: NDArray[np.int64], labels_N: NDArray[np.int64]) -> float:
-    """How few edges a partition cuts, for so many groups of such sizes.
-
-    −ln(1 − κ) + 1.75 · H, where κ = (Σ_k e_kk − Σ_k a_k²) / (1 − Σ_k a_k²) is modularity over its
-    maximum (assortativity, Newman 2003) and H the entropy of the groups' sizes, in nats. Halving
-    the effective number of groups must cut the edges between them to less than a third.
-    """
-    groups = int(labels_N.max()) + 1
-    edges = neighbour_pairs(near_NM, labels_N, groups)
-    share_K = edges.sum(axis=1) / edges.sum()
-    chance = float(np.square(share_K).sum())
-    kappa = (float(np.trace(edges) / edges.sum()) - chance) / max(1 - chance, 1e-12)
-    return float(_WORTH_OF_ENTROPY * entropy(share_K) - np.log(max(1 - kappa, 1e-9)))
 
 
 def merge_cells(

@@ -16,6 +16,7 @@ from pipeline.clustering.quality import (
     modularity,
     nearest_neighbours,
     objective_ratio,
+    separation,
     stability,
     stratified_rows,
 )
@@ -211,3 +212,12 @@ def test_modularity_is_near_0_for_labels_that_say_nothing() -> None:
     assert abs(modularity(near, random.integers(0, 5, 2000), 5)) < 0.01
     # Nor does one cluster with nearly everything get anything for it.
     assert abs(modularity(near, (random.random(2000) < 0.01).astype(np.int64), 2)) < 0.01
+
+
+def test_separation_counts_edges_cut_and_sizes() -> None:
+    near = np.array([[1], [0], [3], [2]])
+    apart = separation(near, np.array([0, 0, 1, 1]), 2)
+    assert apart == pytest.approx(1.5 * np.log(2) - np.log(1e-9))
+    # Every edge is cut: kappa is (0 - 1/2) / (1 - 1/2) = -1.
+    cut = separation(near, np.array([0, 1, 0, 1]), 2)
+    assert cut == pytest.approx(1.5 * np.log(2) - np.log(2))

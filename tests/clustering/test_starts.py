@@ -15,7 +15,6 @@ from pipeline.clustering.starts import (
     merge_cells,
     merged_start,
     mutual_agreement,
-    separation,
 )
 
 
@@ -74,13 +73,6 @@ def test_firmness_is_the_jaccard_index_with_the_most_similar_cluster() -> None:
         firmness(labels, [labels, other]), [(1 + 2 / 3) / 2, (1 + 3 / 4) / 2]
     )
     np.testing.assert_allclose(mutual_agreement([labels, labels]), [1, 1])
-
-
-def test_separation_counts_edges_cut_and_sizes() -> None:
-    near = np.array([[1], [0], [3], [2]])
-    apart = separation(near, np.array([0, 0, 1, 1]))
-    assert apart == pytest.approx(1.75 * np.log(2) - np.log(1e-9))
-    assert separation(near, np.array([0, 1, 0, 1])) < apart
 
 
 def two_arcs_and_specks(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
