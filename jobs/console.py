@@ -30,6 +30,7 @@ from pipeline.artifacts.inputs import QuarantinedShard
 from pipeline.artifacts.models import Comparison
 from pipeline.artifacts.nights import Verdict
 from pipeline.artifacts.summaries import Summary
+from pipeline.report.sections.run import NAMES
 
 log = logging.getLogger(__name__)
 
@@ -223,12 +224,19 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     if summary.kmeans_objective is not None:
         found = f"objective {summary.kmeans_objective:.4g} on the sample's embeddings"
         facts.append(("k-means", found))
+    if start := summary.start:
+        others = [f"{n} {v:.2f}" for n, v in start.agreement.items() if n != start.rule]
+        found = f"{start.count:,} cells merged by {start.rule}; {start.starts} starts agree by "
+        found += f"{start.agreement[start.rule]:.2f} ({', '.join(others)})"
+        facts.append(("start", found))
     if summary.refine_updates is not None:
         refined = f"{summary.refine_updates} updates, stopped by {summary.refine_stopped_by}"
         if summary.kl is not None:
             refined += f"; KL {summary.kl:.4f}"
         if summary.label_change is not None:
             refined += f", last label change {summary.label_change:.3%}"
+            if summary.refine_stopped_by == "passes":
+                refined += ": labels were still moving, raise refine.passes"
         facts.append(("refine", refined))
     if summary.max_psi:
         facts.append(("drift", f"PSI at most {summary.max_psi:.3f}, of {summary.max_psi_feature}"))
@@ -263,12 +271,9 @@ def left_out(shards: Sequence[QuarantinedShard]) -> list[str]:
     return [*lines, f"{more:,} more, in quarantined of metrics.json"] if more else lines
 
 
-_NAMES = {"kmeans": "k-means", "autoencoder": "autoencoder + k-means", "dec": "DEC"}
-
-
 def _candidates(comparison: Comparison) -> Table:
     title = f"DEC against its baselines, on {comparison.rows:,} sampled rows"
-    numbers = ["modularity", "silhouette", "balance", "stable"]
+    numbers = ["separation", "silhouette", "balance", "stable"]
     if any(candidate.scores for candidate in comparison.candidates):
         numbers += ["ACC", "NMI", "ARI"]
     shown = table("clustering", *numbers, numbers=numbers, title=title)
@@ -278,8 +283,8 @@ def _candidates(comparison: Comparison) -> Table:
         stability = "" if candidate.stability is None else f"{candidate.stability:.3f}"
         scores = candidate.scores
         shown.add_row(
-            _NAMES[candidate.kind].replace("autoencoder", "AE"),  # for 80 columns
-            f"{candidate.modularity:.3f}",
+            NAMES[candidate.kind].replace("autoencoder", "AE"),  # for 80 columns
+            f"{candidate.separation:.2f}",
             f"{in_features.silhouette:.3f}",
             f"{candidate.balance:.3f}",
             stability,
@@ -291,21 +296,19 @@ def _candidates(comparison: Comparison) -> Table:
 def verdict(comparison: Comparison, shipped: str) -> list[str]:
     """Sentences on the winner, its lead, and the clustering that is shipped."""
     first, second = comparison.candidates[:2]
-    name = _NAMES[second.kind]
+    name = NAMES[second.kind]
     if first.empty_clusters != second.empty_clusters:
         reason = f"{first.empty_clusters:,} empty clusters, {name} has {second.empty_clusters:,}"
-    elif round(first.modularity, 3) > round(second.modularity, 3):
-        reason = f"modularity {first.modularity:.3f} against {second.modularity:.3f} of {name}"
+    elif round(first.separation, 2) > round(second.separation, 2):
+        reason = f"separation {first.separation:.2f} against {second.separation:.2f} of {name}"
     else:
         reason = f"it is as good as {name}, and simpler"
-    lines = [f"{_NAMES[first.kind]} won: {reason} (on neighbours in scaled features)."]
+    lines = [f"{NAMES[first.kind]} won: {reason} (on neighbours in scaled features)."]
     if shipped != comparison.winner:
-        name = _NAMES[shipped]
+        name = NAMES[shipped]
         lines.append(f"Shipped all the same: {name}, by refine.select: dec; auto ships the winner.")
-    elif shipped != "dec":
-        lines.append(f"Shipped, by refine.select: auto: {_NAMES[shipped]}, not DEC.")
     else:
-        lines.append("Shipped: DEC.")
+        lines.append(f"Shipped: {NAMES[shipped]}.")
     if comparison.generalisation is not None:
         lines.append(
             f"DEC's KL on the rows that it learnt from is {comparison.generalisation:.2f} times "

@@ -17,6 +17,7 @@ from pipeline.artifacts.models import (
 from pipeline.artifacts.nights import Action, Identity, NightDecision, Serving, Verdict
 from pipeline.artifacts.records import Artifact
 from pipeline.artifacts.summaries import Summary
+from pipeline.config import sized
 from pipeline.engine import Execution, Stage, StageReached
 from pipeline.errors import InputError, Interrupted, LeaseHeld, NumericalError, TransientError
 from pipeline.stages.assign import assign
@@ -148,6 +149,7 @@ def _outcome(execution: Execution, manifest: Manifest, decision: NightDecision) 
 
 def _refit(execution: Execution, manifest: Manifest) -> Fit:
     """Deep Embedded Clustering from random weights (Xie et al. 2016)."""
+    execution = execution.under(sized(execution.config, manifest.width, manifest.rows))
     reference = execution.complete(sample, manifest)  # scaler statistics, the reference sample
     autoencoder = execution.complete(pretrain, manifest, reference)  # learns to reconstruct rows
     centroids = execution.complete(init_centroids, manifest, reference, autoencoder)  # k-means

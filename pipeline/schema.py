@@ -58,6 +58,8 @@ PROFILE_SCHEMA = pa.schema(
         *_RUN_FIELDS,
         pa.field("cluster_id", pa.int32(), nullable=False),  # -1: outliers
         pa.field("rows", pa.int64(), nullable=False),  # rows of the cluster
+        # How far the starts of merged cells agreed on the cluster, 0 to 1; null: it came otherwise.
+        pa.field("firmness", pa.float32()),
         pa.field("feature", pa.string(), nullable=False),  # the user's column
         pa.field("kind", pa.string(), nullable=False),  # number, category, vector, component
         pa.field("component", pa.int32()),  # index in the vector

@@ -236,13 +236,13 @@ def decided(champion: Champion | None, entry: int = 1, *, usable: bool = True) -
     )
 
 
-def compared(**modularity: float) -> Comparison:
-    """A comparison of kmeans, autoencoder and dec with these modularities; 0.6 without."""
+def compared(**separation: float) -> Comparison:
+    """A comparison of kmeans, autoencoder and dec with these separations; 0.6 without."""
     return Comparison(
         candidates=tuple(
             Candidate(
                 kind=kind,
-                modularity=modularity.get(kind, 0.6),
+                separation=separation.get(kind, 0.6),
                 spaces=(),
                 balance=1,
                 empty_clusters=0,

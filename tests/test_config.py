@@ -153,7 +153,7 @@ def test_another_default_changes_the_fingerprints_that_rely_on_it(change: Any) -
 
 
 def test_a_default_that_is_set_is_the_default(tmp_path: Path) -> None:
-    explicit = load(tmp_path, "refine.alpha=1", "model.hidden=[500, 500, 2000]", "seed=0")
+    explicit = load(tmp_path, "refine.alpha=1", "model.hidden=auto", "seed=0")
     assert explicit.fit_settings() == load(tmp_path).fit_settings()
 
 
@@ -168,7 +168,7 @@ def test_content_of_nested_settings(tmp_path: Path) -> None:
 
 def test_content_of_a_section_named_like_what_settings_affect(tmp_path: Path) -> None:
     found = load(tmp_path, "model.embedding=4", "refine.alpha=2").content("model")
-    assert found == {"model.embedding": 4}
+    assert found == {"model.embedding": 4, "model.hidden": {"default_version": 2}}
 
 
 def test_the_settings_reference_is_current() -> None:
@@ -183,8 +183,8 @@ def test_every_setting_is_described() -> None:
 
 def test_the_section_model_is_not_all_that_affects_the_model(tmp_path: Path) -> None:
     config = load(tmp_path, "model.embedding=5", "refine.tol=0", "source.nulls=mean")
-    assert config.content("model") == {"model.embedding": 5}
-    assert config.content("refine", without=("refine.tol",)) == {}
+    assert config.content("model", without=("model.hidden",)) == {"model.embedding": 5}
+    assert config.content("refine", without=("refine.tol", "refine.select")) == {}
     assert config.fit_settings().keys() >= {"model.embedding", "refine.tol", "source.nulls"}
 
 

@@ -25,7 +25,7 @@ from jobs.session import (
 from pipeline import logs
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.records import fingerprint_of
-from pipeline.config import Config
+from pipeline.config import Config, sized
 from pipeline.engine import Context, Execution
 from pipeline.errors import ConfigError, Interrupted, NumericalError, TransientError
 from pipeline.input.pinning import list_shards
@@ -150,7 +150,12 @@ class _Tuner:
             run = self.config.execution
             threads = max(1, int(run.cpus_per_worker or 1))
             tuning = Tuning(
-                self.config, self.folder, manifest, sample, threads, run.gpus_per_worker
+                sized(self.config, manifest.width, manifest.rows),
+                self.folder,
+                manifest,
+                sample,
+                threads,
+                run.gpus_per_worker,
             )
             errors = run_trials(tuning, (low, high), wanted, say=self._say)
             if errors:

@@ -195,7 +195,7 @@ def final_figures(summary: Summary) -> dict[str, float]:
     figures |= {f"run/{name}": getattr(summary, name) for name in names}
     for candidate in comparison.candidates if comparison else ():
         quality: dict[str, float | None] = {
-            "modularity": candidate.modularity,
+            "separation": candidate.separation,
             "balance": candidate.balance,
             "stability": candidate.stability,
             "empty_clusters": candidate.empty_clusters,

@@ -64,29 +64,56 @@ class ClusterChoice(Record):
     boundary: float = 0.4  # the same for all, before it was found in the paths
 
 
-class InitialCentroids(Artifact):
-    """k-means on the sample's embeddings.
+class MergedCells(Record):
+    """Merged cells that refinement starts from; see ``pipeline.clustering.starts``.
 
     Attributes:
-        centroids: Parquet file with one row a cluster.
-        objectives: Σ‖z − μ‖² of each restart.
-        objective: Lowest of them, whose centroids are kept.
-        sample_rows: Number of rows that were clustered.
-        cluster_rows: Number of those rows in each cluster.
+        cells: Parquet file with one row a cell: the cluster that it was merged into, its centroid.
+        count: Number of cells.
+        starts: Number of starts, of which this is the one that agrees most with the others.
+        rule: Rule of merging.
+        agreement: How far the starts agree, by rule.
+        firmness: For each cluster, how far the starts agree on it, from 0 to 1.
     """
 
+    cells: StoredFile
+    count: int
+    starts: int
+    rule: str
+    agreement: dict[str, float]
+    firmness: tuple[float, ...]
+
+
+class InitialCentroids(Artifact):
+    """First clusters of the sample's embeddings.
+
+    Attributes:
+        weights: safetensors file of the pretrained autoencoder, its embedding scaled.
+        centroids: Parquet file with one row a cluster: first centroids of refinement.
+        kmeans: Parquet file with one row a cluster: centroids of k-means.
+        objectives: Σ‖z − μ‖² of each run of k-means.
+        objective: Lowest of them, whose centroids are kept.
+        sample_rows: Number of rows that were clustered.
+        cluster_rows: Number of those rows in each cluster of k-means.
+        merged: Merged cells, where they are the start.
+    """
+
+    weights: StoredFile
     centroids: StoredFile
+    kmeans: StoredFile
     objectives: tuple[float, ...]
     objective: float
     sample_rows: int
     cluster_rows: tuple[int, ...]
+    merged: MergedCells | None = None
     choice: ClusterChoice | None = None
 
 
 class RefineRecord(Record):
-    """The state at one update of the target; see ``pipeline.model.refinement.RefineUpdate``."""
+    """The state at one update of the target; see ``pipeline.model.updates.RefineUpdate``."""
 
     number: int
+    taught: float | None = None
     label_change: float | None
     kl: float | None
     loss: float | None
@@ -95,7 +122,7 @@ class RefineRecord(Record):
     event: str | None
 
 
-ModelKind = Literal["kmeans", "autoencoder", "dec"]
+ModelKind = Literal["kmeans", "autoencoder", "merged", "dec"]
 
 
 class ClusteringModel(Artifact):
@@ -103,11 +130,13 @@ class ClusteringModel(Artifact):
 
     Attributes:
         model_id: Id derived from the content of its files.
-        kind: "dec"; "autoencoder": k-means on the pretrained embedding; "kmeans": on the scaled
-            features themselves, without an encoder.
+        kind: "dec"; "autoencoder": k-means on the pretrained embedding; "merged": merged
+            cells, as the encoder was taught them; "kmeans": on the scaled features themselves,
+            without an encoder.
         weights: safetensors file with encoder and decoder; None for "kmeans".
         centroids: Parquet file: cluster_id and centroid.
         scaler: Parquet file with one row a feature.
+        firmness: See ``MergedCells``, by position; empty where clusters do not come from them.
     """
 
     model_id: str
@@ -116,6 +145,19 @@ class ClusteringModel(Artifact):
     centroids: StoredFile
     scaler: StoredFile
     scaling: str
+    firmness: tuple[float, ...] = ()
+
+
+class TaughtModel(Record):
+    """The model as teaching left it, before refinement.
+
+    Attributes:
+        weights: safetensors file with encoder and decoder.
+        centroids: Parquet file with one row a cluster.
+    """
+
+    weights: StoredFile
+    centroids: StoredFile
 
 
 class RefinedModel(ClusteringModel):
@@ -125,6 +167,7 @@ class RefinedModel(ClusteringModel):
         stopped_by: "tol", "passes", or "collapse" where every attempt to continue collapsed.
         rows: Number of rows of the training set.
         workers: Number of workers at each update; it changes when nodes are lost or join.
+        taught: The model that refinement began with, where the encoder was taught merged cells.
     """
 
     kind: ModelKind = "dec"
@@ -133,6 +176,7 @@ class RefinedModel(ClusteringModel):
     stopped_by: str
     rows: int
     workers: tuple[int, ...] = ()
+    taught: TaughtModel | None = None
 
 
 class Scores(Record):
@@ -158,19 +202,20 @@ class SpaceQuality(Record):
 
 
 class Candidate(Record):
-    """One of the three compared partitions of the reference sample.
+    """One of the compared partitions of the reference sample.
 
     Attributes:
-        modularity: How much more often neighbours in scaled features share a cluster than by
-            chance; it decides. See ``pipeline.clustering.quality.modularity``.
+        separation: How far its clusters lie apart by neighbours in scaled features; it decides.
+            See ``pipeline.clustering.quality.separation``.
         balance: Entropy of the sizes of its clusters over log K; 1 = all of one size.
         empty_clusters: Number of clusters without a row of the sample.
-        stability: ARI of two fits on disjoint halves of the sample; None: too few rows.
+        stability: ARI between the starts of merged cells, for what came from them; otherwise of two
+            fits on disjoint halves of the sample; None: too few rows.
         scores: Agreement with the label column; decides nothing.
     """
 
     kind: ModelKind
-    modularity: float
+    separation: float
     spaces: tuple[SpaceQuality, ...]
     balance: float
     empty_clusters: int
@@ -182,10 +227,10 @@ class Comparison(Artifact):
     """DEC and its baselines, compared by the same label-free rule on the same rows.
 
     Attributes:
-        candidates: "kmeans", "autoencoder" and "dec", best first: by empty clusters, then by
-            modularity to three decimals, then the simpler method.
+        candidates: One of each kind, "merged" only where the encoder was taught; best first: by
+            empty clusters, then by separation to two decimals, then the simpler method.
         winner: The first of them, which ``refine.select: auto`` ships.
-        margin: Lead of the winner over the second in modularity, to three decimals, >= 0; 0 where
+        margin: Lead of the winner over the second in separation, to two decimals, >= 0; 0 where
             the simpler method or the one with fewer empty clusters won without a lead.
         rows: Number of rows of the sample that the candidates were measured on.
         held_out_rows: Number of those rows that training did not see.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.artifacts.inputs import QuarantinedShard
-from pipeline.artifacts.models import ClusterChoice, Comparison, ModelKind, Scores
+from pipeline.artifacts.models import ClusterChoice, Comparison, MergedCells, ModelKind, Scores
 from pipeline.artifacts.nights import Action, Verdict
 from pipeline.artifacts.records import Artifact, Record
 from pipeline.bill.records import Estimate
@@ -69,6 +69,10 @@ class Summary(Artifact):
     kl: float | None  # KL divergence at the last update
     label_change: float | None  # share of rows that changed cluster at the last update
     choice: ClusterChoice | None  # how ``clusters: auto`` came to its number
+    start: MergedCells | None  # merged cells that refinement started from, where it did
+    # How far the starts agreed on each cluster, in the order of cluster_ids; empty: they came
+    # otherwise.
+    firmness: tuple[float, ...]
     quarantined: tuple[QuarantinedShard, ...]
     stages: tuple[StageTime, ...]  # seconds of each stage
     estimate: Estimate | None  # the estimate made for the run; None where that was impossible

@@ -14,7 +14,7 @@ from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.nights import Action
 from pipeline.bill.records import Cluster, StageCosts
 from pipeline.clustering.kmeans import WORK, affordable
-from pipeline.config import Config, Optimization
+from pipeline.config import Config, Optimization, sized
 from pipeline.input.slices import MAX_SAMPLED_ROW_GROUPS, held_out_share
 from pipeline.model.training import update_rows
 from pipeline.storage import S3_SCHEME
@@ -96,8 +96,8 @@ class CostInputs:
     @cached_property
     def network(self) -> Network:
         """Sizes of the autoencoder."""
-        model = self.config.model
-        widths = [self.manifest.width, *model.hidden, model.embedding]
+        model = sized(self.config, self.manifest.width, self.manifest.rows).model
+        widths = [self.manifest.width, *model.widths, model.embedding]
         pairs = list(itertools.pairwise(widths))
         return Network(
             encoder=sum(a * b for a, b in pairs),

@@ -24,8 +24,9 @@ from pipeline.artifacts.models import ClusteringModel
 from pipeline.artifacts.records import StoredFile, store_file
 from pipeline.bill.costs import CostInputs
 from pipeline.bill.records import Cluster, StageFactor
+from pipeline.clustering.first_clusters import spread_factor
 from pipeline.clustering.kmeans import kmeans
-from pipeline.config import Config
+from pipeline.config import Config, sized
 from pipeline.engine import Stage
 from pipeline.errors import InputError, NumericalError
 from pipeline.input.feed import WorkerRows
@@ -36,9 +37,10 @@ from pipeline.input.statistics import RowStatistics, fit_scaler
 from pipeline.labelling.assigning import Assigner, AssignJob
 from pipeline.model.augmentation import augmentation_of
 from pipeline.model.autoencoder import Autoencoder, products_here
+from pipeline.model.clusters import ClusterModel
 from pipeline.model.devices import embeddings
 from pipeline.model.pretraining import Pretraining
-from pipeline.model.refinement import ClusterModel, Refinement, embedding_factor
+from pipeline.model.refinement import Refinement
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import update_rows
 from pipeline.registry.cluster_ids import ClusterIds
@@ -95,7 +97,7 @@ class _Sample:
             "refine": {"batch_rows": batches["refine"], **endless, **still},
         }
         sections = {n: getattr(config, n).model_copy(update=c) for n, c in changes.items()}
-        self.config = config.model_copy(update=sections)
+        self.config = sized(config, manifest.width, manifest.rows).model_copy(update=sections)
         self.threads, self.manifest = torch.get_num_threads(), manifest
         row_bytes = manifest.width * np.dtype(manifest.dtype).itemsize
         self.rows = max(1, min(manifest.rows, _ROWS, _RAW_BYTES // row_bytes))
@@ -118,7 +120,7 @@ class _Sample:
         augmentation = augmentation_of(config.augment, config.source.image_shape)
         autoencoder = Autoencoder(
             scaler.width,
-            network.hidden,
+            network.widths,
             network.embedding,
             config.seed,
             precision=network.precision,
@@ -131,8 +133,8 @@ class _Sample:
         # As refinement starts: gradients of an embedding that was not spread are denormal,
         # which take a processor fifty times as long.
         mean_square = float(z_ND.var(axis=0).sum())
-        factor = embedding_factor(config.refine.start_spread, mean_square, network.embedding)
-        autoencoder.rescale_embedding(factor)
+        factor = spread_factor(config.embedding.spread, mean_square, network.embedding)
+        autoencoder.transform_embedding(torch.eye(network.embedding) * factor)
         centroids_KD = self._cluster(z_ND * np.float32(factor))
         refinement = Refinement(
             ClusterModel(autoencoder.encoder, torch.from_numpy(centroids_KD), 1.0),

@@ -24,6 +24,15 @@ class KMeansResult:
     objective: float  # Σ_i ‖x_i − μ‖² of the best run
     objectives: tuple[float, ...]  # objective of every run, in the order of their seeds
 
+    def scaled(self, factor: float) -> KMeansResult:
+        """The same of points that are multiplied with a factor."""
+        return KMeansResult(
+            centroids_KD=self.centroids_KD * np.float32(factor),
+            cluster_rows=self.cluster_rows,
+            objective=self.objective * factor**2,
+            objectives=tuple(objective * factor**2 for objective in self.objectives),
+        )
+
 
 def nearest_centroid(
     points: NDArray[np.float32], centroids_KD: NDArray[np.float32]

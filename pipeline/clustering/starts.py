@@ -1,224 +1,228 @@
 """First partition for refinement: cells of an over-clustering, merged on the graph of neighbours.
 
 k-means prefers round clusters of one size. Here it only makes many small cells; then the two groups
-with the greatest score are merged until as many groups are left as there are to be clusters. Rules
-that score a pair differ in the sizes that they prefer:
-
-    modularity      e_ij − a_i · a_j            groups of similar size
-    p = 1           E_ij / (n_i · n_j)          no preference
-    p = 0.5         E_ij / (n_i · n_j)^½        one group may have most of the points
-
-E_ij counts the edges between two groups, e_ij is their share of all, a_i the share of edges that
-start in a group, and n_i its number of points.
+with the greatest score are merged until as many groups are left as there are to be clusters. Two
+rules score a pair: the gain in modularity, which suits classes of similar size, and the density of
+edges between them, E_ij / (n_i · n_j)^p, which does not care for sizes, or with p below 1 prefers
+to let large groups grow.
 
 The result depends on the cells, so merging is started several times. Per rule, the partition that
-agrees best with all others is kept, never the best by a score; and of the first two rules, the one
-on which the starts agree more.
+agrees best with all others is kept, never the best by a score.
 
-Shape letters: N points, D dimensions, M cells, K clusters, S starts.
+Shape letters: N points, D dimensions, C cells, M neighbours of a point, K clusters, S starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.clustering.agreement import adjusted_rand
-from pipeline.clustering.kmeans import kmeans, nearest_centroid
+from pipeline.clustering.kmeans import affordable, kmeans, nearest_centroid
 from pipeline.clustering.merging import neighbour_pairs
 from pipeline.clustering.quality import contingency_of, nearest_neighbours, separation
 
+log = logging.getLogger(__name__)
+
 Rule = float | Literal["modularity"]
 
-# Of these rules the one on which the starts agree more is taken.
-RULES: tuple[Rule, ...] = ("modularity", 1.0)
-# This one lets one group grow to most of the points, which starts then agree on whether it is right
-# or not. It is taken only where it cuts far fewer edges; see ``quality.separation``.
-UNEVEN: Rule = 0.5
-_LEAST_GAIN = 0.3
-# Cells: this many, or five per cluster, but eight points each.
-_CELLS, _CELLS_PER_CLUSTER, _ROWS_PER_CELL = 200, 5, 8
-# Merging takes time and memory that are quadratic in the number of cells: 4 s and 300 MiB.
-_MOST_CELLS = 4_000
-# Points in the graph of neighbours, or _GRAPH_ROWS_PER_CELL per cell where that is more.
-_GRAPH_ROWS, _GRAPH_ROWS_PER_CELL = 20_000, 20
-_ITERATIONS = 20
+# Names of the rules. Of the first two, the starts agree more on the one that is right; the third is
+# for tables with one class of most rows.
+RULES: Mapping[str, Rule] = {"modularity": "modularity", "density": 1.0, "density^0.5": 0.5}
+_UNEVEN = "density^0.5"
 # Neighbours of a point: fewer where clusters are small, so that most are of its own cluster.
 _NEIGHBOURS, _LEAST_NEIGHBOURS, _NEIGHBOURS_PER_CLUSTER = 20, 5, 10
-
-
-@dataclass(frozen=True)
-class RuleResult:
-    """What several starts found with one rule of merging.
-
-    Attributes:
-        rule: "modularity", or the exponent p of E_ij / (n_i · n_j)^p.
-        agreement: Mean adjusted Rand index of any two starts.
-        firmness: Mean firmness of the clusters, each counting once; see ``firmness``.
-        separation: See ``quality.separation``.
-    """
-
-    rule: Rule
-    agreement: float
-    firmness: float
-    separation: float
+ITERATIONS = 20
+_LEAST_CELLS, _CELLS_PER_CLUSTER, _MOST_CELLS = 200, 5, 4_000
+_ROWS, _ROWS_PER_CELL, _LEAST_ROWS_PER_CELL = 20_000, 20, 8
+# Multiplications that the cells of all starts may take: about a minute on two cores.
+_WORK = 2 * 10**12
+# Lead in separation that the rule for uneven tables needs. Decision 0039 has the measurements.
+_LEAD = 0.3
 
 
 @dataclass(frozen=True)
 class MergedStart:
-    """The first partition and where it came from.
+    """A partition of merged cells, and how far other starts agree with it.
 
     Attributes:
-        cell_means_MD: Mean of the points of each cell; a row belongs to the nearest.
-        group_M: Cluster of each cell, from 0 to K − 1.
-        means_KD: Mean of the points of each cluster.
-        rule: Rule of merging that was chosen.
-        rules: All rules that were tried.
-        firmness_K: How far the other starts have each cluster; see ``firmness``.
+        cells_CD: Centroids of the cells.
+        cluster_C: Cluster of each cell.
+        centroids_KD: Means of the clusters' points.
+        rule: Rule of merging, a key of ``RULES``.
+        agreement: Mean adjusted Rand index between two starts, by rule.
+        firmness_K: For each cluster, the mean over the other starts of its Jaccard index with the
+            cluster there that is most like it: 1 where all starts find it.
         starts: Number of starts.
-        rows: Number of points in the graph of neighbours.
     """
 
-    cell_means_MD: NDArray[np.float32]
-    group_M: NDArray[np.int64]
-    means_KD: NDArray[np.float32]
-    rule: Rule
-    rules: tuple[RuleResult, ...]
+    cells_CD: NDArray[np.float32]
+    cluster_C: NDArray[np.int64]
+    centroids_KD: NDArray[np.float32]
+    rule: str
+    agreement: Mapping[str, float]
     firmness_K: NDArray[np.float64]
     starts: int
-    rows: int
+
+    def scaled(self, factor: float) -> MergedStart:
+        """The same of points that are multiplied with a factor."""
+        by = np.float32(factor)
+        return replace(self, cells_CD=self.cells_CD * by, centroids_KD=self.centroids_KD * by)
 
 
-def cells_of(rows: int, clusters: int) -> int | None:
-    """Number of cells to merge; None where points are too few, or clusters too many."""
-    cells = min(max(_CELLS, _CELLS_PER_CLUSTER * clusters), rows // _ROWS_PER_CELL)
-    if clusters * 2 > _MOST_CELLS:
-        return None
-    return None if cells < 2 * clusters else min(cells, _MOST_CELLS)
+def cells_and_rows(rows: int, clusters: int) -> tuple[int, int]:
+    """Number of cells, and of the points that make them; 0 cells where merging cannot help.
+
+    Fewer than two cells a cluster leave nothing to merge: there are too few points, or more than
+    two thousand clusters, whose graph of cells would not fit in memory.
+    """
+    cells = min(max(_LEAST_CELLS, _CELLS_PER_CLUSTER * clusters), _MOST_CELLS)
+    cells = min(cells, rows // _LEAST_ROWS_PER_CELL)
+    return (cells if cells >= 2 * clusters else 0), min(rows, max(_ROWS, _ROWS_PER_CELL * cells))
 
 
 def merged_start(
-    points_ND: NDArray[np.float32], clusters: int, *, cells: int, starts: int, seed: int
-) -> MergedStart:
-    """Merge the cells of several over-clusterings and take the partition that agrees best.
+    points_ND: NDArray[np.float32], clusters: int, *, starts: int, seed: int
+) -> MergedStart | None:
+    """Merge the cells of several over-clusterings, and keep the one that the others agree with.
 
     Args:
-        points_ND: Embedded sample, in random order.
+        points_ND: Embeddings, at least ``clusters`` of them.
         clusters: K.
-        cells: M, number of cells; see ``cells_of``.
-        starts: S, number of over-clusterings.
-        seed: Same seed and points, same result on the same number of threads.
+        starts: S, at most; of large samples fewer, to bound the time.
+        seed: Same seed and points, same result.
+
+    Returns:
+        The start; None where merging cannot help, which is logged.
     """
-    rows = min(len(points_ND), max(_GRAPH_ROWS, _GRAPH_ROWS_PER_CELL * cells))
-    points_ND = np.ascontiguousarray(points_ND[:rows])
-    few = rows // (_NEIGHBOURS_PER_CLUSTER * clusters)
-    near_NM = nearest_neighbours(points_ND, rows, min(_NEIGHBOURS, max(_LEAST_NEIGHBOURS, few)))
-    found = [_cells(points_ND, near_NM, cells, seed + number) for number in range(starts)]
-    tried = [_tried(near_NM, found, clusters, rule) for rule in (*RULES, UNEVEN)]
-    *even, uneven = tried
-    # Agreement alone is that of large clusters.
-    chosen = max(even, key=lambda one: one.result.agreement * one.result.firmness)
-    if uneven.result.separation > chosen.result.separation + _LEAST_GAIN:
-        chosen = uneven
+    cells, rows = cells_and_rows(len(points_ND), clusters)
+    if not cells:
+        sampled = len(points_ND)
+        too_few = sampled < 2 * clusters * _LEAST_ROWS_PER_CELL
+        why = f"{sampled:,} sampled rows are too few" if too_few else "they are too many"
+        log.info("first centroids of %d clusters are those of k-means: %s", clusters, why)
+        return None
+    drawn = np.random.default_rng(seed).permutation(len(points_ND))[:rows]
+    some_ND = np.ascontiguousarray(points_ND[drawn])
+    few = max(_LEAST_NEIGHBOURS, rows // (_NEIGHBOURS_PER_CLUSTER * clusters))
+    near_NM = nearest_neighbours(some_ND, rows, min(_NEIGHBOURS, few))
+    starts, iterations = affordable(
+        some_ND.size * cells, restarts=starts, iterations=ITERATIONS, work=_WORK
+    )
+    found = [
+        _Cells.of(some_ND, near_NM, cells, iterations, seed + number) for number in range(starts)
+    ]
+    medoids = {name: _medoid(found, clusters, rule) for name, rule in RULES.items()}
+    name = _best_rule(medoids, near_NM, clusters)
+    chosen = medoids[name]
+    centers_CD = found[chosen.number].means_CD
+    labels_N = chosen.cluster_C[nearest_centroid(points_ND, centers_CD)]
+    rows_K = np.bincount(labels_N, minlength=clusters)
+    centroids_KD = np.zeros((clusters, points_ND.shape[1]))
+    np.add.at(centroids_KD, labels_N, points_ND)
     return MergedStart(
-        cell_means_MD=found[chosen.best].means_MD,
-        group_M=chosen.group_M,
-        means_KD=_means(points_ND, chosen.labels_N, clusters),
-        rule=chosen.result.rule,
-        rules=tuple(one.result for one in tried),
+        cells_CD=centers_CD,
+        cluster_C=chosen.cluster_C,
+        centroids_KD=(centroids_KD / np.maximum(rows_K, 1)[:, None]).astype(np.float32),
+        rule=name,
+        agreement={name: medoid.agreement for name, medoid in medoids.items()},
         firmness_K=chosen.firmness_K,
         starts=starts,
-        rows=rows,
     )
 
 
 @dataclass(frozen=True)
-class _Tried:
-    result: RuleResult
-    best: int  # the start that agrees best with all others
-    group_M: NDArray[np.int64]
+class _Cells:
+    """One over-clustering, without empty cells."""
+
     labels_N: NDArray[np.int64]
-    firmness_K: NDArray[np.float64]
+    means_CD: NDArray[np.float32]
+    rows_C: NDArray[np.int64]
+    edges_CC: NDArray[np.float64]
 
-
-def _tried(near_NM: NDArray[np.int64], found: list[_Cells], clusters: int, rule: Rule) -> _Tried:
-    """All starts with one rule, and the one that agrees best with all others."""
-    groups = [merge_cells(c.edges_MM, c.rows_M, c.means_MD, clusters, rule) for c in found]
-    labels = [group_M[c.labels_N] for group_M, c in zip(groups, found, strict=True)]
-    agreement_S = mutual_agreement(labels)
-    best = int(agreement_S.argmax())
-    labels_N = labels[best]
-    firmness_K = firmness(labels_N, labels[:best] + labels[best + 1 :])
-    score = separation(near_NM, labels_N, clusters)
-    result = RuleResult(rule, float(agreement_S.mean()), float(firmness_K.mean()), score)
-    return _Tried(result, best, groups[best], labels_N, firmness_K)
+    @classmethod
+    def of(
+        cls,
+        points_ND: NDArray[np.float32],
+        near_NM: NDArray[np.int64],
+        cells: int,
+        iterations: int,
+        seed: int,
+    ) -> _Cells:
+        found = kmeans(points_ND, cells, restarts=1, iterations=iterations, seed=seed)
+        used, labels_N = np.unique(
+            nearest_centroid(points_ND, found.centroids_KD), return_inverse=True
+        )
+        edges_CC = neighbour_pairs(near_NM, labels_N, len(used))
+        return cls(labels_N, found.centroids_KD[used], np.bincount(labels_N), edges_CC)
 
 
 @dataclass(frozen=True)
-class _Cells:
-    means_MD: NDArray[np.float32]
-    rows_M: NDArray[np.int64]
-    edges_MM: NDArray[np.float64]
+class _Medoid:
+    """The start whose partition agrees best with those of all others, under one rule."""
+
+    number: int
+    cluster_C: NDArray[np.int64]
     labels_N: NDArray[np.int64]
+    agreement: float
+    firmness_K: NDArray[np.float64]
 
 
-def _cells(
-    points_ND: NDArray[np.float32], near_NM: NDArray[np.int64], cells: int, seed: int
-) -> _Cells:
-    """One over-clustering; cells without points are left out."""
-    found = kmeans(points_ND, cells, restarts=1, iterations=_ITERATIONS, seed=seed)
-    labels_N = nearest_centroid(points_ND, found.centroids_KD)
-    labels_N = np.unique(labels_N, return_inverse=True)[1]
-    rows_M = np.bincount(labels_N)
-    means_MD = _means(points_ND, labels_N, len(rows_M))
-    return _Cells(means_MD, rows_M, neighbour_pairs(near_NM, labels_N, len(rows_M)), labels_N)
+def _medoid(starts: Sequence[_Cells], clusters: int, rule: Rule) -> _Medoid:
+    groups = [merge_cells(s.edges_CC, s.rows_C, s.means_CD, clusters, rule) for s in starts]
+    partitions = [group[s.labels_N] for group, s in zip(groups, starts, strict=True)]
+    number = len(starts)
+    mutual_SS = np.eye(number)
+    for one in range(number):
+        for other in range(one):
+            shared = contingency_of(partitions[one], partitions[other])
+            mutual_SS[one, other] = mutual_SS[other, one] = adjusted_rand(shared)
+    best = int(mutual_SS.sum(axis=1).argmax())
+    others = [p for n, p in enumerate(partitions) if n != best]
+    firmness = [_jaccards(partitions[best], other) for other in others]
+    return _Medoid(
+        number=best,
+        cluster_C=groups[best],
+        labels_N=partitions[best],
+        agreement=float((mutual_SS.sum() - number) / max(1, number * (number - 1))),
+        firmness_K=np.mean(firmness, axis=0) if firmness else np.ones(clusters),
+    )
 
 
-def _means(
-    points_ND: NDArray[np.float32], labels_N: NDArray[np.int64], groups: int
-) -> NDArray[np.float32]:
-    rows = np.maximum(np.bincount(labels_N, minlength=groups), 1)
-    sums = [np.bincount(labels_N, weights=column, minlength=groups) for column in points_ND.T]
-    means_MD: NDArray[np.float64] = np.stack(sums, axis=1) / rows[:, None]
-    return means_MD.astype(np.float32)
+def _jaccards(ours_N: NDArray[np.int64], theirs_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Jaccard index of each of our clusters with the one of theirs that is most like it."""
+    shared = contingency_of(ours_N, theirs_N)
+    either = shared.sum(axis=1, keepdims=True) + shared.sum(axis=0) - shared
+    best_K: NDArray[np.float64] = (shared / np.maximum(either, 1)).max(axis=1)
+    return best_K
 
 
-def mutual_agreement(labels_SN: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-    """Mean adjusted Rand index of each partition with all others, shape (S,)."""
-    starts = len(labels_SN)
-    pairs_SS = np.zeros((starts, starts))
-    for first in range(starts):
-        for second in range(first):
-            table = contingency_of(labels_SN[first], labels_SN[second])
-            pairs_SS[first, second] = pairs_SS[second, first] = adjusted_rand(table)
-    mean_S: NDArray[np.float64] = pairs_SS.sum(axis=1) / max(1, starts - 1)
-    return mean_S
+def _best_rule(medoids: Mapping[str, _Medoid], near_NM: NDArray[np.int64], clusters: int) -> str:
+    """The rule on which the starts agree most, as partitions and cluster by cluster.
 
-
-def firmness(
-    labels_N: NDArray[np.int64], others: Sequence[NDArray[np.int64]]
-) -> NDArray[np.float64]:
-    """Mean over other partitions of the greatest Jaccard index of each cluster, shape (K,).
-
-    1 for a cluster that all of them have (Hennig 2007, cluster-wise stability).
+    Sizes as uneven as the third rule makes them need more than agreement, for starts agree on one
+    huge cluster, too: its clusters must lie far further apart.
     """
-    firm = [np.ones(labels_N.max() + 1)]
-    for other_N in others:
-        both = contingency_of(labels_N, other_N)
-        either = both.sum(axis=1, keepdims=True) + both.sum(axis=0) - both
-        firm.append((both / np.maximum(either, 1)).max(axis=1))
-    mean_K: NDArray[np.float64] = np.mean(firm[1:] or firm, axis=0)
-    return mean_K
+
+    def agreed(name: str) -> float:
+        return medoids[name].agreement * float(medoids[name].firmness_K.mean())
+
+    even = max((name for name in medoids if name != _UNEVEN), key=agreed)
+    uneven, other = (
+        separation(near_NM, medoids[name].labels_N, clusters) for name in (_UNEVEN, even)
+    )
+    return _UNEVEN if uneven - other > _LEAD else even
 
 
 def merge_cells(
-    edges_MM: NDArray[np.float64],
-    rows_M: NDArray[np.int64],
-    means_MD: NDArray[np.floating],
+    edges_CC: NDArray[np.float64],
+    rows_C: NDArray[np.int64],
+    means_CD: NDArray[np.float32],
     clusters: int,
     rule: Rule,
 ) -> NDArray[np.int64]:
@@ -228,65 +232,66 @@ def merge_cells(
     that raise the squared distances to the means least (Ward 1963).
 
     Args:
-        edges_MM: Pairs of neighbours, counted by their cells; symmetric.
-        rows_M: Number of points in each cell, at least 1.
-        means_MD: Mean of the points of each cell.
-        clusters: K, at most M.
+        edges_CC: Pairs of neighbours, counted by their cells; symmetric.
+        rows_C: Number of points in each cell, at least 1.
+        means_CD: Mean of the points of each cell.
+        clusters: K, at most C.
         rule: "modularity", or the exponent p of E_ij / (n_i · n_j)^p.
 
     Returns:
         Group of each cell, from 0 to K − 1 in the order of their first cells.
     """
-    edges_MM, size_M = edges_MM.copy(), rows_M.astype(np.float64)
-    mean_MD = means_MD.astype(np.float64)
-    total, degrees_M = edges_MM.sum(), edges_MM.sum(axis=1)
-    cells = len(rows_M)
-    group_M, alive_M = np.arange(cells), np.ones(cells, bool)
+    edges_CC, means64_CD = edges_CC.astype(np.float64), means_CD.astype(np.float64)
+    size_C = rows_C.astype(np.float64)
+    total, degrees_C = edges_CC.sum(), edges_CC.sum(axis=1)
+    cells = len(size_C)
+    group_C, alive_C = np.arange(cells), np.ones(cells, bool)
 
     def scores(one: int) -> NDArray[np.float64]:
-        all_M: NDArray[np.float64]
         if rule == "modularity":
-            all_M = edges_MM[one] / total - degrees_M[one] * degrees_M / total**2
+            all_C: NDArray[np.float64] = (
+                edges_CC[one] / total - degrees_C[one] * degrees_C / total**2
+            )
         else:
-            all_M = edges_MM[one] / (size_M[one] * size_M) ** rule
-            all_M[edges_MM[one] <= 0] = -np.inf
-        all_M[~alive_M] = all_M[one] = -np.inf
-        return all_M
+            all_C = edges_CC[one] / (size_C[one] * size_C) ** rule
+            all_C[edges_CC[one] <= 0] = -np.inf
+        all_C[~alive_C] = all_C[one] = -np.inf
+        return all_C
 
     # The best partner of each group; only rows that lose theirs are searched again.
-    table_MM = np.stack([scores(cell) for cell in range(cells)])
-    partner_M = table_MM.argmax(axis=1)
-    best_M = table_MM.max(axis=1)
+    table_CC = np.stack([scores(cell) for cell in range(cells)])
+    partner_C = table_CC.argmax(axis=1)
+    best_C = table_CC.max(axis=1)
     for _ in range(cells - clusters):
-        kept = int(best_M.argmax())
-        gone = int(partner_M[kept])
-        if best_M[kept] == -np.inf:
-            kept, gone = _closest(mean_MD, size_M, alive_M)
+        kept = int(best_C.argmax())
+        gone = int(partner_C[kept])
+        if best_C[kept] == -np.inf:
+            kept, gone = _closest(means64_CD, size_C, alive_C)
         kept, gone = min(kept, gone), max(kept, gone)
-        share = size_M[gone] / (size_M[kept] + size_M[gone])
-        mean_MD[kept] += share * (mean_MD[gone] - mean_MD[kept])
-        for counts in (edges_MM, edges_MM.T, size_M, degrees_M):
+        share = size_C[gone] / (size_C[kept] + size_C[gone])
+        means64_CD[kept] += share * (means64_CD[gone] - means64_CD[kept])
+        for counts in (edges_CC, edges_CC.T, size_C, degrees_C):
             counts[kept] += counts[gone]
-        alive_M[gone] = False
-        group_M[group_M == gone] = kept
-        table_MM[gone] = table_MM[:, gone] = best_M[gone] = -np.inf
-        table_MM[kept] = table_MM[:, kept] = scores(kept)
-        better_M = table_MM[kept] > best_M
-        best_M[better_M], partner_M[better_M] = table_MM[kept, better_M], kept
-        lost = np.flatnonzero(alive_M & ~better_M & np.isin(partner_M, (kept, gone)))
+        alive_C[gone] = False
+        group_C[group_C == gone] = kept
+        table_CC[gone] = table_CC[:, gone] = best_C[gone] = -np.inf
+        table_CC[kept] = table_CC[:, kept] = scores(kept)
+        better_C = table_CC[kept] > best_C
+        best_C[better_C], partner_C[better_C] = table_CC[kept, better_C], kept
+        lost = np.flatnonzero(alive_C & ~better_C & np.isin(partner_C, (kept, gone)))
         lost = np.union1d(lost, [kept])
-        partner_M[lost] = table_MM[lost].argmax(axis=1)
-        best_M[lost] = table_MM[lost, partner_M[lost]]
-    groups_M: NDArray[np.int64] = np.unique(group_M, return_inverse=True)[1]
-    return groups_M
+        partner_C[lost] = table_CC[lost].argmax(axis=1)
+        best_C[lost] = table_CC[lost, partner_C[lost]]
+    merged_C: NDArray[np.int64] = np.unique(group_C, return_inverse=True)[1]
+    return merged_C
 
 
 def _closest(
-    means_MD: NDArray[np.float64], rows_M: NDArray[np.float64], alive_M: NDArray[np.bool_]
+    means_CD: NDArray[np.float64], rows_C: NDArray[np.float64], alive_C: NDArray[np.bool_]
 ) -> tuple[int, int]:
     """The two groups whose merging adds least to Σ ‖x − mean of its group‖² (Ward 1963)."""
-    left = np.flatnonzero(alive_M)
-    means, rows = means_MD[left], rows_M[left]
+    left = np.flatnonzero(alive_C)
+    means, rows = means_CD[left], rows_C[left]
     squares = np.square(means).sum(axis=1)
     added = np.maximum(squares[:, None] + squares - 2 * means @ means.T, 0)
     added *= rows[:, None] * rows / (rows[:, None] + rows)

@@ -18,4 +18,5 @@ from pipeline.config.sections import Affects as Affects
 from pipeline.config.settings import MIN_SAMPLE_ROWS_PER_CLUSTER as MIN_SAMPLE_ROWS_PER_CLUSTER
 from pipeline.config.settings import Config as Config
 from pipeline.config.settings import content_of as content_of
+from pipeline.config.sizing import sized as sized
 from pipeline.config.source import Feature as Feature

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from pipeline.config.sections import Affects, PositiveFloat, PositiveInt, Section
+from pipeline.config.sections import Affects, DefaultVersion, PositiveFloat, PositiveInt, Section
 
 
 class AutoClusters(Section, affects=Affects.MODEL):
@@ -31,16 +31,39 @@ Clusters = Annotated[
 ]
 
 
+Widths = Annotated[
+    Annotated[list[PositiveInt], Tag("[list]")] | Annotated[Literal["auto"], Tag("[auto]")],
+    Discriminator(lambda value: "[auto]" if isinstance(value, str) else "[list]"),
+]
+
+
 class Model(Section, affects=Affects.MODEL):
     """Autoencoder."""
 
-    hidden: list[PositiveInt] = Field([500, 500, 2000])
-    """Widths of the encoder's hidden layers."""
+    hidden: Annotated[Widths, DefaultVersion(2)] = "auto"
+    """Widths of the encoder's hidden layers; auto fits them to the table."""
     embedding: PositiveInt = 10
     """Width of the embedding."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products; auto is bfloat16 where the processor supports it. Weights and
     everything else are float32."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the hidden layers, once ``pipeline.config.sizing`` has fitted them."""
+        assert self.hidden != "auto"
+        return tuple(self.hidden)
+
+
+class Embedding(Section, affects=Affects.MODEL):
+    """Scale of the embedding that first centroids and refinement start from."""
+
+    metric: Literal["table", "none"] = "table"
+    """Metric of the embedding: table gives it the distances of the scaled rows, by a linear map
+    that becomes a part of the network; none leaves it as pretraining made it."""
+    spread: PositiveFloat | None = 1.0
+    """Root mean square distance per dimension to the nearest k-means centroid that embeddings are
+    scaled to; null = no scaling."""
 
 
 class Augment(Section, affects=Affects.MODEL):
@@ -91,13 +114,16 @@ class Pretrain(Optimization):
 
 
 class Centroids(Section, affects=Affects.MODEL):
-    """First centroids: k-means on the embeddings of a sample."""
+    """First centroids, from the embeddings of a sample."""
 
+    start: Literal["merged", "kmeans"] = "merged"
+    """Source of the first centroids: merged are cells of an over-clustering, merged along the graph
+    of nearest neighbours, which the encoder is taught first; kmeans are those of k-means."""
     sample_rows: PositiveInt = 100_000
     """Number of rows in the reference sample."""
     restarts: PositiveInt = 20
-    """Maximum number of k-means starts; the best is kept. Large samples get fewer, to bound the
-    time."""
+    """Maximum number of starts, of k-means and of merged cells alike. Large samples get fewer, to
+    bound the time."""
     iterations: PositiveInt = 50
     """Lloyd iterations per start."""
 
@@ -106,14 +132,16 @@ class Refine(Optimization):
     """Deep embedded clustering: training of encoder and centroids together."""
 
     passes: int = Field(20, ge=0)
-    """Maximum number of passes; 0 keeps the k-means partition."""
+    """Maximum number of passes; 0 keeps the first partition."""
+    teaching_passes: int = Field(5, ge=0)
+    """Number of passes, before those, that teach the encoder the partition of merged cells."""
+    size_balance: float = Field(0.25, ge=0, le=1)
+    """How strongly the target evens out the sizes of clusters (gamma): 1 as in the paper, 0 not at
+    all."""
     tol: float = Field(0.001, ge=0, le=1)
     """Stop rule: minimum share of rows whose label changes between two updates of the target."""
     alpha: PositiveFloat = 1.0
     """Degrees of freedom of the Student's t kernel."""
-    start_spread: PositiveFloat | None = 1.0
-    """Root mean square distance per dimension to the first centroids that embeddings are scaled to
-    before training; null = no scaling."""
     update_interval_rows: PositiveInt | None = None
     """Training rows between two updates of the target; null = one pass. Set it where a pass takes
     hours, so that a collapse is noticed in time."""
@@ -131,8 +159,8 @@ class Refine(Optimization):
     """Share of the inputs that are masked; the target is computed from all inputs."""
     max_share: float = Field(0.9, gt=0, le=1)
     """Maximum share of the rows in one cluster; beyond it the training has collapsed."""
-    select: Literal["dec", "auto"] = "dec"
-    """Model that is published: dec, or with auto the best of DEC and its two baselines."""
+    select: Annotated[Literal["dec", "auto"], DefaultVersion(2)] = "auto"
+    """Model that is published: with auto the best of DEC and simpler clusterings, or always dec."""
 
 
 class Evaluate(Section, affects=Affects.RESULT):

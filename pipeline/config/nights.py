@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.sections import Affects, PositiveInt, Section
+from pipeline.config.sections import Affects, DefaultVersion, PositiveInt, Section
 
 
 class Refit(Section, affects=Affects.NIGHTS):
@@ -88,5 +88,5 @@ class Gate(Section, affects=Affects.NIGHTS):
     """Maximum relative change of the row count since last night."""
     max_bad_shards: float | None = Field(0.05, ge=0, le=1)
     """Maximum share of the shards that are left out."""
-    max_worse_than_kmeans: float | None = Field(0.05, ge=0)
-    """Maximum loss of modularity against plain k-means on the same sample."""
+    max_worse_than_kmeans: Annotated[float | None, DefaultVersion(2)] = Field(0.05, ge=0)
+    """Maximum loss of separation against plain k-means on the same sample."""

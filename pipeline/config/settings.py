@@ -14,6 +14,7 @@ from pipeline.config.fit import (
     AutoClusters,
     Centroids,
     Clusters,
+    Embedding,
     Evaluate,
     Model,
     Pretrain,
@@ -39,6 +40,7 @@ class Config(Section, affects=Affects.MODEL):
     model: Model = Model()
     augment: Augment = Augment()
     pretrain: Pretrain = Pretrain()
+    embedding: Embedding = Embedding()
     centroids: Centroids = Centroids()
     refine: Refine = Refine()
     evaluate: Evaluate = Evaluate()

@@ -56,8 +56,8 @@ def map_bytes(
     if rows is None or len(rows) < 5:
         return None
     x_NF = matrix_of(rows[FEATURES])
-    model, width = champion.model, sum(c.width for c in champion.reference.features)
-    loaded = load_model(lake, model, settings_of(lake, model), width)
+    model = champion.model
+    loaded = load_model(lake, model, settings_of(lake, model))
     raw = torch.from_numpy(np.array(x_NF))  # a copy: Arrow's memory is read-only
     found = ClusterIds.of(lake, champion.ids).rename(assignments_of(loaded, raw))
     with torch.inference_mode():

@@ -45,7 +45,7 @@ def labelled_sample(
         InputError: The model's settings cannot be read.
     """
     width = sum(column.width for column in features)
-    loaded = load_model(lake, model, settings_of(lake, model), width)
+    loaded = load_model(lake, model, settings_of(lake, model))
     permanent = ClusterIds.of(lake, ids)
     rows, labels = [], []
     # Two of very many clusters would have too few rows left.

@@ -84,9 +84,7 @@ class Assigner:
         self._reader = Reader.of(job.config, job.manifest, carry=True, explained=job.explained)
         device = claimed_device(job.gpus)
         self._name = f"actor on node {node_id()} computes on {device}"
-        self._model: LoadedModel = load_model(
-            job.lake, job.model, job.config, job.manifest.width, device
-        )
+        self._model: LoadedModel = load_model(job.lake, job.model, job.config, device)
         self._schema = assignment_schema(job.manifest.carried_schema, job.manifest.keys)
         keys = self._schema.names[: len(self._schema) - len(ASSIGNMENT_FIELDS)]
         self._keys = pa.schema([self._schema.field(name) for name in keys])

@@ -143,7 +143,7 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = embedding
-        widths = (features, *hidden, embedding)
+        self.widths = widths = (features, *hidden, embedding)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder: nn.Module
@@ -163,10 +163,18 @@ class Autoencoder(nn.Module):
         return self.decoder(self.encoder(x_BF))  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def rescale_embedding(self, factor: float) -> None:
-        """Multiply every embedding with ``factor``; reconstructions do not change."""
+    def transform_embedding(self, matrix_DD: Tensor) -> None:
+        """Multiply every embedding with an invertible matrix; reconstructions do not change.
+
+        Args:
+            matrix_DD: M in z M, of rows z, shape (embedding, embedding).
+        """
+        inverse_DD = torch.linalg.inv(matrix_DD.double())
         *_, last = (layer for layer in self.encoder.modules() if isinstance(layer, nn.Linear))
-        last.weight.mul_(factor)
-        last.bias.mul_(factor)
         first = next(layer for layer in self.decoder.modules() if isinstance(layer, nn.Linear))
-        first.weight.div_(factor)
+        for parameter, changed in (
+            (last.weight, matrix_DD.T.double() @ last.weight.double()),
+            (last.bias, last.bias.double() @ matrix_DD.double()),
+            (first.weight, first.weight.double() @ inverse_DD.T),
+        ):
+            parameter.copy_(changed)

@@ -55,9 +55,14 @@ def soft_assignment(z_BD: Tensor, centroids_KD: Tensor, alpha: float = 1.0) -> T
     Returns:
         q_BK, shape (batch, n_clusters); rows sum to 1.
     """
+    return log_soft_assignment(z_BD, centroids_KD, alpha).exp()
+
+
+def log_soft_assignment(z_BD: Tensor, centroids_KD: Tensor, alpha: float = 1.0) -> Tensor:
+    """Logarithm of ``soft_assignment``, finite where q itself is too small for its dtype."""
     distances_BK = squared_distances(z_BD, centroids_KD)
-    # softmax of the kernel's logarithm: the same value, without overflow for a large alpha.
-    return torch.softmax(-(alpha + 1) / 2 * torch.log1p(distances_BK / alpha), dim=1)
+    # In logarithms: without overflow for a large alpha.
+    return torch.log_softmax(-(alpha + 1) / 2 * torch.log1p(distances_BK / alpha), dim=1)
 
 
 @dataclass(frozen=True)
@@ -124,13 +129,15 @@ def clustering_loss(
     frequency_K: Tensor,
     alpha: float = 1.0,
     target_q_BK: Tensor | None = None,
+    *,
+    size_balance: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """KL(P‖Q) of a batch, differentiable in embeddings and centroids.
 
     KL(P‖Q) = Σ_i Σ_j p_ij log(p_ij/q_ij) (Xie et al. 2016, eq. 2), with the target
-    p_ij = (q_ij²/f_j) / Σ_k (q_ik²/f_k) (eq. 3). Its gradients are equations 4 and 5 in closed
-    form: a third of the sweeps over batch × clusters that differentiating equations 1 to 3 step by
-    step would take.
+    p_ij = (q_ij²/f_j^γ) / Σ_k (q_ik²/f_k^γ), which is eq. 3 for γ = 1. Its gradients are equations
+    4 and 5 in closed form: a third of the sweeps over batch × clusters that differentiating
+    equations 1 to 3 step by step would take.
 
     Args:
         z_BD: Embeddings, shape (batch, embedding).
@@ -140,13 +147,15 @@ def clustering_loss(
         alpha: Degrees of freedom of the Student-t kernel, > 0.
         target_q_BK: Soft assignments to sharpen into P, shape (batch, n_clusters); None sharpens
             those of ``z_BD`` itself.
+        size_balance: γ, in [0, 1]: how strongly the target draws rows to small clusters. 1 is the
+            paper's and evens sizes out; 0 leaves sizes alone.
 
     Returns:
         KL in nats, a scalar, summed over the batch as the paper has it; and the soft assignments
         that were sharpened, detached.
     """
     kl, sharpened_BK = _ClusteringLoss.apply(  # type: ignore[no-untyped-call]
-        z_BD, centroids_KD, frequency_K, alpha, target_q_BK
+        z_BD, centroids_KD, frequency_K, alpha, target_q_BK, size_balance
     )
     return kl, sharpened_BK
 
@@ -165,6 +174,7 @@ class _ClusteringLoss(torch.autograd.Function):
         frequency_K: Tensor,
         alpha: float,
         target_q_BK: Tensor | None,
+        size_balance: float,
     ) -> tuple[Tensor, Tensor]:
         # In logarithms: each is taken once, and nothing is divided by 0. In place: a new matrix
         # costs more than what is computed in it.
@@ -179,7 +189,8 @@ class _ClusteringLoss(torch.autograd.Function):
             log_target_BK = sharpened_BK.clamp_min(tiny).log_()
         # p does not depend on the scale of f, and shares keep float32 in range.
         share_K = (frequency_K / frequency_K.sum()).to(q_BK.dtype).clamp_min(tiny)
-        log_p_BK = torch.log_softmax((2 * log_target_BK).sub_(share_K.log_()), dim=1)
+        push_K = share_K.log_().mul_(size_balance)
+        log_p_BK = torch.log_softmax((2 * log_target_BK).sub_(push_K), dim=1)
         p_BK = log_p_BK.exp()
         kl = log_p_BK.sub_(log_q_BK).mul_(p_BK).sum()
         pull_BK = p_BK.sub_(q_BK).mul_((alpha + 1) / alpha).div_(spread_BK.add_(1))
@@ -188,10 +199,10 @@ class _ClusteringLoss(torch.autograd.Function):
         return kl, sharpened_BK
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         z_BD, centroids_KD, pull_BK = ctx.saved_tensors
         origin_D = centroids_KD.mean(dim=0)  # see squared_distances
         z_BD, centroids_KD = z_BD - origin_D, centroids_KD - origin_D
         z_grad_BD = pull_BK.sum(dim=1, keepdim=True) * z_BD - pull_BK @ centroids_KD
         mu_grad_KD = pull_BK.sum(dim=0)[:, None] * centroids_KD - pull_BK.T @ z_BD
-        return grad * z_grad_BD, grad * mu_grad_KD, None, None, None
+        return grad * z_grad_BD, grad * mu_grad_KD, None, None, None, None

@@ -11,13 +11,13 @@ _ROWS = 2048
 
 
 def generalisation(
-    z_ND: Tensor, centroids_KD: Tensor, unseen_N: Tensor, alpha: float
+    z_ND: Tensor, centroids_KD: Tensor, unseen_N: Tensor, alpha: float, size_balance: float
 ) -> float | None:
     """KL of the rows that training saw over KL of held-out rows.
 
     G in Xie et al. 2016, section 5.2: near 1 where the model has learnt, small where it has
     memorised. The frequencies of the target are those of the seen rows for both. ``unseen_N``
-    marks the rows that training did not see.
+    marks the rows that training did not see; ``alpha`` and ``size_balance`` are refinement's.
 
     Returns:
         The ratio; None where either kind of rows is missing, or the divisor is 0.
@@ -32,7 +32,9 @@ def generalisation(
 
     def mean_kl(rows_ND: Tensor) -> float:
         kl = (
-            clustering_loss(z_BD, centroids_KD, frequency_K, alpha)[0].item()
+            clustering_loss(z_BD, centroids_KD, frequency_K, alpha, size_balance=size_balance)[
+                0
+            ].item()
             for z_BD in torch.split(rows_ND, some)
         )
         return sum(kl) / len(rows_ND)

@@ -5,6 +5,10 @@ rows × clusters, and its frequency f is summed over the whole pass and all work
 target stands still between two updates (``target: frozen``): a frozen copy of encoder and centroids
 gives it. A moving one (``target: live``) sharpens what the model says now; decision 0008.
 
+Where the first centroids come from merged cells, the encoder is taught that partition before: a
+few passes of cross-entropy of q against the group of each row, which is that of its nearest cell in
+the first embedding. Groups of any shape become round ones, which K centroids can tell apart.
+
 A partition collapses when a cluster loses all its rows, when one takes most of them, or when the
 loss is not finite. Refinement then goes back to the frozen copy, the last sound state.
 """
@@ -15,7 +19,6 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,10 +26,10 @@ from torch import Tensor, nn
 
 from pipeline.errors import NumericalError
 from pipeline.model.augmentation import Augmentation, hide, randomness
+from pipeline.model.clusters import Cells, ClusterModel
 from pipeline.model.dec import (
     clustering_loss,
     rows_at_a_time,
-    soft_assignment,
     squared_distances,
 )
 from pipeline.model.devices import device_of, embeddings, learnt_at_a_time, to_device
@@ -41,6 +44,7 @@ from pipeline.model.training import (
     state_of,
     update_rows,
 )
+from pipeline.model.updates import Measured, RefineUpdate, tiny_clusters
 from pipeline.model.workers import global_update, rank_and_size, sum_over_workers
 
 if TYPE_CHECKING:  # torch and numpy are all that this package needs to run
@@ -59,91 +63,6 @@ _LOOK_EVERY = 32
 _MAX_RECOVERIES = 3
 # Factor of the learning rate after each collapse.
 _CAUTION = 0.1
-# A cluster that ends with less than this share of rows / K is reported: it has all but died out.
-# Sizes of natural groups are skewed, but by Zipf's law the smallest of K still has 1 / H_K of an
-# even share: 34 % for K = 10, 13 % for 1,000, 8 % for 100,000.
-_LEAST_EVEN_SHARE = 0.01
-
-
-def embedding_factor(spread: float | None, mean_square: float, embedding: int) -> float:
-    """Factor that gives embeddings the spread that refinement starts from.
-
-    Student's t compares a squared distance with alpha, but the autoencoder's loss does not fix the
-    width of its embedding: if it is too narrow, every row is equally similar to all clusters.
-
-    Args:
-        spread: Wanted root mean square distance to the nearest centroid per dimension; None leaves
-            embeddings unchanged.
-        mean_square: Mean squared distance to the nearest centroid now.
-        embedding: D, width of the embedding.
-    """
-    if spread is None or mean_square <= 0:
-        return 1.0
-    return spread / math.sqrt(mean_square / embedding)
-
-
-class ClusterModel(nn.Module):
-    """Encoder and centroids, which refinement trains and which assign rows to clusters."""
-
-    def __init__(self, encoder: nn.Module, centroids_KD: Tensor, alpha: float) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.centroids_KD = nn.Parameter(centroids_KD.clone())
-        self.alpha = alpha
-
-    def forward(self, x_BF: Tensor) -> Tensor:
-        """Soft assignment q of scaled rows: (batch, features) → (batch, n_clusters)."""
-        return soft_assignment(self.encoder(x_BF), self.centroids_KD, self.alpha)
-
-
-@dataclass(frozen=True)
-class RefineUpdate:
-    """The model as it stood at an update of the target distribution.
-
-    Attributes:
-        number: Updates before this one; 0 is the k-means partition.
-        label_change: Share of rows whose cluster changed since the update before; None at 0.
-        kl: Mean KL(P‖Q) per row, in nats, over the rows learnt from since then; None at 0.
-        loss: Mean per row of what was minimised: KL, and the weighted error of the decoder.
-        learning_rate: Learning rate at this update.
-        cluster_rows: Rows of the training set in each cluster, shape (n_clusters,).
-        event: Collapses since the update before and their repair, and in the last record clusters
-            left with next to no rows, in words; None: nothing happened.
-        finished: Reason for the end of refinement, "tol", "passes" or "collapse"; None: no end yet.
-    """
-
-    number: int
-    label_change: float | None
-    kl: float | None
-    loss: float | None
-    learning_rate: float
-    cluster_rows: tuple[int, ...]
-    event: str | None
-    finished: str | None
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Result of one pass without learning, over all workers."""
-
-    frequency_K: Tensor  # f_j = Σ_i q_ij, float64, in rows
-    cluster_rows_K: Tensor  # rows whose nearest centroid is j, float64
-    changed: int  # rows whose cluster differs from the frozen model's
-    # Cluster of each of this worker's rows, in reading order; None where too many to keep.
-    labels_N: Tensor | None
-
-    @property
-    def rows(self) -> int:
-        return int(self.cluster_rows_K.sum())
-
-    @property
-    def dead(self) -> list[int]:
-        """Clusters without a row, or without any weight in the target."""
-        return ((self.cluster_rows_K < 1) | (self.frequency_K <= 0)).nonzero().flatten().tolist()
-
-    @property
-    def largest_share(self) -> float:
-        return float(self.cluster_rows_K.max() / self.rows)
 
 
 class Refinement:
@@ -153,6 +72,7 @@ class Refinement:
         model: Encoder and first centroids.
         scaler: Scales raw rows.
         settings: The section ``refine`` of the config.
+        cells: Merged cells that the encoder is taught first; None: refinement begins at once.
         decoder: Trained too where ``reconstruction_weight`` is not 0 (Guo et al. 2017, IDEC).
         augmentation: Augmentation of the rows learnt from; the target always uses the row itself.
         reference: Fetches raw rows of the reference sample, the same on every worker, from which
@@ -166,6 +86,7 @@ class Refinement:
         scaler: Scaler,
         settings: Refine,
         *,
+        cells: Cells | None = None,
         decoder: nn.Module | None = None,
         augmentation: Augmentation | None = None,
         reference: Callable[[], Tensor] | None = None,
@@ -176,6 +97,10 @@ class Refinement:
             learnt["decoder"] = decoder
         self.live = nn.ModuleDict(learnt)
         self.kept = copy.deepcopy(self.live).requires_grad_(False)
+        self.cells = cells
+        self.teaching_passes = settings.teaching_passes if cells else 0
+        # What teaching ended with: a candidate of its own.
+        self.taught = copy.deepcopy(self.kept) if self.teaching_passes else nn.ModuleDict()
         self.device = device_of(model)
         self.scaler = scaler.to(self.device)
         self.settings = settings
@@ -211,13 +136,24 @@ class Refinement:
             NumericalError: The first partition is unusable: embeddings are not finite, clusters
                 stay without rows, or there is no row to learn from.
         """
+        yield from self._teach(rows)
+        begins = self.updates_done == self.teaching_passes
         measured, event = self._revived(rows, self._measure(rows))
+        if begins and self.teaching_passes and (problem := self._problem(measured)):
+            self.live.load_state_dict(self.kept.state_dict())
+            measured, revived = self._revived(rows, self._measure(rows))
+            back = f"{problem} after teaching: back to the first partition"
+            event = "; ".join(filter(None, (back, revived)))
+        if begins:
+            self.kept.load_state_dict(self.live.state_dict())
+            if self.teaching_passes:
+                self.taught.load_state_dict(self.live.state_dict())
         if problem := self._problem(measured):
             raise NumericalError(
                 f"refine: {problem} before the first update, and no seed from the sample helps. "
                 f"Lower clusters={len(self.model.centroids_KD)}, or look for extreme values"
             )
-        if not self.updates_done:
+        if begins:
             self.first_share = measured.largest_share
         collapsed = False
         while True:
@@ -229,21 +165,23 @@ class Refinement:
             measured, event, collapsed = self._advance(rows, measured)
             self.updates_done += 1
 
-    def _update(self, measured: _Measured, event: str | None, *, collapsed: bool) -> RefineUpdate:
-        learnt = self.updates_done > 0 and not collapsed and math.isfinite(self.kl)
+    def _update(self, measured: Measured, event: str | None, *, collapsed: bool) -> RefineUpdate:
+        begun = self.updates_done > self.teaching_passes
+        learnt = begun and not collapsed and math.isfinite(self.kl)
         change = measured.changed / measured.rows if learnt else None
         finished = None
         if collapsed:
             finished = "collapse"
         elif change is not None and change < self.settings.tol:
             finished = "tol"
-        elif self.passes_done >= self.settings.passes:
+        elif self.passes_done >= self._last_pass:
             finished = "passes"
         if finished:
-            tiny = _tiny_clusters(measured.cluster_rows_K)
+            tiny = tiny_clusters(measured.cluster_rows_K)
             event = "; ".join(filter(None, (event, tiny))) or None
         return RefineUpdate(
             number=self.updates_done,
+            taught=None,
             label_change=change,
             kl=self.kl if learnt else None,
             loss=self.loss if learnt else None,
@@ -253,9 +191,95 @@ class Refinement:
             finished=finished,
         )
 
+    @property
+    def _last_pass(self) -> int:
+        """Number of passes after which refinement ends, those of teaching included."""
+        return self.teaching_passes + self.settings.passes
+
+    # ------------------------------------------------------------------------------- teaching
+
+    def _teach(self, rows: TrainingRows) -> Iterator[RefineUpdate]:
+        """Teach the encoder the groups of the cells, pass by pass, yielding after each.
+
+        Meanwhile the frozen copy is the model as it was first, which says the cell of a row. If the
+        loss is not finite, refinement starts from that model, with a lower learning rate.
+        """
+        settings, clusters = self.settings, len(self.model.centroids_KD)
+        batch_rows = update_rows(settings, rows.total_rows)
+        while self.passes_done < self.teaching_passes:
+            rank = rank_and_size()[0]
+            loss = torch.zeros((), dtype=torch.float64, device=self.device)
+            right, seen, event = torch.zeros_like(loss), 0, None
+            cluster_rows_K = torch.zeros(clusters, dtype=torch.float64, device=self.device)
+            set_learning_rate(self.optimizer, settings.learning_rate)
+            for step, batch_BF in enumerate(in_step(rows, self.passes_done, batch_rows)):
+                random = randomness(self.seed, self.passes_done, step, rank)
+                loss_sum, global_rows, right_sum = global_update(
+                    self.optimizer,
+                    list(self.live.parameters()),
+                    self._lessons(batch_BF, cluster_rows_K, random),
+                    len(batch_BF),
+                    max_norm=settings.max_gradient_norm,
+                )
+                if not global_rows:
+                    break
+                loss, right, seen = loss.add_(loss_sum), right.add_(right_sum), seen + global_rows
+            self.passes_done += 1
+            finite = bool(torch.isfinite(loss))
+            if not finite:
+                self.live.load_state_dict(self.kept.state_dict())
+                self.recoveries, self.passes_done = self.recoveries + 1, self.teaching_passes
+                event = (
+                    "the loss is not finite in teaching: back to the first partition, learning "
+                    f"rate x {_CAUTION**self.recoveries:g}"
+                )
+            if self.passes_done == self.teaching_passes:
+                self.optimizer.state.clear()
+            self.updates_done = self.passes_done
+            yield RefineUpdate(
+                number=self.updates_done - 1,
+                taught=right.item() / max(1, seen) if finite else None,
+                label_change=None,
+                kl=None,
+                loss=loss.item() / max(1, seen) if finite else None,
+                learning_rate=settings.learning_rate,
+                cluster_rows=tuple(map(int, sum_over_workers(cluster_rows_K))),
+                event=event,
+                finished=None,
+            )
+
+    def _lessons(
+        self, batch_BF: Tensor, cluster_rows_K: Tensor, random: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Cross-entropy −log q_ig of each row's group g, and rows nearest to its centroid, summed.
+
+        Args:
+            batch_BF: Raw rows of a batch, shape (batch, features).
+            cluster_rows_K: Accumulates the rows that are nearest to each centroid.
+            random: Randomness of augmentation and noise.
+        """
+        assert self.cells is not None
+        for some_BF in batch_BF.split(self._portion_rows):  # type: ignore[no-untyped-call]
+            clean_BF, given_BF, _ = self._given(some_BF, random)
+            with torch.no_grad():
+                group_B = self.cells.cluster_of(self.frozen.encoder(clean_BF))
+            log_q_BK = self.model.log_q(given_BF)
+            nearest_B = log_q_BK.argmax(dim=1)
+            cluster_rows_K += torch.bincount(nearest_B, minlength=len(cluster_rows_K))
+            loss = nn.functional.nll_loss(log_q_BK, group_B, reduction="sum")
+            yield loss, (nearest_B == group_B).sum().to(loss.dtype)
+
+    def _given(self, raw_BF: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled rows as they are, as the encoder is given them, and as it should rebuild them."""
+        raw_BF = to_device(raw_BF, self.device)
+        clean_BF = x_BF = self.scaler(raw_BF)
+        if self.augmentation:
+            x_BF = self.scaler(self.augmentation(raw_BF, random))
+        return clean_BF, hide(x_BF, self.settings.noise, random), x_BF
+
     # ------------------------------------------------------------------------------- learning
 
-    def _advance(self, rows: TrainingRows, sound: _Measured) -> tuple[_Measured, str | None, bool]:
+    def _advance(self, rows: TrainingRows, sound: Measured) -> tuple[Measured, str | None, bool]:
         """Learn until the next update; after a collapse try again with a lower learning rate.
 
         Returns:
@@ -294,7 +318,7 @@ class Refinement:
         window = max(batch_rows, min(settings.frequency_rows, rows.total_rows))
         frequency_K = frequency_K * (window / max(1, rows.total_rows))
         totals, seen = torch.zeros(2, dtype=torch.float64, device=self.device), 0
-        while seen < interval and self.passes_done < settings.passes:
+        while seen < interval and self.passes_done < self._last_pass:
             if self._batches is None:
                 batches = in_step(rows, self.passes_done, batch_rows)
                 self._batches = itertools.islice(batches, self.steps_done, None)
@@ -340,11 +364,7 @@ class Refinement:
         """
         weight = self.settings.reconstruction_weight
         for some_BF in batch_BF.split(self._portion_rows):  # type: ignore[no-untyped-call]
-            raw_BF = to_device(some_BF, self.device)
-            clean_BF = x_BF = self.scaler(raw_BF)
-            if self.augmentation:
-                x_BF = self.scaler(self.augmentation(raw_BF, random))
-            given_BF = hide(x_BF, self.settings.noise, random)
+            clean_BF, given_BF, x_BF = self._given(some_BF, random)
             z_BD = self.model.encoder(given_BF)
             target_q_BK = None
             if self.settings.target == "frozen" or given_BF is not clean_BF:
@@ -352,7 +372,12 @@ class Refinement:
                     target = self.model if self.settings.target == "live" else self.frozen
                     target_q_BK = target(clean_BF)
             kl, target_q_BK = clustering_loss(
-                z_BD, self.model.centroids_KD, frequency_K, self.model.alpha, target_q_BK
+                z_BD,
+                self.model.centroids_KD,
+                frequency_K,
+                self.model.alpha,
+                target_q_BK,
+                size_balance=self.settings.size_balance,
             )
             batch_K += target_q_BK.sum(dim=0, dtype=torch.float64)
             loss = kl
@@ -362,19 +387,21 @@ class Refinement:
             yield loss, kl
 
     def _learning_rate(self, pass_fraction: float) -> float:
-        done = (self.passes_done + pass_fraction) / max(1, self.settings.passes)
+        passes_done = self.passes_done - self.teaching_passes
+        done = (passes_done + pass_fraction) / max(1, self.settings.passes)
         return learning_rate_at(self.settings, done) * _CAUTION**self.recoveries
 
     # ------------------------------------------------------------------------------ measuring
 
     @torch.no_grad()
-    def _measure(self, rows: TrainingRows) -> _Measured:
+    def _measure(self, rows: TrainingRows) -> Measured:
         """Frequency, cluster sizes and label changes over all rows of all workers."""
         clusters = len(self.model.centroids_KD)
         frequency_K = torch.zeros(clusters, dtype=torch.float64, device=self.device)
         cluster_rows_K, changed = torch.zeros_like(frequency_K), torch.zeros_like(frequency_K[:1])
         kept_N = self._kept_labels_N
-        ask_frozen = kept_N is None and bool(self.passes_done or self.steps_done)
+        begun = self.passes_done > self.teaching_passes or self.steps_done > 0
+        ask_frozen = kept_N is None and begun
         labels: list[Tensor] = []
         seen = 0
         batch_rows = rows_at_a_time(clusters, _MEASURE_BATCH_ROWS)
@@ -394,26 +421,27 @@ class Refinement:
         totals = sum_over_workers(torch.cat([frequency_K, cluster_rows_K, changed]))
         frequency_K, cluster_rows_K = totals[:-1].view(2, clusters)
         labels_N = torch.cat(labels) if labels and seen <= _REMEMBERED_ROWS else None
-        measured = _Measured(frequency_K, cluster_rows_K, int(totals[-1]), labels_N)
+        measured = Measured(frequency_K, cluster_rows_K, int(totals[-1]), labels_N)
         if not measured.rows:
             raise NumericalError("refine: no training row is left; expected at least one")
         return measured
 
     # ------------------------------------------------------------------------------- collapse
 
-    def _problem(self, measured: _Measured) -> str | None:
+    def _problem(self, measured: Measured) -> str | None:
         """Why this is not a partition into K clusters; None when it is one."""
         if not torch.isfinite(measured.frequency_K).all():
             return "embeddings are not finite"
         if dead := measured.dead:
             return f"{len(dead)} of {len(measured.cluster_rows_K)} clusters have no rows"
         # A cluster that k-means already found that large may be in the table.
-        limit = max(self.settings.max_share, self.first_share if self.updates_done else 1.0)
+        begun = self.updates_done > self.teaching_passes
+        limit = max(self.settings.max_share, self.first_share if begun else 1.0)
         if measured.largest_share > limit:
             return f"one cluster has {measured.largest_share:.1%} of the rows"
         return None
 
-    def _revived(self, rows: TrainingRows, measured: _Measured) -> tuple[_Measured, str | None]:
+    def _revived(self, rows: TrainingRows, measured: Measured) -> tuple[Measured, str | None]:
         """Seed clusters without rows again from the reference sample, where that is possible."""
         dead = measured.dead if torch.isfinite(measured.frequency_K).all() else []
         if not dead or not self._seed_again(dead):
@@ -448,38 +476,25 @@ class Refinement:
 
     # ------------------------------------------------------------------------------- resuming
 
+    def _modules(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"live": self.live, "kept": self.kept, "taught": self.taught})
+
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed refinement needs."""
-        both = nn.ModuleDict({"live": self.live, "kept": self.kept})
         progress = [
             self.updates_done, self.passes_done, self.steps_done, self.rows_done, self.recoveries,
             self.first_share, self.kl, self.loss,
         ]  # fmt: skip
-        return state_of(both, self.optimizer) | {
+        return state_of(self._modules(), self.optimizer) | {
             "progress": torch.tensor(progress, dtype=torch.float64)
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from ``state``."""
-        both = nn.ModuleDict({"live": self.live, "kept": self.kept})
-        restore(state, both, self.optimizer)
+        restore(state, self._modules(), self.optimizer)
         *counts, self.first_share, self.kl, self.loss = state["progress"].tolist()
         (
             self.updates_done, self.passes_done, self.steps_done, self.rows_done, self.recoveries,
         ) = map(int, counts)  # fmt: skip
         self._batches = None
         self._kept_labels_N = None
-
-
-def _tiny_clusters(cluster_rows_K: Tensor) -> str | None:
-    """Clusters that are left with next to no rows, in words; None: there are none."""
-    clusters, rows = len(cluster_rows_K), int(cluster_rows_K.sum())
-    tiny = (cluster_rows_K < _LEAST_EVEN_SHARE * rows / clusters).nonzero().flatten().tolist()
-    if not tiny:
-        return None
-    named = ", ".join(f"{j}: {int(cluster_rows_K[j]):,}" for j in tiny[:5])
-    more = ", ..." if len(tiny) > 5 else ""
-    return (
-        f"{len(tiny)} of {clusters} clusters have less than {_LEAST_EVEN_SHARE:.0%} of an even "
-        f"share of {rows:,} rows ({named}{more})"
-    )

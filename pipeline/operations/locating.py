@@ -371,9 +371,8 @@ def _words(found: ExplainedRun) -> dict[str, dict[float, str]]:
 
 def _model(found: ExplainedRun) -> LoadedModel:
     description = found.description
-    width = sum(column.width for column in description.features)
     try:
         settings = settings_of(found.lake, description.model)
-        return load_model(found.lake, description.model, settings, width)
+        return load_model(found.lake, description.model, settings)
     except FileNotFoundError:
         raise _gone(f"model {description.model.model_id}") from None

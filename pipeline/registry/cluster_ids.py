@@ -24,6 +24,8 @@ class ClusterIds:
     # float32, in the embedding, the same shape; rows that are farther from their centroid are
     # outliers (rule "distance"); infinite: there are none.
     most_distance_K: NDArray[np.float32]
+    # float32, the same shape, see ``MergedCells``; None: not known.
+    firmness_K: NDArray[np.float32] | None = None
 
     @classmethod
     def of(cls, lake: Store, file: StoredFile) -> ClusterIds:
@@ -32,6 +34,7 @@ class ClusterIds:
         return cls(
             table["cluster_id"].to_numpy().astype(np.int32),
             table["most_distance"].to_numpy().astype(np.float32),
+            table["firmness"].to_numpy() if "firmness" in table.column_names else None,
         )
 
     @classmethod
@@ -43,7 +46,8 @@ class ClusterIds:
         """The ids as they are stored."""
         position = np.arange(len(self.cluster_id_K), dtype=np.int32)
         ids = {"cluster_id": self.cluster_id_K, "most_distance": self.most_distance_K}
-        return pa.table({"position": position} | ids)
+        firmness = {} if self.firmness_K is None else {"firmness": self.firmness_K}
+        return pa.table({"position": position} | ids | firmness)
 
     def rename(self, found: dict[str, Any]) -> dict[str, Any]:
         """Assignments by position (see ``assignments_of``) as assignments by permanent id.

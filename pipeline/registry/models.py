@@ -23,11 +23,12 @@ from pipeline.engine import Context
 from pipeline.errors import InputError
 from pipeline.model.autoencoder import Autoencoder, freeze
 from pipeline.model.channels import Channel, TypedScaler
-from pipeline.model.refinement import ClusterModel
+from pipeline.model.clusters import Cells, ClusterModel
 from pipeline.model.scaling import Scaler
 from pipeline.schema import matrix_of, vectors
 from pipeline.storage import Store, parquet_bytes, sha256, why
 
+_BIAS = "decoder.{}.bias"
 _TABLE = "encoder.0.tables.{}"  # name of a CategoryEmbedding's table among the weights
 _SCALING_KEY = b"scaling"
 _MEANS_KEY = b"means"  # of raw features; only where columns are typed
@@ -38,19 +39,21 @@ def weights_bytes(autoencoder: Autoencoder) -> bytes:
     return bytes(save({k: v.detach().contiguous() for k, v in autoencoder.state_dict().items()}))
 
 
-def load_autoencoder(lake: Store, weights: StoredFile, config: Config, width: int) -> Autoencoder:
-    """The autoencoder in a file; ``width`` is F, the number of features of a row.
-
-    Scaled rows of typed columns are wider; the file then holds their width.
-    """
-    model, state = config.model, load(lake.read_bytes(weights.path))
+def load_autoencoder(lake: Store, weights: StoredFile, config: Config) -> Autoencoder:
+    """The autoencoder in a file, which says its widths itself."""
+    state = load(lake.read_bytes(weights.path))
     names = itertools.takewhile(state.__contains__, map(_TABLE.format, itertools.count()))
     categories = [len(state[name]) for name in names]
-    last = 2 * len(model.hidden)  # linear layers, with an activation between two of them
-    if (bias := state.get(f"decoder.{last}.bias")) is not None:
-        width = len(bias)
+    # Linear layers of the decoder, with an activation between two of them.
+    biases = itertools.takewhile(state.__contains__, map(_BIAS.format, itertools.count(step=2)))
+    *hidden, width = (len(state[name]) for name in biases)
+    embedding = state["decoder.0.weight"].shape[1]
     autoencoder = Autoencoder(
-        width, model.hidden, model.embedding, precision=model.precision, categories=categories
+        width,
+        hidden[::-1],
+        embedding,
+        precision=config.model.precision,
+        categories=categories,
     )
     autoencoder.load_state_dict(state)
     return autoencoder
@@ -58,14 +61,25 @@ def load_autoencoder(lake: Store, weights: StoredFile, config: Config, width: in
 
 def centroids_bytes(centroids_KD: NDArray[np.float32]) -> bytes:
     """Centroids as a Parquet file: cluster_id, centroid."""
-    ids_K = np.arange(len(centroids_KD), dtype=np.int32)
-    return parquet_bytes(pa.table({"cluster_id": ids_K, "centroid": vectors(centroids_KD)}))
+    return cells_bytes(np.arange(len(centroids_KD)), centroids_KD)
 
 
 def load_centroids(lake: Store, file: StoredFile) -> Tensor:
     """Centroids, shape (n_clusters, embedding), in the order of their ids."""
+    return load_cells(lake, file).centroids_CD
+
+
+def cells_bytes(cluster_C: NDArray[np.int64], centroids_CD: NDArray[np.float32]) -> bytes:
+    """Merged cells as a Parquet file: cluster_id, centroid; more than one a cluster."""
+    ids_C = cluster_C.astype(np.int32)
+    return parquet_bytes(pa.table({"cluster_id": ids_C, "centroid": vectors(centroids_CD)}))
+
+
+def load_cells(lake: Store, file: StoredFile) -> Cells:
+    """Merged cells, in the order of their clusters."""
     table = lake.read_table(file.path).sort_by("cluster_id")
-    return torch.from_numpy(matrix_of(table["centroid"]).copy())
+    cluster_C = torch.from_numpy(table["cluster_id"].to_numpy().astype(np.int64))
+    return Cells(torch.from_numpy(matrix_of(table["centroid"]).copy()), cluster_C)
 
 
 def cluster_count(lake: Store, file: StoredFile) -> int:
@@ -149,6 +163,7 @@ def store_model(
 _METHODS: dict[ModelKind, str] = {
     "dec": "Deep Embedded Clustering (Xie, Girshick & Farhadi 2016)",
     "autoencoder": "An autoencoder, and k-means on its embeddings",
+    "merged": "Merged cells of an autoencoder's embedding, which the encoder was taught",
     "kmeans": "k-means on scaled features",
 }
 
@@ -163,8 +178,10 @@ def store_model_card(
         else f"`{c.name}`" + (f" ({c.type})" if c.type else "")
         for c in manifest.features
     )
-    layers = "-".join(map(str, (manifest.width, *config.model.hidden, config.model.embedding)))
-    encoder = f"Encoder {layers}" if model.weights else "No encoder: centroids are scaled features"
+    encoder = "No encoder: centroids are scaled features"
+    if model.weights:
+        layers = load_autoencoder(context.lake, model.weights, config).widths
+        encoder = f"Encoder {'-'.join(map(str, layers))}"
     if bad := manifest.quarantined:
         facts += (
             f"- {len(bad)} bad shards were left out: {', '.join(f'`{s.name}`' for s in bad[:5])}"
@@ -220,16 +237,15 @@ def load_model(
     lake: Store,
     model: ClusteringModel,
     config: Config,
-    width: int,
     device: torch.device | None = None,
 ) -> LoadedModel:
     """A model of any kind, for inference.
 
-    ``config`` are the settings that it was fitted with; ``width`` is F, the number of features.
+    ``config`` are the settings that it was fitted with.
     """
     encoder: nn.Module = nn.Sequential()  # leaves scaled features as they are
     if model.weights is not None:
-        encoder = load_autoencoder(lake, model.weights, config, width).encoder
+        encoder = load_autoencoder(lake, model.weights, config).encoder
     clusters = ClusterModel(encoder, load_centroids(lake, model.centroids), config.refine.alpha)
     clusters, scaler = clusters.to(device), load_scaler(lake, model.scaler).to(device)
     freeze(clusters)  # in the precision that is fast there

@@ -13,7 +13,7 @@ from pipeline.artifacts.assignments import Assignments
 from pipeline.artifacts.explanations import Explanation
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.nights import Champion
-from pipeline.artifacts.records import store_file
+from pipeline.artifacts.records import StoredFile, store_file
 from pipeline.bill.costs import LISTED_KEYS, CostInputs
 from pipeline.bill.records import StageCosts
 from pipeline.config import Config
@@ -34,6 +34,7 @@ from pipeline.insight.profiles.merging import Profile, merged
 from pipeline.insight.profiles.tables import exemplars_table, profile_table
 from pipeline.lake.receipts import read_receipts, replacements
 from pipeline.lake.snapshots import latest_snapshot, read_file_list
+from pipeline.registry.cluster_ids import ClusterIds
 from pipeline.schema import exemplar_schema
 from pipeline.storage import Store, parquet_bytes
 
@@ -100,7 +101,7 @@ def explain(
         config.execution,
         memory,
         _explain,
-        *(lake, context.stage_path("explain"), paths),
+        *(lake, context.stage_path("explain"), paths, champion.ids),
         origin={
             "ds": context.ds,
             "run_id": context.run_id,
@@ -152,11 +153,17 @@ def _read(lake: Store, path: str) -> Profile:
 
 
 def _explain(
-    lake: Store, folder: str, paths: Sequence[str], *, origin: dict[str, str], schema: pa.Schema
+    lake: Store,
+    folder: str,
+    paths: Sequence[str],
+    ids: StoredFile,
+    *,
+    origin: dict[str, str],
+    schema: pa.Schema,
 ) -> Explanation:
     profile = _merged(lake, paths)
     content = {
-        "profile": parquet_bytes(profile_table(profile, origin)),
+        "profile": parquet_bytes(profile_table(profile, origin, ClusterIds.of(lake, ids))),
         "exemplars": parquet_bytes(exemplars_table(profile, origin, schema)),
     }
     stored = {

@@ -17,9 +17,10 @@ from pipeline.config import Config
 from pipeline.engine import Context, stage
 from pipeline.lake.parts import parts_folder
 from pipeline.model.autoencoder import products_here
+from pipeline.registry.cluster_ids import ClusterIds
 
 
-@stage("summary", version=5, distributed=False)
+@stage("summary", version=6, distributed=False)
 def summary(
     config: Config,
     context: Context,
@@ -88,6 +89,8 @@ def summary(
         kl=last.kl if last else None,
         label_change=last.label_change if last else None,
         choice=started.choice if started else None,
+        start=started.merged if started else None,
+        firmness=_firmness(context, serving, assignments),
         quarantined=assignments.quarantined,
         stages=tuple(context.times),
         estimate=planned_before(config, context, manifest, products, decision.action, labelled),
@@ -97,3 +100,11 @@ def summary(
     )
     context.lake.write_json(f"{context.run_path}/metrics.json", result.model_dump(mode="json"))
     return result
+
+
+def _firmness(context: Context, serving: Serving, assignments: Assignments) -> tuple[float, ...]:
+    ids = ClusterIds.of(context.lake, serving.champion.ids)
+    if ids.firmness_K is None:
+        return ()
+    known = dict(zip(ids.cluster_id_K.tolist(), ids.firmness_K.tolist(), strict=True))
+    return tuple(known[cluster] for cluster in assignments.cluster_ids)

@@ -10,14 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.clustering.kmeans import kmeans
-from pipeline.config import Config
+from pipeline.clustering.first_clusters import FirstClusters, find_first_clusters
+from pipeline.config import Config, sized
 from pipeline.model.augmentation import augmentation_of
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.channels import TypedScaler
+from pipeline.model.clusters import Cells, ClusterModel
 from pipeline.model.devices import embeddings
 from pipeline.model.pretraining import Pretraining
-from pipeline.model.refinement import ClusterModel, Refinement, embedding_factor
+from pipeline.model.refinement import Refinement
 from pipeline.model.scaling import Moments, Scaler
 
 
@@ -72,10 +73,10 @@ def fit(
     x = torch.from_numpy(np.array(x_NF))  # a copy: Arrow's memory is read-only
     rows = RowsInMemory(x, config.seed)
     augmentation = augmentation_of(config.augment, config.source.image_shape)
-    model = config.model
+    model = sized(config, x.shape[1], len(x)).model
     autoencoder = Autoencoder(
         scaler.width,
-        model.hidden,
+        model.widths,
         model.embedding,
         config.seed,
         precision=model.precision,
@@ -88,22 +89,14 @@ def fit(
         pass
     with torch.no_grad():
         z_ND = embeddings(autoencoder.encoder, scaler, x).float().cpu().numpy()
-    found = kmeans(
-        z_ND,
-        config.most_clusters,
-        restarts=config.centroids.restarts,
-        iterations=config.centroids.iterations,
-        seed=config.seed,
-    )
-    factor = embedding_factor(
-        config.refine.start_spread, found.objective / len(z_ND), model.embedding
-    )
-    autoencoder.rescale_embedding(factor)
-    centroids_KD = torch.from_numpy(found.centroids_KD) * factor
+    first = find_first_clusters(config, z_ND, scaler(x).numpy())
+    autoencoder.transform_embedding(torch.from_numpy(first.transform_DD))
+    centroids_KD = torch.from_numpy(first.centroids_KD)
     refinement = Refinement(
         ClusterModel(autoencoder.encoder, centroids_KD, config.refine.alpha).to(device),
         scaler,
         config.refine,
+        cells=_cells(first, device),
         decoder=autoencoder.decoder,
         augmentation=augmentation,
         reference=lambda: x,
@@ -116,3 +109,10 @@ def fit(
         scaler=refinement.scaler,
         centroids_KD=refinement.model.centroids_KD.detach().float().cpu(),
     )
+
+
+def _cells(first: FirstClusters, device: torch.device | None) -> Cells | None:
+    if first.merged is None:
+        return None
+    cells = torch.from_numpy(first.merged.cells_CD), torch.from_numpy(first.merged.cluster_C)
+    return Cells(*cells).to(device)

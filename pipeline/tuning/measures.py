@@ -123,7 +123,9 @@ def measure(config: Config, rows: TuningRows, device: torch.device | None = None
         unseen_N = torch.ones(len(x), dtype=torch.bool)
         unseen_N[half] = False
         generalisations.append(
-            generalisation(z_ND, found.centroids_KD, unseen_N, config.refine.alpha)
+            generalisation(
+                z_ND, found.centroids_KD, unseen_N, config.refine.alpha, config.refine.size_balance
+            )
         )
     known = [value for value in generalisations if value is not None]
     return judge_partitions(rows, partitions, config.most_clusters, config.seed).model_copy(

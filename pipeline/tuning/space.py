@@ -65,7 +65,7 @@ class TrialSettings(Record):
 
 def hidden_of(config: Config, width: float) -> list[int]:
     """Widths of the hidden layers; never narrower than 8, unless the config's are."""
-    return [max(min(n, _LEAST_WIDTH), round(n * width)) for n in config.model.hidden]
+    return [max(min(n, _LEAST_WIDTH), round(n * width)) for n in config.model.widths]
 
 
 def cluster_range(text: str | None, rows: int) -> tuple[int, int]:

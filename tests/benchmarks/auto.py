@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -26,10 +25,10 @@ from pipeline.clustering.agreement import agreement
 from pipeline.clustering.kmeans import kmeans, nearest_centroid
 from pipeline.clustering.merging import TREES, find_clusters
 from pipeline.clustering.quality import contingency_of
-from pipeline.config import AutoClusters, Model, Pretrain
-from pipeline.model.scaling import Moments, Scaler
+from pipeline.config import AutoClusters, Config
+from pipeline.tuning.fitting import fit
 from tests.benchmarks.quality import ROOT, machine
-from tests.benchmarks.settings import DEFAULTS, FILES, Table, load, pretrained
+from tests.benchmarks.settings import FILES, load
 
 # Of MNIST, 70,000 rows, training on all takes a quarter of an hour a seed; the others are whole.
 FIT_ROWS = 10_000
@@ -42,23 +41,29 @@ Points = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 def embedded(name: str, data: Path, seed: int, kept: Path | None) -> Points:
     """Pretrained embeddings of a table's rows, and their classes."""
-    settings = [name, seed, FIT_ROWS, SAMPLE_ROWS]
-    settings += [section().model_dump(mode="json") for section in (Model, Pretrain)]
-    file = kept / f"{name}-{seed}-{fingerprint_of(settings)[:12]}.npz" if kept else None
+    table = load(name, data)
+    rows = learnt = np.arange(len(table.x_NF))
+    if len(rows) > SAMPLE_ROWS:
+        rows = np.random.default_rng(seed).permutation(len(rows))[:SAMPLE_ROWS]
+        learnt = rows[:FIT_ROWS]
+    config = Config.model_validate(
+        {
+            "source": {"path": "in", "features": ["x"]},
+            "output": "out",
+            "clusters": 2,  # of embeddings that are only trained and scaled
+            "centroids": {"start": "kmeans", "restarts": 1},
+            "refine": {"passes": 0},
+            "seed": seed,
+        }
+    )
+    kept_as = f"{name}-{seed}-{fingerprint_of([config.fit_settings(), FIT_ROWS])[:12]}.npz"
+    file = kept / kept_as if kept else None
     if file and file.exists():
         with np.load(file) as found:
             return found["z"], found["classes"]
-    table = load(name, data)
-    rows = fit = np.arange(len(table.x))
-    if len(rows) > SAMPLE_ROWS:
-        rows = np.random.default_rng(seed).permutation(len(rows))[:SAMPLE_ROWS]
-        fit = rows[:FIT_ROWS]
-        x = table.x[fit].numpy()
-        table = replace(table, scaler=Scaler.fit("standard", Moments.of(x), [x.shape[1]]))
-    autoencoder = pretrained(Table(table.x[fit], table.classes[fit], table.scaler), DEFAULTS, seed)
-    with torch.no_grad():
-        parts = [autoencoder.encoder(table.scaler(x)) for x in table.x[rows].split(2048)]
-    z, classes = torch.cat(parts).numpy(), table.classes[rows]
+    trained = fit(config, table.x_NF[learnt], table.widths)
+    z = trained.embedded(torch.from_numpy(np.array(table.x_NF[rows]))).numpy()
+    classes = table.classes_N[rows]
     if file:
         np.savez(file, z=z, classes=classes)
     return z, classes
@@ -123,7 +128,7 @@ def measure(name: str, data: Path, seeds: int, kept: Path | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.auto")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
-    tables = ["mnist", "pendigits", "digits", "reuters"]
+    tables = ["digits", *FILES]
     parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--keep", type=Path, help="a folder in which embeddings are kept")

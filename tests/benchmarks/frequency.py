@@ -27,8 +27,9 @@ from pipeline.clustering.agreement import Agreement, agreement
 from pipeline.clustering.kmeans import kmeans
 from pipeline.config import Pretrain, Refine
 from pipeline.model.autoencoder import Autoencoder
+from pipeline.model.clusters import ClusterModel
 from pipeline.model.pretraining import Pretraining
-from pipeline.model.refinement import ClusterModel, Refinement
+from pipeline.model.refinement import Refinement
 from pipeline.model.scaling import Moments, Scaler
 from tests.paper import target_distribution
 

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from pipeline.artifacts.models import ClusteringModel
 from pipeline.clustering.agreement import agreement
+from pipeline.clustering.first_clusters import spread_factor
 from pipeline.clustering.kmeans import kmeans
 from pipeline.clustering.quality import contingency_of
 from pipeline.config import Config, Pretrain, Refine
@@ -49,9 +50,11 @@ from pipeline.input.reading import Reader, pieces_of
 from pipeline.input.slices import by_slice, training_share
 from pipeline.labelling.assigning import Assigner, AssignJob
 from pipeline.model.autoencoder import Autoencoder, fastest_precision
+from pipeline.model.clusters import ClusterModel
 from pipeline.model.pretraining import Pretraining
-from pipeline.model.refinement import ClusterModel, Refinement, RefineUpdate, embedding_factor
+from pipeline.model.refinement import Refinement
 from pipeline.model.scaling import Scaler
+from pipeline.model.updates import RefineUpdate
 from pipeline.registry.cluster_ids import ClusterIds
 from pipeline.registry.models import centroids_bytes, scaler_bytes, weights_bytes
 from pipeline.registry.reference import bins_bytes
@@ -274,8 +277,8 @@ def refinement(bench: Bench) -> list[Line]:
     with torch.no_grad():
         z = model.encoder(scaler(x)).numpy()
     found = kmeans(z, CLUSTERS, restarts=1, iterations=10, seed=0)
-    factor = embedding_factor(1.0, found.objective / rows, EMBEDDING)
-    model.rescale_embedding(factor)
+    factor = spread_factor(1.0, found.objective / rows, EMBEDDING)
+    model.transform_embedding(torch.eye(EMBEDDING) * factor)
     centroids = torch.from_numpy(found.centroids_KD) * factor
     # Steps so small that no cluster dies: one would add work, and this is about speed.
     settings = Refine(passes=10**6, batch_rows=BATCH_ROWS, min_updates=0, tol=0, learning_rate=1e-7)

@@ -214,10 +214,10 @@ def test_modularity_is_near_0_for_labels_that_say_nothing() -> None:
     assert abs(modularity(near, (random.random(2000) < 0.01).astype(np.int64), 2)) < 0.01
 
 
-def test_separation_counts_edges_cut_and_sizes() -> None:
+def test_separation_counts_crossing_edges_and_sizes() -> None:
     near = np.array([[1], [0], [3], [2]])
+    sizes = 1.5 * np.log(2)
     apart = separation(near, np.array([0, 0, 1, 1]), 2)
-    assert apart == pytest.approx(1.5 * np.log(2) - np.log(1e-9))
-    # Every edge is cut: kappa is (0 - 1/2) / (1 - 1/2) = -1.
+    assert apart == pytest.approx(sizes + np.log(0.5 / 0.125))  # as if half an edge of 4 crossed
     cut = separation(near, np.array([0, 1, 0, 1]), 2)
-    assert cut == pytest.approx(1.5 * np.log(2) - np.log(2))
+    assert cut == pytest.approx(sizes + np.log(0.5 / 1))

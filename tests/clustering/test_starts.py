@@ -1,140 +1,139 @@
-"""Merged starts: merging by hand and against a plain loop, and points whose groups are known."""
+"""Merged cells: the first partition of refinement."""
 
 from __future__ import annotations
+
+import logging
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.datasets import make_moons
+from sklearn.metrics import adjusted_rand_score
 
+from pipeline.clustering.kmeans import kmeans, nearest_centroid
 from pipeline.clustering.starts import (
     RULES,
-    UNEVEN,
+    MergedStart,
     Rule,
-    cells_of,
-    firmness,
+    cells_and_rows,
     merge_cells,
     merged_start,
-    mutual_agreement,
 )
 
 
-def plainly_merged(
-    edges_MM: NDArray[np.float64], rows_M: NDArray[np.int64], clusters: int, rule: Rule
+def in_a_plain_loop(
+    edges: NDArray[np.float64], rows: NDArray[np.int64], clusters: int, rule: Rule
 ) -> NDArray[np.int64]:
-    """The same merges, with all scores computed anew at each step."""
-    groups = [[cell] for cell in range(len(rows_M))]
-    total, degrees_M = edges_MM.sum(), edges_MM.sum(axis=1)
+    """Every pair is scored anew before each merge."""
+    groups = [{cell} for cell in range(len(rows))]
+    total = edges.sum()
+
+    def score(a: set[int], b: set[int]) -> float:
+        across = edges[np.ix_([*a], [*b])].sum()
+        if rule == "modularity":
+            degrees = [edges[[*group]].sum() for group in (a, b)]
+            return float(across / total - degrees[0] * degrees[1] / total**2)
+        if across <= 0:
+            return -np.inf
+        sizes = [rows[[*group]].sum() for group in (a, b)]
+        return float(across / (sizes[0] * sizes[1]) ** rule)
+
     while len(groups) > clusters:
-        scores = {}
-        for i, first in enumerate(groups):
-            for j, second in enumerate(groups[:i]):
-                between = edges_MM[np.ix_(first, second)].sum()
-                if rule == "modularity":
-                    chance = degrees_M[first].sum() * degrees_M[second].sum() / total
-                    scores[j, i] = (between - chance) / total
-                else:
-                    scores[j, i] = between / (rows_M[first].sum() * rows_M[second].sum()) ** rule
-        kept, gone = max(scores, key=scores.__getitem__)
-        groups[kept] += groups.pop(gone)
-    group_M = np.empty(len(rows_M), np.int64)
-    for number, group in enumerate(sorted(groups, key=min)):
-        group_M[group] = number
-    return group_M
+        pairs = [(i, j) for j in range(len(groups)) for i in range(j)]
+        i, j = max(pairs, key=lambda pair: score(groups[pair[0]], groups[pair[1]]))
+        groups[i] |= groups.pop(j)
+    found = np.empty(len(rows), np.int64)
+    for number, group in enumerate(groups):
+        found[[*group]] = number
+    return found
 
 
-def test_the_pair_with_the_densest_edges_is_merged_first() -> None:
-    # Cells 0 and 1 share most edges, but 2 and 3 share more for their sizes.
-    edges = np.array([[90, 30, 0, 0], [30, 90, 2, 0], [0, 2, 9, 4], [0, 0, 4, 9]], float)
-    rows, means = np.array([20, 20, 2, 2]), np.zeros((4, 1))
-    np.testing.assert_array_equal(merge_cells(edges, rows, means, 3, 1.0), [0, 1, 2, 2])
-    np.testing.assert_array_equal(merge_cells(edges, rows, means, 3, 0.1), [0, 0, 1, 2])
-
-
-def test_groups_that_no_edge_joins_are_merged_by_distance() -> None:
-    means = np.array([[0.0], [10.0], [11.0], [30.0]])
-    group = merge_cells(np.eye(4), np.ones(4, np.int64), means, 2, 1.0)
-    np.testing.assert_array_equal(group, [0, 0, 0, 1])
-
-
-@pytest.mark.parametrize("rule", [*RULES, UNEVEN])
-def test_merging_equals_a_plain_loop(rule: Rule) -> None:
-    random = np.random.default_rng(0)
-    edges = random.uniform(1, 9, (30, 30)) * (random.uniform(size=(30, 30)) < 0.3)
-    edges, rows = edges + edges.T + 0.01, random.integers(1, 50, 30)
-    for clusters in (2, 5, 29):
-        group = merge_cells(edges, rows, np.zeros((30, 1)), clusters, rule)
-        np.testing.assert_array_equal(group, plainly_merged(edges, rows, clusters, rule))
-
-
-def test_firmness_is_the_jaccard_index_with_the_most_similar_cluster() -> None:
-    labels = np.array([0, 0, 0, 1, 1, 1])
-    other = np.array([0, 0, 1, 1, 1, 1])
-    np.testing.assert_allclose(
-        firmness(labels, [labels, other]), [(1 + 2 / 3) / 2, (1 + 3 / 4) / 2]
-    )
-    np.testing.assert_allclose(mutual_agreement([labels, labels]), [1, 1])
-
-
-def two_arcs_and_specks(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Two interleaved half circles of 4,000 points and three groups of 100."""
-    random = np.random.default_rng(seed)
-    angles = random.uniform(0, np.pi, 4_000)
-    upper = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    lower = np.stack([1 - np.cos(angles), 0.4 - np.sin(angles)], axis=1)
-    specks = [np.tile([x, 3.0], (100, 1)) for x in (-2, 0.5, 3)]
-    labels = np.repeat(np.arange(5), [4_000, 4_000, 100, 100, 100])
-    points = np.concatenate([upper, lower, *specks])
-    points += random.normal(scale=0.06, size=points.shape)
-    order = random.permutation(len(points))
-    return points[order].astype(np.float32), labels[order]
-
-
-def test_a_merged_start_finds_groups_that_are_neither_round_nor_of_one_size() -> None:
-    points, labels = two_arcs_and_specks(0)
-    cells = cells_of(len(points), 5)
-    assert cells == 200
-    start = merged_start(points, 5, cells=cells, starts=3, seed=0)
-    nearest = ((points[:, None] - start.cell_means_MD) ** 2).sum(axis=2).argmin(axis=1)
-    agreement = mutual_agreement([start.group_M[nearest], labels])[0]
-    assert agreement > 0.99
-    assert start.firmness_K.min() > 0.9
-    assert [one.rule for one in start.rules] == [*RULES, UNEVEN]
-
-
-def test_one_group_may_have_most_of_the_rows() -> None:
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_merges_are_those_of_a_plain_loop(rule: Rule) -> None:
     random = np.random.default_rng(1)
-    # A long curved group that k-means would cut, and six small ones far from it.
-    bend = random.uniform(-3, 3, 8_000)
-    large = np.stack([bend, bend**2 / 3, np.sin(bend)], axis=1)
-    centers = np.array([[0, 6, 0], [4, -3, 2], [-4, -3, 2], [0, -3, -4], [6, 1, -3], [-6, 1, -3]])
-    small = np.repeat(centers, 300, axis=0)
-    labels = np.repeat(np.arange(7), [8_000, *[300] * 6])
-    points = np.concatenate([large, small]) + 0.35 * random.standard_t(4, size=(9_800, 3))
-    order = random.permutation(len(points))
-    start = merged_start(points[order].astype(np.float32), 7, cells=200, starts=3, seed=0)
-    nearest = ((points[:, None] - start.cell_means_MD) ** 2).sum(axis=2).argmin(axis=1)
-    assert mutual_agreement([start.group_M[nearest], labels])[0] > 0.9
+    edges = random.random((40, 40)) * (random.random((40, 40)) < 0.3)
+    edges, rows = edges + edges.T, random.integers(1, 100, 40)
+    means = random.random((40, 2)).astype(np.float32)
+    for clusters in (30, 10, 3):
+        found = merge_cells(edges, rows, means, clusters, rule)
+        expected = in_a_plain_loop(edges, rows, clusters, rule)
+        assert adjusted_rand_score(found, expected) == 1
+        assert found.max() == clusters - 1
 
 
-def test_fifty_groups_are_all_found() -> None:
+def test_groups_that_no_edge_joins_are_merged_by_their_means() -> None:
+    means = np.array([[0.0], [1], [10], [11.5], [30]], np.float32)
+    found = merge_cells(np.diag(np.ones(5)), np.full(5, 10), means, 3, 1.0)
+    assert found.tolist() == [0, 0, 1, 1, 2]
+
+
+def moons(rows: int = 2000) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    points, truth = make_moons(rows, noise=0.06, random_state=3)
+    return points.astype(np.float32), truth
+
+
+def labels_of(start: MergedStart, points: NDArray[np.float32]) -> NDArray[np.int64]:
+    labels: NDArray[np.int64] = start.cluster_C[nearest_centroid(points, start.cells_CD)]
+    return labels
+
+
+def test_groups_of_any_shape_are_found_where_kmeans_cuts_them() -> None:
+    points, truth = moons()
+    start = merged_start(points, 2, starts=5, seed=0)
+    assert start is not None
+    labels = labels_of(start, points)
+    assert adjusted_rand_score(truth, labels) > 0.98
+    plain = kmeans(points, 2, restarts=5, iterations=20, seed=0)
+    assert adjusted_rand_score(truth, nearest_centroid(points, plain.centroids_KD)) < 0.6
+    assert start.starts == 5
+    assert start.agreement[start.rule] > 0.95
+    assert (start.firmness_K > 0.95).all()
+    for k in range(2):
+        np.testing.assert_allclose(
+            start.centroids_KD[k], points[labels == k].mean(axis=0), rtol=1e-4, atol=1e-5
+        )
+    again = merged_start(points, 2, starts=5, seed=0)
+    assert again is not None
+    assert (again.cluster_C == start.cluster_C).all()
+    np.testing.assert_array_equal(start.scaled(3.0).cells_CD, start.cells_CD * np.float32(3))
+
+
+def test_fifty_points_of_bytes_are_fifty_clusters() -> None:
+    # k-means puts two of the points into one cluster, and cuts others in two.
     random = np.random.default_rng(3)
-    centers, labels = random.integers(0, 256, (50, 16)), np.arange(5_000) % 50
-    points = centers[labels] + random.normal(scale=12, size=(5_000, 16))
-    start = merged_start(points.astype(np.float32), 50, cells=250, starts=3, seed=0)
-    nearest = ((points[:, None] - start.cell_means_MD) ** 2).sum(axis=2).argmin(axis=1)
-    assert mutual_agreement([start.group_M[nearest], labels])[0] == 1
+    centers, truth = random.integers(0, 256, (50, 16)), np.arange(5000) % 50
+    points = (centers[truth] + random.normal(0, 12, (5000, 16))).astype(np.float32)
+    start = merged_start(points, 50, starts=3, seed=0)
+    assert start is not None
+    assert adjusted_rand_score(truth, labels_of(start, points)) == 1
+    plain = kmeans(points, 50, restarts=20, iterations=50, seed=0)
+    assert adjusted_rand_score(truth, nearest_centroid(points, plain.centroids_KD)) < 0.95
+
+
+def test_a_cluster_that_few_starts_find_is_less_firm() -> None:
+    random = np.random.default_rng(5)
+    far, ball = random.normal(8, 0.3, (300, 2)), random.normal(0, 1, (900, 2))
+    points = np.concatenate([far, ball]).astype(np.float32)  # and a ball that has no halves
+    start = merged_start(points, 3, starts=7, seed=0)
+    assert start is not None
+    firmness = start.firmness_K[labels_of(start, points)]
+    assert np.median(firmness[:300]) > 0.98
+    assert np.median(firmness[300:]) < 0.95
 
 
 @pytest.mark.parametrize(
-    ("rows", "clusters", "cells"),
-    [
-        (100_000, 10, 200),
-        (100_000, 100, 500),
-        (100_000, 1_500, 4_000),
-        (1_000, 3, 125),
-        (100, 8, None),  # 12 cells of 8 points would not do
-        (1_000_000, 10_000, None),
-    ],
+    ("rows", "clusters", "why"), [(100, 8, "too few"), (100_000, 4000, "too many")]
 )
-def test_cells_grow_with_clusters_and_rows(rows: int, clusters: int, cells: int | None) -> None:
-    assert cells_of(rows, clusters) == cells
+def test_where_merging_cannot_help_kmeans_is_the_start(
+    rows: int, clusters: int, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert merged_start(np.zeros((rows, 2), np.float32), clusters, starts=2, seed=0) is None
+    assert why in caplog.text
+
+
+@pytest.mark.parametrize("clusters", [2, 10, 50, 500, 2000])
+def test_cells_and_rows_grow_with_the_clusters(clusters: int) -> None:
+    cells, rows = cells_and_rows(10**6, clusters)
+    assert 2 * clusters <= cells <= 4000
+    assert 20_000 <= rows <= 80_000

@@ -23,7 +23,7 @@ from pipeline.errors import NumericalError, PipelineError
 from pipeline.input.reading import Reader, pieces_of
 from pipeline.labelling.assigning import Assigner, AssignJob
 from pipeline.model.autoencoder import Autoencoder
-from pipeline.model.refinement import ClusterModel
+from pipeline.model.clusters import ClusterModel
 from pipeline.model.scaling import Scaler
 from pipeline.registry.cluster_ids import ClusterIds
 from pipeline.registry.labels import assignments_of
@@ -279,7 +279,7 @@ def test_a_slice_that_is_read_in_part_is_noticed(
 
 
 def test_a_model_comes_back_as_it_was(job: AssignJob) -> None:
-    loaded = load_model(job.lake, job.model, job.config, 2)
+    loaded = load_model(job.lake, job.model, job.config)
     torch.testing.assert_close(loaded.clusters.centroids_KD, torch.from_numpy(CENTROIDS))
     expected = Autoencoder(2, [4], 2).encoder(torch.ones(1, 2))
     torch.testing.assert_close(loaded.clusters.encoder(torch.ones(1, 2)), expected)

@@ -12,11 +12,13 @@ from torch import Tensor
 from pipeline.config import Pretrain, Refine
 from pipeline.model.augmentation import ImageAugmentation
 from pipeline.model.autoencoder import Autoencoder, freeze
+from pipeline.model.clusters import ClusterModel
 from pipeline.model.dec import nearest_two
 from pipeline.model.devices import device_of, embeddings, to_device
 from pipeline.model.pretraining import Pretraining
-from pipeline.model.refinement import ClusterModel, Refinement, RefineUpdate
+from pipeline.model.refinement import Refinement
 from pipeline.model.scaling import Scaler
+from pipeline.model.updates import RefineUpdate
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from conftest import blobs, write_shards
 from gloo import run_workers
-from paper import kl_divergence, target_distribution
+from paper import target_distribution
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import adjusted_rand_score
 from test_training import MemoryRows
@@ -35,11 +35,13 @@ from pipeline.input.pinning import list_shards, pin
 from pipeline.input.reading import Reader, pieces_of_shards
 from pipeline.input.slices import training_share
 from pipeline.model.autoencoder import Autoencoder
-from pipeline.model.dec import soft_assignment
+from pipeline.model.clusters import Cells, ClusterModel
+from pipeline.model.dec import clustering_loss, soft_assignment
 from pipeline.model.pretraining import Pretraining
-from pipeline.model.refinement import ClusterModel, Refinement, RefineUpdate
+from pipeline.model.refinement import Refinement
 from pipeline.model.scaling import Scaler
 from pipeline.model.training import TrainingRows
+from pipeline.model.updates import RefineUpdate
 
 # ---------------------------------------------------------------------------------- the paper
 
@@ -60,9 +62,9 @@ def paper_kl(p_BK: Tensor, q_BK: Tensor) -> Tensor:
     return (p_BK * (p_BK / q_BK).log()).sum()
 
 
-def paper_p(q_BK: Tensor, frequency_K: Tensor) -> Tensor:
-    """Eq. 3; f_j = Σ_i q_ij over all rows, of which these may be some."""
-    weight_BK = q_BK**2 / frequency_K
+def paper_p(q_BK: Tensor, frequency_K: Tensor, size_balance: float = 1.0) -> Tensor:
+    """Eq. 3 with f^γ; f_j = Σ_i q_ij over all rows, of which these may be some."""
+    weight_BK = q_BK**2 / frequency_K**size_balance
     return weight_BK / weight_BK.sum(dim=1, keepdim=True)
 
 
@@ -77,21 +79,22 @@ def paper_gradients(
     return pull_BKD.sum(dim=1), -pull_BKD.sum(dim=0)
 
 
+@pytest.mark.parametrize("size_balance", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize("alpha", [1.0, 2.5])
-def test_equations_and_gradients_are_those_of_the_paper(alpha: float) -> None:
+def test_equations_and_gradients_are_those_of_the_paper(alpha: float, size_balance: float) -> None:
     random = torch.Generator().manual_seed(11)
     all_z = torch.randn((200, 5), generator=random, dtype=torch.float64) * 2
     mu_KD = torch.randn((6, 5), generator=random, dtype=torch.float64) * 2
     frequency_K = paper_q(all_z, mu_KD, alpha).sum(dim=0)
     z_BD = all_z[:40]  # a batch: f is that of all rows, so p is not what the batch alone would give
     q_BK = paper_q(z_BD, mu_KD, alpha)
-    p_BK = paper_p(q_BK, frequency_K)
+    p_BK = paper_p(q_BK, frequency_K, size_balance)
     gradient_z, gradient_mu = paper_gradients(z_BD, mu_KD, p_BK, alpha)
 
     our_z, our_mu = z_BD.clone().requires_grad_(), mu_KD.clone().requires_grad_()
     our_q = soft_assignment(our_z, our_mu, alpha)
-    our_p = target_distribution(our_q, soft_assignment(all_z, mu_KD, alpha).sum(dim=0))
-    our_kl = kl_divergence(our_p, our_q)
+    our_p = target_distribution(our_q, frequency_K, size_balance)
+    our_kl = clustering_loss(our_z, our_mu, frequency_K, alpha, size_balance=size_balance)[0]
     our_kl.backward()
 
     for name, ours, theirs in (
@@ -104,7 +107,8 @@ def test_equations_and_gradients_are_those_of_the_paper(alpha: float) -> None:
         # Float64 leaves about 1e-13; 1e-6 is what the equations are held to.
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9, err_msg=name)
     # And there is something to agree on: the batch's own f would give another target.
-    assert (paper_p(q_BK, q_BK.sum(dim=0)) - p_BK).abs().max() > 1e-2
+    batch_p_BK = paper_p(q_BK, q_BK.sum(dim=0), size_balance)
+    assert not size_balance or (batch_p_BK - p_BK).abs().max() > 1e-3
 
 
 # ------------------------------------------------------------------------------- the training
@@ -126,19 +130,35 @@ def refinement_of(x_BF: Tensor, clusters: int, dtype: torch.dtype, **settings: A
     """A refinement that has a way to go: its centroids are the embeddings of the first rows."""
     features = x_BF.shape[1]
     autoencoder = Autoencoder(features, hidden=(16,), embedding=3, seed=1).to(dtype)
-    with torch.no_grad():
-        centroids_KD = autoencoder.encoder(x_BF[:clusters].to(dtype))
+    _, centroids_KD = first_parts(x_BF, clusters, dtype)
     model = ClusterModel(autoencoder.encoder, centroids_KD, settings.get("alpha", 1.0))
     augmentation = stretched if settings.pop("augmented", False) else None
+    cells = settings.pop("cells", None)
     # Every row's own step: no early stop, and one learning rate for all steps.
-    refine = Refine.model_validate({"tol": 0, "alpha": 1.0, "min_updates": 0, **settings})
+    refine = Refine.model_validate(
+        {"tol": 0, "alpha": 1.0, "min_updates": 0, "size_balance": 1.0, **settings}
+    )
     return Refinement(
         model,
         Unscaled(features, dtype),
         refine,
+        cells=cells,
         decoder=autoencoder.decoder,
         augmentation=augmentation,
     )
+
+
+@torch.no_grad()
+def first_parts(x_BF: Tensor, clusters: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    """An encoder, and the embeddings of the first rows as centroids."""
+    encoder = Autoencoder(x_BF.shape[1], hidden=(16,), embedding=3, seed=1).to(dtype).encoder
+    return encoder, encoder(x_BF[:clusters].to(dtype))
+
+
+def cells_of(x_BF: Tensor, dtype: torch.dtype, clusters: int) -> Cells:
+    """The embeddings of three rows for each cluster as cells; not those of the centroids."""
+    cells_CD = first_parts(x_BF[clusters:], 3 * clusters, dtype)[1]
+    return Cells(cells_CD, torch.arange(3 * clusters) % clusters)
 
 
 def overlapping_rows(count: int, features: int, clusters: int) -> Tensor:
@@ -239,6 +259,62 @@ def test_fifty_steps_follow_the_paper_in_float64(
     assert (theirs_NK.argmax(dim=1) != start_NK.argmax(dim=1)).sum() >= 10
 
 
+def test_taught_steps_follow_the_cross_entropy_in_float64() -> None:
+    rows, clusters, batch_rows, learning_rate, alpha = 320, 4, 32, 3e-3, 1.0
+    x = overlapping_rows(rows, features=6, clusters=clusters)
+    cells = cells_of(x, torch.float32, clusters)
+    night = refinement_of(
+        x,
+        clusters,
+        torch.float32,
+        cells=cells,
+        teaching_passes=3,
+        passes=0,
+        batch_rows=batch_rows,
+        learning_rate=learning_rate,
+        alpha=alpha,
+    )
+    encoder = Autoencoder(6, hidden=(16,), embedding=3, seed=1).double().encoder
+    mu_KD = nn.Parameter(night.model.centroids_KD.detach().double())
+    optimizer = torch.optim.Adam([*encoder.parameters(), mu_KD], lr=learning_rate)
+    x64 = x.double()
+    with torch.no_grad():  # the group of each row is that of its nearest cell, once and for all
+        distance_NC = torch.cdist(encoder(x64), cells.centroids_CD.double())
+        group_NK = nn.functional.one_hot(cells.cluster_C[distance_NC.argmin(dim=1)], clusters)
+    numbers = MemoryRows(torch.arange(rows)[:, None])
+    updates = night.run(MemoryRows(x, features=6))
+    for number in range(3):
+        right = 0
+        for some in numbers.batches(number, batch_rows, shuffled=True):
+            mine = some[:, 0]
+            z_BD = encoder(x64[mine])
+            with torch.no_grad():
+                q_BK = paper_q(z_BD, mu_KD, alpha)
+                right += int((q_BK.argmax(dim=1) == group_NK[mine].argmax(dim=1)).sum())
+                # Cross-entropy is KL(P‖Q) where p is 1 for the group: eqs. 4 and 5 hold for it.
+                gradient_z, gradient_mu = paper_gradients(z_BD, mu_KD, group_NK[mine], alpha)
+            optimizer.zero_grad()
+            (z_BD * gradient_z).sum().div(len(mine)).backward()
+            mu_KD.grad = gradient_mu / len(mine)
+            optimizer.step()
+        update = next(updates)
+        assert (update.number, update.kl, update.finished) == (number, None, None)
+        assert update.taught == pytest.approx(right / rows, abs=2 / rows)
+        assert sum(update.cluster_rows) == rows
+        with torch.no_grad():
+            theirs_NK, ours_NK = paper_q(encoder(x64), mu_KD, alpha), night.model(x).double()
+        assert (ours_NK - theirs_NK).abs().max() <= 1e-4
+    last = next(updates)  # nothing is refined: what was taught is measured
+    assert (last.number, last.taught, last.finished) == (3, None, "passes")
+    for name, tensor in night.model.state_dict().items():
+        assert torch.equal(night.taught["model"].state_dict()[name], tensor)
+    # And there was something to learn.
+    with torch.no_grad():
+        first = ClusterModel(*first_parts(x, clusters, torch.float32), alpha)(x).argmax(dim=1)
+    groups = group_NK.argmax(dim=1)
+    assert (ours_NK.argmax(dim=1) == groups).sum() > (first == groups).sum() + 10
+
+
 def every(steps: int, batches: list[Tensor]) -> Iterator[list[Tensor]]:
     for start in range(0, len(batches), steps):
         yield batches[start : start + steps]
@@ -249,7 +325,7 @@ def every(steps: int, batches: list[Tensor]) -> Iterator[list[Tensor]]:
 # 213 = 3 · 64 + 21: in the last global batch the four workers hold 16, 5, 0 and 0 rows.
 SHARED_ROWS, SHARED_BATCH, SHARED_CLUSTERS = 213, 64, 3
 DTYPES = (torch.float64, torch.float32)
-TARGETS = ("live", "frozen")
+TARGETS = ("live", "frozen", "taught")
 
 
 @dataclass
@@ -270,7 +346,12 @@ class Compared:
 def train_on_shared_batches(rank: int, size: int, dtype: torch.dtype, target: str) -> Compared:
     """Three passes over the same global batches, whatever the number of workers."""
     x = overlapping_rows(SHARED_ROWS, features=4, clusters=SHARED_CLUSTERS)
-    settings = {"passes": 3, "batch_rows": SHARED_BATCH, "learning_rate": 1e-3, "target": target}
+    settings: dict[str, Any] = {"passes": 3, "batch_rows": SHARED_BATCH, "learning_rate": 1e-3}
+    if target == "taught":  # and then refined towards a target that leaves sizes alone
+        cells = cells_of(x, dtype, SHARED_CLUSTERS)
+        settings |= {"cells": cells, "teaching_passes": 2, "passes": 1, "size_balance": 0.0}
+    else:
+        settings["target"] = target
     night = refinement_of(x, SHARED_CLUSTERS, dtype, **settings)
     frequencies: list[Tensor] = []
     measure = night._measure
@@ -391,9 +472,11 @@ def first_model(encoder: nn.Module) -> ClusterModel:
 
 
 def refinement_of_table(model: ClusterModel, **settings: Any) -> Refinement:
+    cells = settings.pop("cells", None)
     defaults = {"passes": 4, "batch_rows": TABLE_BATCH, "min_updates": 0, "tol": 0}
     settings = {**defaults, "learning_rate": 1e-3, **settings}
-    return Refinement(model, Unscaled(9, torch.float32), Refine.model_validate(settings))
+    refine = Refine.model_validate(settings)
+    return Refinement(model, Unscaled(9, torch.float32), refine, cells=cells)
 
 
 def pretrained(night: Night, rows: TrainingRows) -> Autoencoder:
@@ -447,7 +530,8 @@ def train_with_interruption(
     )
     resumed.restore(load_file(file))
     again = resumed.run(rows_of_worker(folder, rank, size, 2**30))
-    assert next(again) == night.updates[-1]  # it measures anew where it was killed
+    if night.updates[-1].taught is None:  # it measures anew where it was killed
+        assert next(again) == night.updates[-1]
     refined(night, resumed, again)
     return night
 
@@ -549,7 +633,7 @@ def test_workers_share_frequency_gradients_and_labels(
     gradient_atol: float,
 ) -> None:
     one = train_on_shared_batches(0, 1, dtype, target)
-    assert len(one.frequencies) == 4
+    assert len(one.frequencies) == (2 if target == "taught" else 4)
     assert len(one.gradients) == 3 * 4  # 213 rows in batches of 64
     assert max(gradient.abs().max().item() for gradient in one.gradients[0]) > 1e-2
     for found in workers[:size]:
@@ -596,13 +680,25 @@ def test_resumed_refinement_is_bitwise_the_uninterrupted_one_on_two_workers(
         assert_same_night(found, expected)
 
 
-# 300 rows: the target is updated within passes, so a training may be killed within one too.
-@pytest.mark.parametrize("settings", [{}, {"update_interval_rows": 300}], ids=["pass", "300 rows"])
+# 300 rows: the target is updated within passes, so a training may be killed within one too. And
+# three passes of teaching, killed after two of them, or after all.
+TAUGHT = {
+    "cells": Cells(torch.eye(9)[:, :3] * 2 - 1, torch.arange(9) % TABLE_CLUSTERS),
+    "teaching_passes": 3,
+    "passes": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "updates"),
+    [({}, 3), ({"update_interval_rows": 300}, 3), (TAUGHT, 2), (TAUGHT, 3)],
+    ids=["pass", "300 rows", "teaching", "taught"],
+)
 def test_resumed_refinement_is_bitwise_the_uninterrupted_one(
-    table: Path, settings: dict[str, int]
+    table: Path, settings: dict[str, Any], updates: int
 ) -> None:
     expected = train_on_table(table, 0, 1, **settings)
-    assert_same_night(train_with_interruption(table, 0, 1, **settings), expected)
+    assert_same_night(train_with_interruption(table, 0, 1, updates, **settings), expected)
     learnt = [row for batches in expected.refine_batches for batch in batches for row in batch]
     assert sorted(learnt) == sorted(list(range(TABLE_ROWS)) * 4)
 

@@ -22,10 +22,12 @@ from pipeline.config import Pretrain, Refine
 from pipeline.errors import NumericalError
 from pipeline.model import devices
 from pipeline.model.autoencoder import Autoencoder
+from pipeline.model.clusters import ClusterModel
 from pipeline.model.pretraining import Pretraining, PretrainPass, noise_of
-from pipeline.model.refinement import ClusterModel, Refinement, RefineUpdate
+from pipeline.model.refinement import Refinement
 from pipeline.model.scaling import Moments, Scaler
 from pipeline.model.training import cosine_with_warmup, update_rows
+from pipeline.model.updates import RefineUpdate
 from pipeline.model.workers import share_of
 
 WORKERS = 2
@@ -87,7 +89,11 @@ def refinement(x: Tensor, **settings: Any) -> Refinement:
         centroids = encoder(x[:CLUSTERS])
     settings = {"passes": 3, "batch_rows": 8, "learning_rate": 1e-3, "tol": 0, **settings}
     alpha = settings.get("alpha", 1.0)
-    return Refinement(ClusterModel(encoder, centroids, alpha), no_scaling(), Refine(**settings))
+    return Refinement(
+        ClusterModel(encoder, centroids, alpha),
+        no_scaling(),
+        Refine(**{"size_balance": 1.0} | settings),
+    )
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -551,12 +557,14 @@ def test_learning_rate_warms_up_and_decays(done: float, factor: float) -> None:
     assert math.isclose(cosine_with_warmup(done), factor, abs_tol=1e-12)
 
 
-def test_a_rescaled_embedding_is_reconstructed_as_before() -> None:
+def test_a_transformed_embedding_is_reconstructed_as_before() -> None:
     model, x = autoencoder(), some_rows(20)
+    random = torch.Generator().manual_seed(0)
+    matrix_DD = torch.randn(2 * (model.embedding,), generator=random)
     with torch.no_grad():
         z, reconstructed = model.encoder(x), model(x)
-        model.rescale_embedding(3.0)
-        torch.testing.assert_close(model.encoder(x), 3 * z)
+        model.transform_embedding(matrix_DD)
+        torch.testing.assert_close(model.encoder(x), z @ matrix_DD)
         torch.testing.assert_close(model(x), reconstructed)
 
 

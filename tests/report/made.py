@@ -25,6 +25,7 @@ from pipeline.artifacts.models import (
     ClusteringModel,
     Comparison,
     InitialCentroids,
+    MergedCells,
     PretrainedAutoencoder,
     RefinedModel,
     RefineRecord,
@@ -264,7 +265,21 @@ class Made:
     def _initial(self) -> InitialCentroids:
         none = StoredFile(path="none", sha256="0", bytes=0)
         return InitialCentroids(
-            centroids=none, objectives=(1.0,), objective=1.0, sample_rows=100, cluster_rows=(1, 1)
+            weights=none,
+            centroids=none,
+            kmeans=none,
+            objectives=(1.0,),
+            objective=1.0,
+            sample_rows=100,
+            cluster_rows=(1, 1),
+            merged=MergedCells(
+                cells=none,
+                count=200,
+                starts=9,
+                rule="density",
+                agreement={"modularity": 0.71, "density": 0.83},
+                firmness=(1.0, 0.9),
+            ),
         )
 
     def _refined(self) -> RefinedModel:
@@ -297,14 +312,14 @@ class Made:
         candidates = tuple(
             Candidate(
                 kind=kind,
-                modularity=modularity,
+                separation=separation,
                 spaces=(SpaceQuality(space="features", silhouette=0.2, objective_ratio=0.5),),
                 balance=0.98,
                 empty_clusters=0,
                 stability=0.8,
                 scores=Scores(acc=0.8, nmi=0.7, ari=0.6, rows=100),
             )
-            for kind, modularity in CANDIDATES
+            for kind, separation in CANDIDATES
         )
         return Comparison(
             candidates=candidates,
@@ -728,6 +743,8 @@ class Made:
             kl=0.3 if fitted else None,
             label_change=0.0004 if fitted else None,
             choice=None,
+            start=self._initial().merged if fitted else None,
+            firmness=tuple(1.0 - 0.1 * (n % 8) for n in self.permanent) if fitted else (),
             quarantined=() if self.ids else self.quarantined,
             stages=self._times(),
             # None: it could not be made.

@@ -36,10 +36,10 @@ def stage_times(lake: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in markers}
 
 
-def measured(kind: str, modularity: float, empty: int = 0) -> Candidate:
+def measured(kind: str, separation: float, empty: int = 0) -> Candidate:
     return Candidate(
         kind=kind,
-        modularity=modularity,
+        separation=separation,
         spaces=(),
         balance=1,
         empty_clusters=empty,
@@ -51,8 +51,8 @@ def measured(kind: str, modularity: float, empty: int = 0) -> Candidate:
 @pytest.mark.parametrize(
     ("first", "second", "margin"),
     [
-        (measured("dec", 0.812), measured("kmeans", 0.8), 0.012),
-        (measured("kmeans", 0.8001), measured("dec", 0.8004), 0),  # the simpler of equals
+        (measured("dec", 3.92), measured("kmeans", 3.8), 0.12),
+        (measured("kmeans", 0.801), measured("dec", 0.804), 0),  # the simpler of equals
         (measured("kmeans", 0.7), measured("dec", 0.8, empty=1), 0),  # no empty clusters
     ],
 )
@@ -92,22 +92,26 @@ def test_every_candidate_is_measured_in_every_space(
 ) -> None:
     settings["centroids"] = {"sample_rows": 1000, "restarts": 10, "iterations": 10}
     comparison = run(Execution(config_of(settings), context)).comparison
-    assert {c.kind for c in comparison.candidates} == {"kmeans", "autoencoder", "dec"}
-    modularities = [round(c.modularity, 3) for c in comparison.candidates]
-    assert modularities == sorted(modularities, reverse=True)
+    assert {c.kind for c in comparison.candidates} == {"kmeans", "autoencoder", "merged", "dec"}
+    separations = [round(c.separation, 2) for c in comparison.candidates]
+    assert separations == sorted(separations, reverse=True)
     assert comparison.winner == comparison.candidates[0].kind
     for candidate in comparison.candidates:
-        assert [space.space for space in candidate.spaces] == ["features", "pretrained", "refined"]
+        assert [space.space for space in candidate.spaces] == [
+            *("features", "pretrained"),
+            *("taught", "refined"),
+        ]
         assert all(-1 <= space.silhouette <= 1 for space in candidate.spaces)
         assert all(0 <= space.objective_ratio <= 1 for space in candidate.spaces)
-        assert -1 <= candidate.modularity <= 1 - 1 / 3
+        assert 0 < candidate.separation < 15
         assert candidate.scores is not None
         assert candidate.scores.rows == 600
     kmeans = candidates(comparison)["kmeans"]
     # Three well separated groups: k-means finds them, whichever half it sees.
     assert kmeans.scores is not None
     assert kmeans.scores.acc > 0.99
-    assert kmeans.modularity == pytest.approx(1 - 1 / 3, abs=0.01)
+    # No edge crosses: ln of chance over half an edge of 6,000, and 1.5 · H of three even groups.
+    assert kmeans.separation == pytest.approx(np.log(2 / 3 * 12_000) + 1.5 * np.log(3), abs=0.1)
     assert kmeans.stability == pytest.approx(1, abs=0.01)
     assert kmeans.balance > 0.99
     assert kmeans.empty_clusters == 0

@@ -18,6 +18,7 @@ from pipeline.artifacts.models import (
     ModelKind,
     PretrainedAutoencoder,
     RefinedModel,
+    TaughtModel,
 )
 from pipeline.engine import Context
 from pipeline.model.autoencoder import Autoencoder
@@ -30,14 +31,14 @@ from pipeline.stages.pin import pin
 def shipped(
     settings: dict[str, Any], context: Context, choice: str, winner: ModelKind
 ) -> ClusteringModel:
-    """The model that ``select`` leaves; stored centroids are 0 for kmeans, 1, and 2 for dec."""
+    """The model that ``select`` leaves; stored centroids are 0 for kmeans, 1, 2 for dec, and 3."""
     settings["refine"] = {"select": choice}
     config = config_of(settings)
     manifest = pin.run(config, context)
     narrow, wide = np.ones((3, 4), np.float32), np.zeros((3, 8), np.float32)
     scaler = context.store("s.parquet", scaler_bytes(unscaled(), manifest.features))
     pretrained = Autoencoder(8, (32, 16), 4, seed=1)
-    refined = Autoencoder(8, (32, 16), 4, seed=2)
+    refined, taught = (Autoencoder(8, (32, 16), 4, seed=seed) for seed in (2, 3))
     dec = RefinedModel.model_construct(
         model_id="m-dec",
         kind="dec",
@@ -45,12 +46,16 @@ def shipped(
         centroids=context.store("dec.parquet", centroids_bytes(2 * narrow)),
         scaler=scaler,
         scaling="none",
+        taught=TaughtModel(
+            weights=context.store("taught.safetensors", weights_bytes(taught)),
+            centroids=context.store("taught.parquet", centroids_bytes(3 * narrow)),
+        ),
     )
     candidates = tuple(
         Candidate(
             kind=kind,
             spaces=(),
-            modularity=0.5,
+            separation=0.5,
             balance=1.0,
             empty_clusters=0,
             stability=None,
@@ -63,11 +68,10 @@ def shipped(
         context,
         manifest,
         Sample.model_construct(scaler=scaler, scaling="none"),
-        PretrainedAutoencoder.model_construct(
-            weights=context.store("pretrained.safetensors", weights_bytes(pretrained))
-        ),
+        PretrainedAutoencoder.model_construct(),
         InitialCentroids.model_construct(
-            centroids=context.store("first.parquet", centroids_bytes(narrow))
+            weights=context.store("pretrained.safetensors", weights_bytes(pretrained)),
+            kmeans=context.store("first.parquet", centroids_bytes(narrow)),
         ),
         dec,
         Comparison(
@@ -94,6 +98,7 @@ def unscaled() -> Scaler:
         ("auto", "dec", "dec"),
         ("auto", "autoencoder", "autoencoder"),
         ("auto", "kmeans", "kmeans"),
+        ("auto", "merged", "merged"),
     ],
 )
 def test_what_is_shipped(
@@ -101,14 +106,15 @@ def test_what_is_shipped(
 ) -> None:
     model = shipped(settings, context, choice, winner)
     assert model.kind == kind
-    loaded = load_model(context.lake, model, config_of(settings), 8)
-    centroid = {"kmeans": 0, "autoencoder": 1, "dec": 2}[kind]
+    loaded = load_model(context.lake, model, config_of(settings))
+    centroid = {"kmeans": 0, "autoencoder": 1, "dec": 2, "merged": 3}[kind]
     assert (loaded.clusters.centroids_KD == centroid).all()
     rows = torch.arange(16.0).reshape(2, 8)
     expected = {
         "kmeans": rows,
         "autoencoder": Autoencoder(8, (32, 16), 4, seed=1).encoder(rows),
         "dec": Autoencoder(8, (32, 16), 4, seed=2).encoder(rows),
+        "merged": Autoencoder(8, (32, 16), 4, seed=3).encoder(rows),
     }[kind]
     torch.testing.assert_close(loaded.clusters.encoder(loaded.scaler(rows)), expected)
 

@@ -29,7 +29,7 @@ LEAST: dict[str, Any] = {
     ("section", "name", "value", "stages"),
     [
         ("refine", "learning_rate", 2e-3, {"refine", "decide", "identify"}),
-        ("refine", "select", "auto", {"select", "decide", "identify"}),
+        ("refine", "select", "dec", {"select", "decide", "identify"}),
         ("model", "embedding", 3, {"pretrain", "decide", "identify"}),
         ("source", "scaling", "minmax", {"sample", "decide", "identify"}),
         ("source", "keys", ["id"], {"pin"}),

@@ -205,7 +205,7 @@ def test_a_model_says_the_same_as_when_it_was_fitted(tmp_path: Path) -> None:
     manifest = Execution(config, context).complete(pin)
     drawn = Execution(config, context).complete(sample, manifest)
     model = left_by(context.lake, "2026-01-05", "select", ClusteringModel)
-    loaded = load_model(context.lake, model, config, manifest.width)
+    loaded = load_model(context.lake, model, config)
     raw = torch.from_numpy(sampled_features(context.lake, drawn.parts))
     labels = assignments_of(loaded, raw)["cluster_id"]
     by_key = published(tmp_path / "lake").sort_by("id")["cluster_id"].to_numpy()

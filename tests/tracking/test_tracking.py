@@ -107,8 +107,8 @@ def test_a_run_that_fails_and_goes_on_is_one_run_everywhere(
     assert run.data.metrics["refine/kl"] == pytest.approx(metrics["kl"])
     assert run.data.metrics["run/rows"] == 600
     for candidate in metrics["comparison"]["candidates"]:
-        told = run.data.metrics[f"{candidate['kind']}/modularity"]
-        assert told == pytest.approx(candidate["modularity"])
+        told = run.data.metrics[f"{candidate['kind']}/separation"]
+        assert told == pytest.approx(candidate["separation"])
 
     scalars = of_tensorboard(track)
     assert dict(scalars["pretrain/loss"]) == pytest.approx(history)
@@ -277,6 +277,8 @@ def test_a_night_without_a_fit_has_figures_of_its_own() -> None:
         kl=None,
         label_change=None,
         choice=None,
+        start=None,
+        firmness=(),
         quarantined=(),
         estimate=None,
         output="o",

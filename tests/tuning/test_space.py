@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.config import Config, sized
 from pipeline.errors import ConfigError
 from pipeline.tuning.space import (
     TrialSettings,
@@ -42,13 +42,13 @@ def test_more_clusters_than_the_sample_allows() -> None:
 
 
 def test_what_is_tried() -> None:
-    found = choices(config())
+    found = choices(sized(config(), features=8, rows=10_000))
     assert found["embedding"] == [5, 10, 20]
     assert found["width"] == [0.25, 0.5, 1.0]
     assert found["scaling"][0] == "standard"
     assert found["refine_passes"] == [5, 10, 20]
     assert "augmentation" not in found
-    images = choices(config(source={"image_shape": [8, 8]}))
+    images = choices(sized(config(source={"image_shape": [8, 8]}), features=64, rows=10_000))
     assert images["augmentation"] == [0.0, 0.5, 1.0, 1.5]
 
 

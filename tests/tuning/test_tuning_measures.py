@@ -89,9 +89,9 @@ def test_generalisation_by_hand() -> None:
         return float((p * np.log(p / q)).sum())
 
     expected = kl(0, 4) / kl(1, 3)
-    assert generalisation(z, centroids, unseen, 1.0) == pytest.approx(expected, rel=1e-5)
-    assert generalisation(z, centroids, ~unseen, 1.0) == pytest.approx(1 / expected, rel=1e-5)
-    assert generalisation(z, centroids, torch.zeros(4, dtype=torch.bool), 1.0) is None
+    assert generalisation(z, centroids, unseen, 1.0, 1.0) == pytest.approx(expected, rel=1e-5)
+    assert generalisation(z, centroids, ~unseen, 1.0, 1.0) == pytest.approx(1 / expected, rel=1e-5)
+    assert generalisation(z, centroids, torch.zeros(4, dtype=torch.bool), 1.0, 1.0) is None
 
 
 def test_every_row_is_learnt_from_once_a_pass_in_another_order() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.clustering.profile import Contrast, GroupMoments, ranks
 from pipeline.insight.profiles.merging import Profile, counted
+from pipeline.registry.cluster_ids import ClusterIds
 from pipeline.schema import EXEMPLAR_KINDS, PROFILE_SCHEMA
 
 QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
@@ -19,10 +20,13 @@ QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 _VALUES, _COMPONENTS = 32, 10
 
 
-def profile_table(profile: Profile, origin: Mapping[str, str]) -> pa.Table:
+def profile_table(
+    profile: Profile, origin: Mapping[str, str], ids: ClusterIds | None = None
+) -> pa.Table:
     """One row per cluster and feature, ``PROFILE_SCHEMA``; by cluster, then by rank.
 
-    ``origin`` has the columns ds, run_id and model_id, whose value is the same in all rows.
+    ``origin`` has the columns ds, run_id and model_id, whose value is the same in all rows; ``ids``
+    say how firm each cluster is, None: that is not known.
     """
     moments, layout = profile.moments, profile.layout
     contrast = Contrast.of(moments)
@@ -43,6 +47,11 @@ def profile_table(profile: Profile, origin: Mapping[str, str]) -> pa.Table:
             parts = zip(some, np.split(rank_KE, edges, axis=1), strict=True)
             tables += [part.table(moments, rank, origin) for part, rank in parts]
     table = pa.concat_tables(tables).combine_chunks()
+    if ids is not None and ids.firmness_K is not None:
+        place = pc.index_in(table["cluster_id"], pa.array(ids.cluster_id_K))  # outliers: none
+        column = table.schema.get_field_index("firmness")
+        firmness = pa.array(ids.firmness_K).take(place)
+        table = table.set_column(column, table.schema.field(column), firmness)
     component = pc.equal(table["kind"], "component")
     return table.take(pa.array(np.lexsort((table["rank"], component, table["cluster_id"]))))
 

@@ -52,12 +52,16 @@ _PROFILE_COLUMNS = [
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster, its share of all published rows, and its name, which may be empty."""
+    """A cluster, its share of all published rows, its name, which may be empty, and its firmness.
+
+    Firmness is how far the starts of merged cells agreed on it; None: it came otherwise.
+    """
 
     id: int
     rows: int
     share: float
     name: str
+    firmness: float | None = None
 
     @property
     def title(self) -> str:
@@ -89,9 +93,10 @@ class Clusters:
         self._profile_file = self.explanation.profile if self.explanation else None
         summary, names = run.summary, self._names()
         total = max(1, summary.rows_out)
+        firmness = dict(zip(summary.cluster_ids, summary.firmness, strict=False))
         # Every cluster, the largest first.
         self.all = [
-            Cluster(cluster, count, count / total, names.get(cluster, ""))
+            Cluster(cluster, count, count / total, names.get(cluster, ""), firmness.get(cluster))
             for cluster, count in zip(summary.cluster_ids, summary.cluster_rows, strict=True)
         ]
         self.all.sort(key=lambda cluster: (-cluster.rows, cluster.id))

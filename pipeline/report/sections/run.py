@@ -15,10 +15,15 @@ from pipeline.progress import duration
 from pipeline.report.run_files import RunFiles
 from pipeline.schema import UNDATED
 
-NAMES = {"kmeans": "k-means", "autoencoder": "autoencoder + k-means", "dec": "DEC"}
+NAMES: dict[str, str] = {
+    "kmeans": "k-means",
+    "autoencoder": "autoencoder + k-means",
+    "merged": "merged cells",
+    "dec": "DEC",
+}
 _LISTED_SHARDS = 20
-# Of modularity: about what another seed changes on the same rows.
-_CLOSE = 0.01
+# Of separation: about what another seed changes on the same rows.
+_CLOSE = 0.03
 _ACTIONS = {
     "refit": "a new model was fitted from scratch",
     "refresh": "training of the champion was continued",
@@ -81,17 +86,18 @@ def _against_kmeans(comparison: Comparison) -> Headline:
     dec, plain = by_kind.get("dec"), by_kind.get("kmeans")
     if dec is None or plain is None:
         return Headline("plain", f"{_name(comparison.winner)} was best", ())
-    figures = f"DEC’s modularity is {dec.modularity:.3f}, that of k-means {plain.modularity:.3f}"
+    figures = f"DEC’s separation is {dec.separation:.2f}, that of k-means {plain.separation:.2f}"
     same_empty = dec.empty_clusters == plain.empty_clusters
     if not same_empty:
         figures += (
             f"; it has {dec.empty_clusters:,} empty clusters against {plain.empty_clusters:,}"
         )
     measured = (
-        f"{figures}. Modularity is how much more often neighbours in the scaled features share a "
-        f"cluster than by chance, here on {comparison.rows:,} rows of the reference sample."
+        f"{figures}. Separation says how few neighbours in the scaled features are in different "
+        f"clusters, against chance and given their sizes, here on {comparison.rows:,} rows of the "
+        "reference sample."
     )
-    close = same_empty and abs(dec.modularity - plain.modularity) < _CLOSE
+    close = same_empty and abs(dec.separation - plain.separation) < _CLOSE
     ours, theirs = _order(dec), _order(plain)
     if ours < theirs:
         title = "DEC was slightly better than plain k-means" if close else "DEC beat plain k-means"
@@ -103,7 +109,7 @@ def _against_kmeans(comparison: Comparison) -> Headline:
 
 
 def _order(candidate: Candidate) -> tuple[int, float]:
-    return candidate.empty_clusters, -round(candidate.modularity, 3)
+    return candidate.empty_clusters, -round(candidate.separation, 2)
 
 
 def _refusal(verdict: Verdict | None) -> str:
@@ -185,6 +191,24 @@ def details(run: RunFiles) -> list[tuple[str, str]]:
         found.append(("Network", network))
     if choice := summary.choice:
         found.append(("Number of clusters", f"{choice.clusters:,}, found: {choice.why}"))
+    if start := summary.start:
+        rules = ", ".join(f"{rule} {value:.2f}" for rule, value in start.agreement.items())
+        found.append(
+            (
+                "Start",
+                f"{start.count:,} cells of the embedded sample, merged into {summary.clusters:,} "
+                f"groups by {start.rule}. {start.starts} starts agree by {rules} (adjusted Rand "
+                "index), so the rule is the one they agree on most.",
+            )
+        )
+    if summary.refine_stopped_by == "passes" and summary.label_change:
+        found.append(
+            (
+                "Refinement",
+                f"Ended by refine.passes while {summary.label_change:.2%} of the labels still "
+                "changed with an update.",
+            )
+        )
     found += [("Output", summary.output), ("Snapshot", str(summary.snapshot))]
     if summary.table:
         found.append(("Table", summary.table))
@@ -206,7 +230,7 @@ def candidates(comparison: Comparison | None) -> list[dict[str, Any]]:
         {
             "name": NAMES[candidate.kind],
             "won": comparison is not None and candidate.kind == comparison.winner,
-            "modularity": candidate.modularity,
+            "separation": candidate.separation,
             "silhouette": next(
                 (s.silhouette for s in candidate.spaces if s.space == "features"), None
             ),

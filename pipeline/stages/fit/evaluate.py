@@ -1,4 +1,4 @@
-"""evaluate: compare DEC with two baselines by label-free measures on the same rows."""
+"""evaluate: compare DEC with simpler clusterings by label-free measures on the same rows."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from pipeline.clustering.quality import (
     balance,
     contingency_of,
     macro_silhouette,
-    modularity,
     nearest_neighbours,
     objective_ratio,
+    separation,
     stability,
     stratified_rows,
 )
@@ -49,8 +49,8 @@ from pipeline.storage import Store
 _NEIGHBOURS = 10
 # Rows whose neighbours are searched: with 100,000 edges sampling noise is below 0.002.
 _ASKED_ROWS = 10_000
-# Where modularity is equal to these decimals, the simpler method wins.
-_DECIMALS = 3
+# Where separation is equal to these decimals, the simpler method wins.
+_DECIMALS = 2
 # Rows of the sample that k-means is fitted to and neighbours are searched in, or 39 per cluster
 # where that is more; all else is measured on all rows of the sample. Centroids hardly differ, and
 # scaled features can be a hundred times as wide as the embeddings that init_centroids clusters.
@@ -99,17 +99,17 @@ def evaluate(
         config.execution,
         SAMPLE_IN_MEMORY,
         _measure,
-        *(config, context.lake, manifest, sample, autoencoder, centroids, model),
+        *(config, context.lake, manifest, sample, centroids, model),
         context.stage_path("evaluate", "kmeans_centroids.parquet"),
     )
 
 
 def _rounded(candidate: Candidate) -> float:
-    return round(candidate.modularity, _DECIMALS)
+    return round(candidate.separation, _DECIMALS)
 
 
 def margin_of(candidates: Sequence[Candidate]) -> float:
-    """Lead of the first candidate over the second in modularity, see ``Comparison.margin``."""
+    """Lead of the first candidate over the second in separation, see ``Comparison.margin``."""
     first, second = map(_rounded, candidates[:2])
     return max(0.0, round(first - second, _DECIMALS))
 
@@ -119,14 +119,13 @@ def _measure(
     lake: Store,
     manifest: Manifest,
     sample: Sample,
-    autoencoder: PretrainedAutoencoder,
     centroids: InitialCentroids,
     model: RefinedModel,
     path: str,
 ) -> Comparison:
-    spaces = _spaces(config, lake, manifest, sample, autoencoder, model)
+    spaces = _spaces(config, lake, manifest, sample, centroids, model)
     features = spaces["features"]
-    first_KD = load_centroids(lake, centroids.centroids).numpy()
+    first_KD = load_centroids(lake, centroids.kmeans).numpy()
     clusters = len(first_KD)
     fit_rows = _fit_rows(config, len(features), clusters)
     baseline = kmeans(
@@ -140,6 +139,11 @@ def _measure(
     partitions: dict[ModelKind, tuple[str, NDArray[np.float32]]] = {
         "kmeans": ("features", baseline.centroids_KD),
         "autoencoder": ("pretrained", first_KD),
+    }
+    if model.taught:
+        taught_KD = load_centroids(lake, model.taught.centroids).numpy()
+        partitions["merged"] = ("taught", taught_KD)
+    partitions |= {
         "dec": ("refined", load_centroids(lake, model.centroids).numpy()),
     }
     near = nearest_neighbours(features[fit_rows], _ASKED_ROWS, _NEIGHBOURS)
@@ -148,7 +152,10 @@ def _measure(
     candidates = [
         _candidate(
             *(config, kind, clusters, nearest_centroid(spaces[own], its)),
-            *(spaces, own, classes, near),
+            *(spaces, classes, near),
+            centroids.merged.agreement[centroids.merged.rule]
+            if kind in ("merged", "dec") and centroids.merged
+            else _stability(config, spaces[own], clusters),
         )
         for kind, (own, its) in partitions.items()
     ]
@@ -165,6 +172,7 @@ def _measure(
             load_centroids(lake, model.centroids),
             torch.from_numpy(held_out),
             config.refine.alpha,
+            config.refine.size_balance,
         ),
         centroids=store_file(lake, path, centroids_bytes(baseline.centroids_KD)),
         restarts=len(baseline.objectives),
@@ -176,15 +184,16 @@ def _spaces(
     lake: Store,
     manifest: Manifest,
     sample: Sample,
-    autoencoder: PretrainedAutoencoder,
+    centroids: InitialCentroids,
     model: RefinedModel,
 ) -> dict[str, NDArray[np.float32]]:
     """The sample in every space, shape (rows, dimensions) each."""
-    before, after = (
-        load_autoencoder(lake, weights, config, manifest.width).encoder
-        for weights in (autoencoder.weights, model.weights)
-    )
-    encoders = {"features": nn.Sequential(), "pretrained": before, "refined": after}
+    weights = {"pretrained": centroids.weights}
+    weights |= {"taught": model.taught.weights} if model.taught else {}
+    encoders = {"features": nn.Sequential()} | {
+        name: load_autoencoder(lake, file, config).encoder
+        for name, file in {**weights, "refined": model.weights}.items()
+    }
     scaler = load_scaler(lake, sample.scaler)
     spaces = sampled_embeddings(lake, sample, scaler, encoders)
     for name, setting in (("pretrained", "pretrain"), ("refined", "refine")):
@@ -207,9 +216,9 @@ def _candidate(
     clusters: int,
     labels: NDArray[np.int64],
     spaces: dict[str, NDArray[np.float32]],
-    own: str,
     classes: NDArray[np.int64] | None,
     near: NDArray[np.int64],
+    stable: float | None,
 ) -> Candidate:
     cluster_rows = np.bincount(labels, minlength=clusters)
     drawn = stratified_rows(labels, clusters, config.seed)
@@ -223,11 +232,11 @@ def _candidate(
     )
     return Candidate(
         kind=kind,
-        modularity=modularity(near, labels[_fit_rows(config, len(labels), clusters)], clusters),
+        separation=separation(near, labels[_fit_rows(config, len(labels), clusters)], clusters),
         spaces=measured,
         balance=balance(cluster_rows),
         empty_clusters=int((cluster_rows == 0).sum()),
-        stability=_stability(config, spaces[own], clusters),
+        stability=stable,
         scores=_scores(labels, classes),
     )
 
@@ -235,10 +244,8 @@ def _candidate(
 def _stability(config: Config, points: NDArray[np.float32], clusters: int) -> float | None:
     """ARI, on all rows of the sample, of k-means fitted to two disjoint random halves.
 
-    Halves and restarts are the same for every candidate. For "kmeans" that is the whole method. For
-    "autoencoder" and "dec" only the centroids are fitted again, for DEC by k-means on its refined
-    embeddings: the measure shows how clearly an embedding separates clusters, not what another
-    training would give.
+    Halves and restarts are the same for every candidate. For "kmeans" that is the whole method; for
+    the others only the centroids are fitted again.
     """
     rows = _fit_rows(config, len(points), clusters)
     half = len(rows) // 2

@@ -141,8 +141,7 @@ def _measure(
     seed: int,
 ) -> _Found:
     """Both models on the champion's reference sample, and on tonight's."""
-    width = manifest.width
-    tonight = _labelled(lake, challenger.model, sample, width)
+    tonight = _labelled(lake, challenger.model, sample)
     rows_K = np.bincount(tonight.labels_N[tonight.labels_N >= 0], minlength=tonight.clusters)
     largest = int(rows_K.argmax())
     ids = lake.read_table(challenger.ids.path, ["position", "cluster_id"]).sort_by("position")
@@ -155,11 +154,10 @@ def _measure(
     )
     if champion is None:
         return found
-    old_now = _labelled(lake, champion.model, sample, width)
+    old_now = _labelled(lake, champion.model, sample)
     try:
         old, new = (
-            _labelled(lake, by.model, champion.reference.sample, width)
-            for by in (champion, challenger)
+            _labelled(lake, by.model, champion.reference.sample) for by in (champion, challenger)
         )
     except FileNotFoundError as error:
         # As identify does: compare on tonight's rows, rather than not at all.
@@ -179,8 +177,8 @@ def _measure(
     )
 
 
-def _labelled(lake: Store, model: ClusteringModel, sample: Sample, width: int) -> _Labelled:
-    loaded = load_model(lake, model, settings_of(lake, model), width)
+def _labelled(lake: Store, model: ClusteringModel, sample: Sample) -> _Labelled:
+    loaded = load_model(lake, model, settings_of(lake, model))
     encoder, centroids_KD = loaded.clusters.encoder, loaded.clusters.centroids_KD
     z_ND = sampled_embeddings(lake, sample, loaded.scaler, {"z": encoder})["z"]
     labels_N = nearest_centroid(z_ND, centroids_KD.detach().numpy())
@@ -365,7 +363,7 @@ def _bad_shards_rule(limit: float | None, manifest: Manifest) -> GateRule:
 
 
 def _kmeans_rule(limit: float | None, comparison: Comparison, model: ClusteringModel) -> GateRule:
-    by_kind = {candidate.kind: candidate.modularity for candidate in comparison.candidates}
+    by_kind = {candidate.kind: candidate.separation for candidate in comparison.candidates}
     plain, shipped = by_kind["kmeans"], by_kind[model.kind]
-    detail = f"modularity {shipped:.3f} of {model.kind}, {plain:.3f} of plain k-means"
+    detail = f"separation {shipped:.2f} of {model.kind}, {plain:.2f} of plain k-means"
     return _rule("max_worse_than_kmeans", plain - shipped, limit, detail)

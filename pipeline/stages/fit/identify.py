@@ -119,7 +119,7 @@ def _identify(
     before = read_entry(lake, decision.entry).clusters if decision.entry else None
     clusters = lake.read_table(before.path) if before else CLUSTER_SCHEMA.empty_table()
     first_free = next_id(clusters)
-    new = load_model(lake, model, config, manifest.width)
+    new = load_model(lake, model, config)
     tonight = _nearest(lake, new, sample)
     centroids_KD = new.clusters.centroids_KD.detach().numpy()
     size_K = np.bincount(tonight.labels_N, minlength=len(centroids_KD))
@@ -137,13 +137,14 @@ def _identify(
     most_K = np.full(len(matched.ids_K), np.inf, np.float32)
     if config.assign.outliers is not None:
         most_K = _quantiles(tonight, len(most_K), config.assign.outliers.quantile)
+    firmness_K = np.array(model.firmness, np.float32) if model.firmness else None
     refreshed = decision.champion if decision.action == "refresh" else None
     challenger = Champion(
         model=model,
         run_id=run_id,
         ds=ds,
         refit_ds=refreshed.refit_ds if refreshed else ds,
-        ids=store_table(lake, "ids", ClusterIds(matched.ids_K, most_K).table()),
+        ids=store_table(lake, "ids", ClusterIds(matched.ids_K, most_K, firmness_K).table()),
         reference=Reference(
             sample=sample,
             features=manifest.features,
@@ -178,8 +179,7 @@ def _matched(
     first_free: int,
 ) -> Matched:
     """Match the clusters of a new model to those of the champion, on both samples."""
-    features = sum(column.width for column in champion.reference.features)
-    old = load_model(lake, champion.model, settings_of(lake, champion.model), features)
+    old = load_model(lake, champion.model, settings_of(lake, champion.model))
     ids_J = lake.read_table(champion.ids.path).sort_by("position")["cluster_id"].to_numpy()
     now = Labels(_nearest(lake, old, sample).labels_N, tonight.labels_N)
     try:

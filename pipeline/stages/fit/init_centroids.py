@@ -1,32 +1,36 @@
-"""init_centroids: k-means on the embeddings of the reference sample; chooses K where it is auto."""
+"""init_centroids: scale the embedding and cluster the reference sample in it; find K where auto."""
 
 from __future__ import annotations
 
 import logging
 
+import torch
+from torch import nn
+
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import (
     ClusterChoice,
     InitialCentroids,
+    MergedCells,
     MergeStep,
     PretrainedAutoencoder,
 )
+from pipeline.artifacts.records import StoredFile
 from pipeline.bill.costs import CostInputs, task_costs
 from pipeline.bill.records import StageCosts
-from pipeline.clustering.kmeans import KMeansResult, kmeans
-from pipeline.clustering.merging import (
-    ITERATIONS,
-    NEIGHBOURS,
-    TREES,
-    Found,
-    find_clusters,
-    rows_and_cells,
-)
+from pipeline.clustering.first_clusters import FirstClusters, find_first_clusters
+from pipeline.clustering.merging import ITERATIONS, NEIGHBOURS, TREES, rows_and_cells
 from pipeline.config import AutoClusters, Config, content_of
 from pipeline.distributed.tasks import SAMPLE_IN_MEMORY, run_task
 from pipeline.engine import Context, stage
 from pipeline.input.samples import sampled_embeddings
-from pipeline.registry.models import centroids_bytes, load_autoencoder, load_scaler
+from pipeline.registry.models import (
+    cells_bytes,
+    centroids_bytes,
+    load_autoencoder,
+    load_scaler,
+    weights_bytes,
+)
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -49,8 +53,8 @@ def _cost(run: CostInputs) -> StageCosts:
 
 @stage(
     "init_centroids",
-    version=1,
-    settings=content_of("clusters", "centroids", "seed"),
+    version=2,
+    settings=content_of("clusters", "embedding", "centroids", "seed"),
     distributed=True,
     cost=_cost,
 )
@@ -61,25 +65,41 @@ def init_centroids(
     sample: Sample,
     autoencoder: PretrainedAutoencoder,
 ) -> InitialCentroids:
-    """Encode the sample and run every restart of k-means, in one task.
+    """Encode the sample, scale the embedding and cluster it, in one task.
 
     Where ``clusters`` is auto, the task first chooses the number from the same embeddings; later
     stages take it from the centroids.
     """
     arguments = (config, context.lake, manifest, sample, autoencoder)
-    result, found = run_task(config.execution, SAMPLE_IN_MEMORY, _embed_and_cluster, *arguments)
-    choice = None
-    if found is not None:
-        steps = tuple(MergeStep(**vars(step)) for step in found.path)
-        choice = ClusterChoice(**{**vars(found), "path": steps})
+    first, weights = run_task(config.execution, SAMPLE_IN_MEMORY, _embed_and_cluster, *arguments)
+
+    def stored(name: str, content: bytes) -> StoredFile:
+        return context.store(context.stage_path("init_centroids", name), content)
+
+    choice = merged = None
+    if first.choice is not None:
+        steps = tuple(MergeStep(**vars(step)) for step in first.choice.path)
+        choice = ClusterChoice(**{**vars(first.choice), "path": steps})
         log.info("clusters: auto is %d, %s", choice.clusters, choice.why)
-    path = context.stage_path("init_centroids", "centroids.parquet")
+    if first.merged is not None:
+        cells = cells_bytes(first.merged.cluster_C, first.merged.cells_CD)
+        merged = MergedCells(
+            cells=stored("cells.parquet", cells),
+            count=len(first.merged.cells_CD),
+            starts=first.merged.starts,
+            rule=first.merged.rule,
+            agreement=dict(first.merged.agreement),
+            firmness=tuple(first.merged.firmness_K.tolist()),
+        )
     return InitialCentroids(
-        centroids=context.store(path, centroids_bytes(result.centroids_KD)),
-        objectives=result.objectives,
-        objective=result.objective,
-        sample_rows=sum(result.cluster_rows),
-        cluster_rows=result.cluster_rows,
+        weights=stored("autoencoder.safetensors", weights),
+        centroids=stored("centroids.parquet", centroids_bytes(first.centroids_KD)),
+        kmeans=stored("kmeans.parquet", centroids_bytes(first.kmeans.centroids_KD)),
+        objectives=first.kmeans.objectives,
+        objective=first.kmeans.objective,
+        sample_rows=first.rows,
+        cluster_rows=first.kmeans.cluster_rows,
+        merged=merged,
         choice=choice,
     )
 
@@ -90,19 +110,11 @@ def _embed_and_cluster(
     manifest: Manifest,
     sample: Sample,
     autoencoder: PretrainedAutoencoder,
-) -> tuple[KMeansResult, Found | None]:
-    encoder = load_autoencoder(lake, autoencoder.weights, config, manifest.width).encoder
+) -> tuple[FirstClusters, bytes]:
+    loaded = load_autoencoder(lake, autoencoder.weights, config)
     scaler = load_scaler(lake, sample.scaler)
-    points_ND = sampled_embeddings(lake, sample, scaler, {"pretrained": encoder})["pretrained"]
-    clusters, found = config.most_clusters, None
-    if isinstance(config.clusters, AutoClusters):
-        found = find_clusters(points_ND, config.clusters.most, config.seed)
-        clusters = found.clusters
-    result = kmeans(
-        points_ND,
-        clusters,
-        restarts=config.centroids.restarts,
-        iterations=config.centroids.iterations,
-        seed=config.seed,
-    )
-    return result, found
+    encoders = {"pretrained": loaded.encoder, "features": nn.Sequential()}
+    spaces = sampled_embeddings(lake, sample, scaler, encoders)
+    first = find_first_clusters(config, spaces["pretrained"], spaces["features"])
+    loaded.transform_embedding(torch.from_numpy(first.transform_DD))
+    return first, weights_bytes(loaded)

@@ -29,7 +29,7 @@ def _build(
     model, scaler = config.model, load_scaler(lake, scaler_file)
     autoencoder = Autoencoder(
         scaler.width,
-        model.hidden,
+        model.widths,
         model.embedding,
         config.seed,
         precision=model.precision,

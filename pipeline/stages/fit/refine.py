@@ -6,6 +6,7 @@ import math
 from functools import partial
 
 import torch
+from torch import nn
 
 from pipeline.artifacts.inputs import Manifest, Sample
 from pipeline.artifacts.models import (
@@ -13,6 +14,7 @@ from pipeline.artifacts.models import (
     PretrainedAutoencoder,
     RefinedModel,
     RefineRecord,
+    TaughtModel,
 )
 from pipeline.bill.costs import CostInputs, training_costs
 from pipeline.bill.records import StageCosts
@@ -23,10 +25,12 @@ from pipeline.input.quarantine import without_bad_shards
 from pipeline.input.reading import Reader, pieces_of
 from pipeline.input.samples import sampled_features
 from pipeline.model.augmentation import augmentation_of
-from pipeline.model.refinement import ClusterModel, Refinement, embedding_factor
+from pipeline.model.clusters import ClusterModel
+from pipeline.model.refinement import Refinement
 from pipeline.registry.models import (
     centroids_bytes,
     load_autoencoder,
+    load_cells,
     load_centroids,
     load_scaler,
     store_model,
@@ -39,31 +43,23 @@ from pipeline.storage import Store
 def _build(
     config: Config,
     lake: Store,
-    width: int,
     sample: Sample,
-    autoencoder: PretrainedAutoencoder,
     centroids: InitialCentroids,
     device: torch.device | None = None,
 ) -> Refinement:
-    loaded = load_autoencoder(lake, autoencoder.weights, config, width).to(device)
-    factor = _embedding_factor(config, centroids)
-    loaded.rescale_embedding(factor)
-    centroids_KD = load_centroids(lake, centroids.centroids) * factor
+    loaded = load_autoencoder(lake, centroids.weights, config).to(device)
+    centroids_KD = load_centroids(lake, centroids.centroids)
     model = ClusterModel(loaded.encoder, centroids_KD, config.refine.alpha).to(device)
     return Refinement(
         model,
         load_scaler(lake, sample.scaler),
         config.refine,
+        cells=load_cells(lake, centroids.merged.cells).to(device) if centroids.merged else None,
         decoder=loaded.decoder,
         augmentation=augmentation_of(config.augment, config.source.image_shape),
         reference=lambda: torch.from_numpy(sampled_features(lake, sample.parts)),
         seed=config.seed,
     )
-
-
-def _embedding_factor(config: Config, centroids: InitialCentroids) -> float:
-    mean_square = centroids.objective / centroids.sample_rows
-    return embedding_factor(config.refine.start_spread, mean_square, config.model.embedding)
 
 
 def _cost(run: CostInputs) -> StageCosts:
@@ -93,7 +89,7 @@ def _cost(run: CostInputs) -> StageCosts:
 
 @stage(
     "refine",
-    version=3,
+    version=4,
     settings=content_of(
         *("refine", "augment", "seed"),
         *("source.image_shape", "source.fit_rows", "source.held_out"),
@@ -113,7 +109,7 @@ def refine(
 ) -> RefinedModel:
     """Refine on many workers, then write the model's files under an id made of their content."""
     lake = context.lake
-    build = partial(_build, config, lake, manifest.width, sample, pretrained, centroids)
+    build = partial(_build, config, lake, sample, centroids)
     trained = train(
         config,
         context,
@@ -122,21 +118,34 @@ def refine(
         build=build,
         reader=Reader.of(config, manifest, carry=False),
         pieces=pieces_of(manifest, lake),
-        planned_rows=lambda rows: rows * config.refine.passes,
+        planned_rows=lambda rows: rows * _passes(config, centroids),
     )
     refinement = build()
     refinement.restore(trained.state)
-    autoencoder = load_autoencoder(lake, pretrained.weights, config, manifest.width)
-    autoencoder.rescale_embedding(_embedding_factor(config, centroids))
-    autoencoder.encoder = refinement.model.encoder
-    if "decoder" in refinement.live:
-        autoencoder.decoder = refinement.live["decoder"]
+    autoencoder = load_autoencoder(lake, centroids.weights, config)
+
+    def files_of(modules: nn.ModuleDict) -> tuple[bytes, bytes]:
+        model: ClusterModel = modules["model"]  # type: ignore[assignment]
+        autoencoder.encoder = model.encoder
+        if "decoder" in modules:
+            autoencoder.decoder = modules["decoder"]
+        centroids_KD = model.centroids_KD.detach().float().numpy()
+        return weights_bytes(autoencoder), centroids_bytes(centroids_KD)
+
+    taught = None
+    if len(refinement.taught):
+        weights, centers = files_of(refinement.taught)
+        taught = TaughtModel(
+            weights=context.store(context.stage_path("refine", "taught.safetensors"), weights),
+            centroids=context.store(context.stage_path("refine", "taught.parquet"), centers),
+        )
+    weights, centers = files_of(refinement.live)
     files = store_model(
         config,
         context,
         "dec",
-        weights=weights_bytes(autoencoder),
-        centroids=centroids_bytes(refinement.model.centroids_KD.detach().float().numpy()),
+        weights=weights,
+        centroids=centers,
         scaler=lake.read_bytes(sample.scaler.path),
         scaling=sample.scaling,
     )
@@ -145,14 +154,21 @@ def refine(
         for record in trained.history
     )
     model = RefinedModel(
-        **dict(files),
+        **dict(files) | {"firmness": centroids.merged.firmness if centroids.merged else ()},
         updates=updates,
         stopped_by=trained.history[-1]["finished"],
         rows=sum(updates[-1].cluster_rows),
         workers=tuple(record["workers"] for record in trained.history),
+        taught=taught,
     )
     store_model_card(config, context, manifest, files, _facts(pretrained, model))
     return model
+
+
+def _passes(config: Config, centroids: InitialCentroids) -> int:
+    """Maximum number of passes, of teaching and of refinement."""
+    teaching = config.refine.teaching_passes if centroids.merged else 0
+    return teaching + config.refine.passes
 
 
 def _facts(pretrained: PretrainedAutoencoder, model: RefinedModel) -> str:

@@ -10,6 +10,7 @@ from pipeline.artifacts.models import (
     PretrainedAutoencoder,
     RefinedModel,
 )
+from pipeline.artifacts.records import StoredFile
 from pipeline.config import Config, content_of
 from pipeline.engine import Context, stage
 from pipeline.registry.models import store_model, store_model_card
@@ -30,30 +31,35 @@ def select(
     kind = comparison.winner if config.refine.select == "auto" else "dec"
     if kind == "dec":
         return ClusteringModel(**{n: getattr(model, n) for n in ClusteringModel.model_fields})
-    pretrained = kind == "autoencoder"
-    lake, centers = context.lake, centroids.centroids if pretrained else comparison.centroids
+    weights: StoredFile | None = None
+    centers, lake = comparison.centroids, context.lake
+    if kind == "autoencoder":
+        weights, centers = centroids.weights, centroids.kmeans
+    elif kind == "merged":
+        assert model.taught is not None
+        weights, centers = model.taught.weights, model.taught.centroids
     shipped = store_model(
         config,
         context,
         kind,
-        weights=lake.read_bytes(autoencoder.weights.path) if pretrained else None,
+        weights=lake.read_bytes(weights.path) if weights else None,
         centroids=lake.read_bytes(centers.path),
         scaler=lake.read_bytes(sample.scaler.path),
         scaling=sample.scaling,
     )
     store_model_card(config, context, manifest, shipped, _facts(comparison))
-    return shipped
+    return shipped.model_copy(update={"firmness": model.firmness if kind == "merged" else ()})
 
 
 def _facts(comparison: Comparison) -> str:
     rows = "".join(
-        f"| {c.kind} | {c.modularity:.4f} | {c.balance:.4f} | {c.empty_clusters} |\n"
+        f"| {c.kind} | {c.separation:.2f} | {c.balance:.4f} | {c.empty_clusters} |\n"
         for c in comparison.candidates
     )
     return f"""
 - Shipped instead of Deep Embedded Clustering because `refine.select` is auto and it won the
   comparison on {comparison.rows:,} sampled rows:
 
-| clustering | modularity, neighbours in scaled features | balance | empty clusters |
+| clustering | separation, neighbours in scaled features | balance | empty clusters |
 |---|---|---|---|
 {rows}"""

@@ -21,7 +21,9 @@ def warm_start(
         sample=sample.model_copy(update={"scaler": model.scaler, "scaling": model.scaling}),
         autoencoder=PretrainedAutoencoder(weights=model.weights, losses=(), rows=0),
         centroids=InitialCentroids(
+            weights=model.weights,
             centroids=model.centroids,
+            kmeans=model.centroids,
             objectives=(),
             objective=0.0,
             sample_rows=sample.rows,
@@ -31,8 +33,6 @@ def warm_start(
 
 
 def refreshed(config: Config) -> Config:
-    """Settings of a refresh: fewer passes, and the scale of embeddings unchanged."""
-    refine = config.refine.model_copy(
-        update={"passes": config.schedule.refresh.passes, "start_spread": None}
-    )
+    """Settings of a refresh: fewer passes."""
+    refine = config.refine.model_copy(update={"passes": config.schedule.refresh.passes})
     return config.model_copy(update={"refine": refine})
