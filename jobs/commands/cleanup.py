@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jobs.session import configured
 from jobs.tables import table
-from pipeline.operations.garbage import Collection, collect
+from pipeline.operations.garbage import collect
 from pipeline.storage import Store
 
 
@@ -28,7 +28,16 @@ def collect_garbage(
         on_wait=lambda line: print(f"note: {line}", file=sys.stderr),
     )
     if as_json:
-        print(json.dumps(_as_json(done, dry_run), indent=2))
+        names = ("kind", "name", "files", "bytes")
+        content = {
+            "dry_run": dry_run,
+            "bytes": done.bytes,
+            "removals": [{n: getattr(removal, n) for n in names} for removal in done.removals],
+            "skipped": done.skipped,
+            "kept_snapshots": done.kept_snapshots,
+            "kept_runs": done.kept_runs,
+        }
+        print(json.dumps(content, indent=2))
         return
     console = Console(soft_wrap=True)
     if done.removals:
@@ -47,15 +56,3 @@ def collect_garbage(
         highlight=False,
         markup=False,
     )
-
-
-def _as_json(done: Collection, dry_run: bool) -> dict[str, object]:
-    names = ("kind", "name", "files", "bytes")
-    return {
-        "dry_run": dry_run,
-        "bytes": done.bytes,
-        "removals": [{n: getattr(removal, n) for n in names} for removal in done.removals],
-        "skipped": done.skipped,
-        "kept_snapshots": done.kept_snapshots,
-        "kept_runs": done.kept_runs,
-    }

@@ -50,7 +50,16 @@ def forget_rows(
         raise InputError(f"{lake.url} has no runs, so nothing to forget; check output")
     _make_reports_again(lake, done)
     if as_json:
-        print(json.dumps(_as_json(done, dry_run), indent=2))
+        content = {
+            "dry_run": dry_run,
+            "counts": [count.model_dump(mode="json") for count in done.counts],
+            "files": done.files,
+            "receipts": [receipt.path for receipt in done.receipts],
+            "snapshot": next((r.snapshot for r in reversed(done.receipts)), None),
+            "held_by": list(done.held_by),
+            "notes": list(NOTES),
+        }
+        print(json.dumps(content, indent=2))
         return
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if done.counts:
@@ -96,15 +105,3 @@ def _counts(done: Forgotten, dry_run: bool) -> Table:
         kind = f"{count.kind}, staged" if count.staged else count.kind
         shown.add_row(kind, count.ds or "–", f"{count.rows:,}", f"{count.files:,}")
     return shown
-
-
-def _as_json(done: Forgotten, dry_run: bool) -> dict[str, object]:
-    return {
-        "dry_run": dry_run,
-        "counts": [count.model_dump(mode="json") for count in done.counts],
-        "files": done.files,
-        "receipts": [receipt.path for receipt in done.receipts],
-        "snapshot": next((r.snapshot for r in reversed(done.receipts)), None),
-        "held_by": list(done.held_by),
-        "notes": list(NOTES),
-    }
