@@ -90,15 +90,12 @@ def _money(run: CostInputs, stages: Sequence[StageEstimate]) -> Money | None:
     prices = run.config.prices
     if not prices.model_dump(exclude={"currency"}, exclude_none=True):
         return None
-    total = {
-        name: sum(getattr(stage, name) for stage in stages)
-        for name in ("core_hours", "gpu_hours", "gets", "puts", "read_bytes")
-    }
+    names = ("core_hours", "gpu_hours", "gets", "puts", "read_bytes")
+    cores, gpus, gets, puts, read = (sum(getattr(s, name) for s in stages) for name in names)
+    get_price, put_price = prices.get_requests_per_1000 or 0, prices.put_requests_per_1000 or 0
     return Money(
         currency=prices.currency,
-        compute=total["core_hours"] * (prices.cpu_core_hour or 0)
-        + total["gpu_hours"] * (prices.gpu_hour or 0),
-        requests=total["gets"] / 1000 * (prices.get_requests_per_1000 or 0)
-        + total["puts"] / 1000 * (prices.put_requests_per_1000 or 0),
-        transfer=run.from_s3 * total["read_bytes"] / 2**30 * (prices.read_gib or 0),
+        compute=cores * (prices.cpu_core_hour or 0) + gpus * (prices.gpu_hour or 0),
+        requests=(gets * get_price + puts * put_price) / 1000,
+        transfer=run.from_s3 * read / 2**30 * (prices.read_gib or 0),
     )
