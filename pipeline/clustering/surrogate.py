@@ -199,7 +199,10 @@ def imitate(
     ]
     x_HC = _finite_or_nan(x_NF[np.ix_(held_out, columns)])
     measured, clusters = _measure(rules, x_HC, label_N[held_out], np.unique(label_N))
-    rules = [_of_row(rule, columns) for rule in measured]
+    rules = []  # with indices of features in a whole row, instead of among those used
+    for rule in measured:
+        conditions = [replace(c, feature=int(columns[c.feature])) for c in rule.conditions]
+        rules.append(replace(rule, conditions=tuple(conditions)))
     rules.sort(key=lambda rule: (rule.cluster_id is None, rule.cluster_id or 0, -rule.rows))
     largest = ids[counts.argmax()]
     return Surrogate(
@@ -360,23 +363,14 @@ def _measure(
     ids: NDArray[np.integer],
 ) -> tuple[list[Rule], tuple[ClusterFidelity, ...]]:
     """Measure rules and clusters on held-out rows."""
-    predicted: Counter[int] = Counter()
-    correct: Counter[int] = Counter()
+    predicted, correct = Counter[int | None](), Counter[int | None]()
     measured = []
     for rule in rules:
         labels = label_H[rule.holds(x_HC)]
-        hits = 0
-        if rule.cluster_id is not None:
-            hits = int((labels == rule.cluster_id).sum())
-            predicted[rule.cluster_id] += len(labels)
-            correct[rule.cluster_id] += hits
+        hits = 0 if rule.cluster_id is None else int((labels == rule.cluster_id).sum())
+        predicted[rule.cluster_id] += len(labels)
+        correct[rule.cluster_id] += hits
         measured.append(replace(rule, held_out=len(labels), correct=hits))
     rows = Counter(label_H.tolist())
     clusters = (ClusterFidelity(i, rows[i], predicted[i], correct[i]) for i in ids.tolist())
     return measured, tuple(clusters)
-
-
-def _of_row(rule: Rule, columns: NDArray[np.int64]) -> Rule:
-    """The rule with indices of features in a whole row, instead of among those used."""
-    conditions = (replace(c, feature=int(columns[c.feature])) for c in rule.conditions)
-    return replace(rule, conditions=tuple(conditions))
