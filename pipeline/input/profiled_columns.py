@@ -16,7 +16,7 @@ from pipeline.artifacts.inputs import Manifest
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.input.bad_shards import ShardVersion, read_shard
-from pipeline.input.columns import seconds_since_1970
+from pipeline.input.columns import column_type, seconds_since_1970
 from pipeline.input.hive import hive_types_of, with_hive_columns
 from pipeline.input.selection import field_of
 from pipeline.schema import decoded, value_type
@@ -37,13 +37,14 @@ def explained_columns(
     found = []
     for name in names:
         kind = field_of(schema, name, shard, setting="explain.columns").type
-        number = _is_number(kind)
-        if not (number or _is_category(kind)):
+        found_type = column_type(value_type(kind))
+        if found_type in (None, "vector"):
             raise InputError(
                 f"shard {shard}, column {name}: type {kind} cannot be profiled; explain.columns "
                 "are numbers, booleans, text, dictionaries of those, dates and timestamps. "
                 "Convert the column or take it out of explain.columns"
             )
+        number = found_type in ("number", "timestamp") and not pa.types.is_dictionary(kind)
         column = {"kind": "number" if number else "category", "clustered": False}
         found.append(ProfiledColumn(name=name, type=str(value_type(kind)), **column))
     return tuple(found)
@@ -109,15 +110,3 @@ def as_texts(column: pa.ChunkedArray | None, rows: int) -> pa.Array:
     except pa.ArrowException as error:
         log.warning(_ANOTHER_TYPE, error)
         return pa.nulls(rows, pa.string())
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    return bool(numeric or pa.types.is_timestamp(kind) or pa.types.is_date(kind))
-
-
-def _is_category(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_number(kind.value_type) or _is_category(kind.value_type)
-    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return bool(texts or pa.types.is_string_view(kind) or pa.types.is_boolean(kind))
