@@ -39,12 +39,9 @@ def cut_slices(shards: pa.Table, target_bytes: int) -> pa.Table:
     counts = pc.list_value_length(shards["row_group_rows"]).to_numpy()
     rows = shards["row_group_rows"].combine_chunks().flatten().to_numpy()
     shard = np.repeat(np.arange(len(counts)), counts)
-    starts = np.cumsum(counts) - counts
-    row_group = np.arange(len(rows)) - np.repeat(starts, counts)
-    before = np.cumsum(rows) - rows
-    first_row = before - (
-        np.repeat(before[np.minimum(starts, max(len(rows) - 1, 0))], counts) if len(rows) else 0
-    )
+    row_group = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shard_rows = np.bincount(shard, weights=rows, minlength=len(counts)).astype(np.int64)
+    first_row = np.cumsum(rows) - rows - np.repeat(np.cumsum(shard_rows) - shard_rows, counts)
     if SLICES.name in shards.column_names:
         number = shards[SLICES.name].combine_chunks().flatten().to_numpy()
     else:
