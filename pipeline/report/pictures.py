@@ -36,14 +36,9 @@ def png(pixels_HWC: NDArray[np.uint8]) -> bytes:
     rows = pixels_HWC.reshape(height, width * channels)
     filtered = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)  # filter 0 each
     header = struct.pack(">IIBBBBB", width, height, 8, _COLOR_TYPES[channels], 0, 0, 0)
-    return _SIGNATURE + b"".join(
-        _chunk(kind, content)
-        for kind, content in (
-            (b"IHDR", header),
-            (b"IDAT", zlib.compress(filtered.tobytes(), 9)),
-            (b"IEND", b""),
-        )
-    )
+    content = b"IHDR" + header, b"IDAT" + zlib.compress(filtered.tobytes(), 9), b"IEND"
+    chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in content)
+    return _SIGNATURE + b"".join(chunks)
 
 
 def data_uri(pixels_HWC: NDArray[np.uint8]) -> str:
@@ -60,8 +55,3 @@ def sheet(pixels_NF: NDArray[np.uint8], shape: Sequence[int], columns: int) -> N
     tiles[: len(pixels_NF)] = pixels_NF.reshape(-1, height, width, channels)
     grid = tiles.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
     return grid.reshape(rows * height, columns * width, channels)
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + checksum
