@@ -184,3 +184,9 @@ def matrix_of(column: pa.ChunkedArray) -> NDArray[Any]:
     """A column of lists of one length as a matrix, a view of Arrow's memory where possible."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), -1)  # type: ignore[no-any-return]
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The table with other values, of the same type, in one column."""
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, table.schema.field(index), values)

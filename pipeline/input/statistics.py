@@ -27,7 +27,7 @@ from pipeline.input.columns import category_codes_of_values, code_hashes
 from pipeline.input.reading import RowBlock
 from pipeline.model.channels import ColumnSpec, TypedScaler, on_circles
 from pipeline.model.scaling import Moments, Scaler
-from pipeline.schema import decoded
+from pipeline.schema import decoded, with_column
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +114,7 @@ class RowStatistics:
 
         def lessened(of: pa.Table) -> pa.Table:
             less = pc.subtract(of["rows"], of["rows"][most])
-            of = of.set_column(of.schema.get_field_index("rows"), VALUE_COUNTS.field("rows"), less)
-            return of.filter(pc.greater(less, 0))
+            return with_column(of, "rows", less).filter(pc.greater(less, 0))
 
         return RowStatistics.merged([self, part])._cut(most, lessened)
 

@@ -36,7 +36,7 @@ from pipeline.lake.snapshots import read_file_list, read_snapshot, snapshot_file
 from pipeline.operations.forgotten_keys import KeySet, key_table
 from pipeline.registry import entries as registry
 from pipeline.runs import RunFolder
-from pipeline.schema import exemplar_key
+from pipeline.schema import exemplar_key, with_column
 from pipeline.storage import Store, open_input, parquet_bytes, sha256, why
 
 # Files to read at a time; nearly all of a scan is waiting for the store.
@@ -308,9 +308,7 @@ def _without(table: pa.Table, gone_B: NDArray[np.bool_]) -> pa.Table:
     counts = np.bincount(parents, minlength=len(lists))
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
     kept = lists.flatten().filter(pa.array(~gone_B))
-    place = table.schema.get_field_index(_EXEMPLARS)
-    column = pa.ListArray.from_arrays(offsets, kept).cast(lists.type)
-    return table.set_column(place, table.schema.field(place), column)
+    return with_column(table, _EXEMPLARS, pa.ListArray.from_arrays(offsets, kept).cast(lists.type))
 
 
 def files_of_snapshot(lake: Store, number: int, path: str) -> tuple[PartFile, ...]:

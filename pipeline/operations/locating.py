@@ -36,14 +36,13 @@ from pipeline.model.devices import embeddings
 from pipeline.operations.forgotten_keys import KeySet, key_table
 from pipeline.registry.clusters import keys_as_json
 from pipeline.registry.models import (
-    LoadedModel,
     feature_names,
     load_model,
     load_vocabulary,
     settings_of,
 )
 from pipeline.runs import RunFolder
-from pipeline.schema import SHARD_KEY_COLUMNS, decoded, matrix_of
+from pipeline.schema import SHARD_KEY_COLUMNS, decoded, matrix_of, with_column
 from pipeline.storage import Store, open_input, version_of, why
 
 # Files to read at a time: nearly all of it is waiting for a store.
@@ -197,8 +196,7 @@ def _raw_row(
     piece, position = first[0]
     one = pieces.slice(piece, 1)
     for name, value in (("row_start", position), ("rows", 1)):
-        index = one.schema.get_field_index(name)
-        one = one.set_column(index, name, pa.array([value], pa.int64()))
+        one = with_column(one, name, pa.array([value], pa.int64()))
     (block,) = reader.blocks(one)
     return np.asarray(block.x_BF[0], np.float64)
 
@@ -333,7 +331,12 @@ def nearest_exemplars(
     if not len(table):
         return []
     x_EF = matrix_of(table["features"]).astype(np.float64)
-    model = _model(found)
+    about = found.description
+    try:
+        settings = settings_of(found.lake, about.model)
+        model = load_model(found.lake, about.model, settings)
+    except FileNotFoundError:
+        raise _gone(f"model {about.model.model_id}") from None
     with torch.inference_mode():
         z_BD = embeddings(
             model.clusters.encoder, model.scaler, torch.from_numpy(np.vstack([x_F, x_EF]))
@@ -367,12 +370,3 @@ def _words(found: ExplainedRun) -> dict[str, dict[float, str]]:
     with suppress(FileNotFoundError):
         return load_vocabulary(found.lake, found.description.model.scaler)
     return {}
-
-
-def _model(found: ExplainedRun) -> LoadedModel:
-    description = found.description
-    try:
-        settings = settings_of(found.lake, description.model)
-        return load_model(found.lake, description.model, settings)
-    except FileNotFoundError:
-        raise _gone(f"model {description.model.model_id}") from None

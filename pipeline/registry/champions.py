@@ -20,7 +20,7 @@ from pipeline.artifacts.nights import Champion, Identity, NightDecision, Verdict
 from pipeline.artifacts.records import Artifact, StoredFile, fingerprint_of
 from pipeline.errors import InputError
 from pipeline.lake.snapshots import latest_snapshot
-from pipeline.registry.clusters import store_table, with_column
+from pipeline.registry.clusters import store_table
 from pipeline.registry.entries import (
     FOLDER,
     Entry,
@@ -31,6 +31,7 @@ from pipeline.registry.entries import (
     without_forgotten,
 )
 from pipeline.runs import RunFolder
+from pipeline.schema import with_column
 from pipeline.storage import Store
 
 A = TypeVar("A", bound=Artifact)
@@ -93,7 +94,8 @@ def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch:
     decision = _fitted(run, "decide", NightDecision)
     entries = [read_entry(lake, number) for number in entry_numbers(lake)]
     latest = entries[-1] if entries else None
-    its_own = [e for e in entries if _is_of(e.champion, identity.challenger)]
+    own = (challenger.run_id, challenger.model)
+    its_own = [e for e in entries if (e.champion.run_id, e.champion.model) == own]
     if latest is not None and latest in its_own:
         return latest
     champion = its_own[-1].champion if its_own else identity.challenger
@@ -112,6 +114,7 @@ def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch:
         matched = rematch(decision.model_copy(update=today), manifest, champion)
         champion = champion.model_copy(update={"ids": matched.challenger.ids})
         clusters, transitions = matched.clusters, matched.transitions
+    before = latest.transitions if latest else ()
     return append(
         lake,
         latest.number if latest else 0,
@@ -121,7 +124,7 @@ def promote_challenger(lake: Store, run_id: str, *, who: str, why: str, rematch:
         reason=why,
         champion=champion,
         clusters=clusters,
-        transitions=_with(latest, transitions),
+        transitions=before if transitions in before else (*before, transitions),
     )
 
 
@@ -234,16 +237,6 @@ def _stack(entries: list[Entry]) -> list[Entry]:
 def _commit_id(action: str, run_id: str, latest: Entry | None) -> str:
     """The same for each attempt at one change: made of the change and the state before it."""
     return fingerprint_of([action, run_id, latest.commit_id if latest else None])[:32]
-
-
-def _with(latest: Entry | None, transitions: StoredFile) -> tuple[StoredFile, ...]:
-    before = latest.transitions if latest else ()
-    return before if transitions in before else (*before, transitions)
-
-
-def _is_of(champion: Champion, challenger: Champion) -> bool:
-    """Whether a champion was this challenger."""
-    return (champion.run_id, champion.model) == (challenger.run_id, challenger.model)
 
 
 def _check_whole(lake: Store, champion: Champion, clusters: StoredFile) -> None:

@@ -24,7 +24,7 @@ from pipeline.registry.entries import (
     latest_entry,
     some_entry,
 )
-from pipeline.schema import decoded, vectors
+from pipeline.schema import decoded, vectors, with_column
 from pipeline.storage import Store, parquet_bytes, sha256
 
 
@@ -198,12 +198,6 @@ def name_clusters(
         )
         known |= given
     return entry, {cluster: name for cluster, name in known.items() if name is not None}
-
-
-def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The table with other values in one column."""
-    index = table.schema.get_field_index(name)
-    return table.set_column(index, table.schema.field(index), values)
 
 
 def store_table(lake: Store, kind: str, table: pa.Table) -> StoredFile:
