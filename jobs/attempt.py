@@ -63,8 +63,7 @@ class Attempt:
         self._log_path = f"{self.context.run_path}/logs/{now:%Y%m%dT%H%M%S%f}.log"
         self._execution = Execution(config, self.context)
         self._trackers = Trackers(
-            tracking.Attempt(config, self.run_id, self.ds, self.lake, now),
-            on_failure=self._note,
+            tracking.Attempt(config, self.run_id, self.ds, self.lake, now), on_failure=self._note
         )
 
     @property

@@ -6,15 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.application import (
-    AsJson,
-    ConfigPath,
-    Overrides,
-    RunOf,
-    command,
-    example_app,
-    guarded,
-)
+from jobs.application import AsJson, ConfigPath, Overrides, RunOf, command, example_app, guarded
 
 
 @command

@@ -12,13 +12,7 @@ from pathlib import Path
 from jobs.arguments import checked_ds, of_ds
 from jobs.attempt import Attempt
 from jobs.console import print_summary
-from jobs.session import (
-    Screen,
-    configured,
-    keep_to_this_machine,
-    listen,
-    own_screen,
-)
+from jobs.session import Screen, configured, keep_to_this_machine, listen, own_screen
 from pipeline import logs
 from pipeline.artifacts.records import Artifact
 from pipeline.artifacts.summaries import Summary

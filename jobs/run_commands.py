@@ -34,8 +34,7 @@ def run(
 def nightly(
     config: ConfigPath,
     ds: Annotated[
-        str,
-        typer.Option("--ds", metavar="DATE", help="Logical date of the night, YYYY-MM-DD."),
+        str, typer.Option("--ds", metavar="DATE", help="Logical date of the night, YYYY-MM-DD.")
     ],
     run_id: RunId = None,
     overrides: Overrides = None,
@@ -51,12 +50,7 @@ def nightly(
     from jobs.night import run_night
 
     return run_night(
-        config,
-        ds=ds,
-        run_id=run_id,
-        overrides=overrides or [],
-        by_schedule=True,
-        as_json=as_json,
+        config, ds=ds, run_id=run_id, overrides=overrides or [], by_schedule=True, as_json=as_json
     )
 
 
@@ -231,12 +225,10 @@ def plan(
         typer.Option(min=1, metavar="C", help="CPUs of each node. Default: this machine's."),
     ] = None,
     gpus_per_node: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="G", help="GPUs of each node; all are paid for."),
+        float | None, typer.Option(min=0, metavar="G", help="GPUs of each node; all are paid for.")
     ] = None,
     measure: Annotated[
-        bool,
-        typer.Option("--measure", help="Measure rates on this machine; takes half a minute."),
+        bool, typer.Option("--measure", help="Measure rates on this machine; takes half a minute.")
     ] = False,
     run_id: Annotated[
         str | None,

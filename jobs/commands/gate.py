@@ -10,14 +10,7 @@ from rich.console import Console
 
 from jobs.arguments import checked_run_id
 from jobs.console import gate_table
-from jobs.session import (
-    configured,
-    keep_to_this_machine,
-    login,
-    own_screen,
-    start_ray,
-    stop_ray,
-)
+from jobs.session import configured, keep_to_this_machine, login, own_screen, start_ray, stop_ray
 from pipeline.artifacts.inputs import Manifest
 from pipeline.artifacts.nights import Champion, Identity, NightDecision
 from pipeline.config import Config

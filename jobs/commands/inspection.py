@@ -29,13 +29,7 @@ from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.errors import BadShard
 from pipeline.input.bad_shards import check_bound
-from pipeline.input.pinning import (
-    PinnedInput,
-    check_enough_rows,
-    known_footers,
-    list_shards,
-    pin,
-)
+from pipeline.input.pinning import PinnedInput, check_enough_rows, known_footers, list_shards, pin
 from pipeline.input.reading import Reader, manifest_of, pieces_of_shards
 from pipeline.input.slices import cut_where_changed
 from pipeline.labelling.kept_slices import new_share

@@ -117,10 +117,7 @@ def submit_night(
     with tempfile.TemporaryDirectory(prefix="dec-submit-") as folder:
         lock = submission.environment == "lock"
         config_name = staging.stage(
-            submission.config_path,
-            Path(folder),
-            working_dir=submission.working_dir,
-            package=lock,
+            submission.config_path, Path(folder), working_dir=submission.working_dir, package=lock
         )
         runtime_env: dict[str, Any] = {
             "working_dir": folder,

@@ -35,11 +35,7 @@ _ABOUT = b"dec_map"
 
 
 def map_bytes(
-    lake: Store,
-    champion: Champion,
-    sample: Sample,
-    keys: Sequence[str],
-    seed: int,
+    lake: Store, champion: Champion, sample: Sample, keys: Sequence[str], seed: int
 ) -> bytes | None:
     """Draw rows of the sample, label them as ``assign`` does, and project them into the plane.
 

@@ -24,23 +24,13 @@ from pipeline.input.feed import in_parallel
 from pipeline.input.hive import hive_column, hive_values
 from pipeline.input.reading import Reader, pieces_of
 from pipeline.insight.contrasts import means_of_two
-from pipeline.insight.explained_runs import (
-    ExplainedRun,
-    feature_label,
-    key_names,
-    read_exemplars,
-)
+from pipeline.insight.explained_runs import ExplainedRun, feature_label, key_names, read_exemplars
 from pipeline.lake.parts import key_columns
 from pipeline.lake.snapshots import latest_snapshot, read_file_list
 from pipeline.model.devices import embeddings
 from pipeline.operations.forgotten_keys import KeySet, key_table
 from pipeline.registry.clusters import keys_as_json
-from pipeline.registry.models import (
-    feature_names,
-    load_model,
-    load_vocabulary,
-    settings_of,
-)
+from pipeline.registry.models import feature_names, load_model, load_vocabulary, settings_of
 from pipeline.runs import RunFolder
 from pipeline.schema import SHARD_KEY_COLUMNS, decoded, matrix_of, with_column
 from pipeline.storage import Store, open_input, version_of, why

@@ -102,11 +102,7 @@ def explain(
         memory,
         _explain,
         *(lake, context.stage_path("explain"), paths, champion.ids),
-        origin={
-            "ds": context.ds,
-            "run_id": context.run_id,
-            "model_id": champion.model.model_id,
-        },
+        origin={"ds": context.ds, "run_id": context.run_id, "model_id": champion.model.model_id},
         schema=exemplar_schema(manifest.carried_schema, manifest.keys),
     )
     with suppress(OSError, PipelineError):  # not every role may delete

@@ -88,10 +88,7 @@ class Store:
         return json.loads(self.read_bytes(path))
 
     def read_table(
-        self,
-        path: str,
-        columns: Sequence[str] | None = None,
-        rows: pc.Expression | None = None,
+        self, path: str, columns: Sequence[str] | None = None, rows: pc.Expression | None = None
     ) -> pa.Table:
         """Read a Parquet file, or some columns, or the rows that meet a condition, by batches."""
         with open_input(self.locate(path)) as file:

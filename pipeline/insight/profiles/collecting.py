@@ -34,12 +34,7 @@ class SliceProfile:
     """
 
     def __init__(
-        self,
-        layout: Layout,
-        clusters: int,
-        rows: int,
-        keys: pa.Schema,
-        shards: Mapping[int, str],
+        self, layout: Layout, clusters: int, rows: int, keys: pa.Schema, shards: Mapping[int, str]
     ) -> None:
         self._layout, self._keys, self._shards = layout, keys, shards
         self._features = layout.features_kept()
@@ -108,10 +103,7 @@ class SliceProfile:
         self._exemplars.add(found.select(self._keys.names), found, x_BF, (shards, row_B))
 
     def _choose(
-        self,
-        ids_B: NDArray[np.int64],
-        x_BF: NDArray[np.generic],
-        extra_BE: NDArray[np.float64],
+        self, ids_B: NDArray[np.int64], x_BF: NDArray[np.generic], extra_BE: NDArray[np.float64]
     ) -> None:
         if not (self._layout.points and self._layout.scalars):
             return
