@@ -81,37 +81,70 @@ class Matched:
     churn: float  # share of the reference sample whose permanent id changes
 
 
-@dataclass(frozen=True)
 class _Contingency:
     """Rows of the reference sample counted by the clusters of both models; ``now``: of tonight's.
 
     Only cells with rows, whose clusters ``old_C`` and ``new_C`` ascend.
     """
 
-    old_C: NDArray[np.int64]
-    new_C: NDArray[np.int64]
-    rows_C: NDArray[np.int64]
-    now_C: NDArray[np.int64]
-    old_J: NDArray[np.int64]
-    old_now_J: NDArray[np.int64]
-    new_K: NDArray[np.int64]
-    new_now_K: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, reference: Labels, tonight: Labels, old: int, new: int) -> _Contingency:
-        keys = [labels.old * new + labels.new for labels in (reference, tonight)]
+    def __init__(
+        self, reference: Labels, tonight: Labels, old: int, new: int, thresholds: Matching
+    ) -> None:
+        self.thresholds, samples = thresholds, (reference, tonight)
+        keys = [labels.old * new + labels.new for labels in samples]
         cells, cell = np.unique(np.concatenate(keys), return_inverse=True)
-        rows = len(keys[0])
-        return cls(
-            old_C=cells // new,
-            new_C=cells % new,
-            rows_C=np.bincount(cell[:rows], minlength=len(cells)),
-            now_C=np.bincount(cell[rows:], minlength=len(cells)),
-            old_J=np.bincount(reference.old, minlength=old),
-            old_now_J=np.bincount(tonight.old, minlength=old),
-            new_K=np.bincount(reference.new, minlength=new),
-            new_now_K=np.bincount(tonight.new, minlength=new),
+        self.old_C, self.new_C = cells // new, cells % new
+        self.rows_C, self.now_C = (
+            np.bincount(part, minlength=len(cells)) for part in np.split(cell, [len(keys[0])])
         )
+        self.old_J, self.old_now_J = (np.bincount(of.old, minlength=old) for of in samples)
+        self.new_K, self.new_now_K = (np.bincount(of.new, minlength=new) for of in samples)
+        # Old clusters with next to no rows tonight, and new ones with next to none in the reference
+        # sample, by their shares of both samples. Strictly less, so that 0 turns the rule off.
+        share_J, now_J = (n / max(1, n.sum()) for n in (self.old_J, self.old_now_J))
+        share_K, now_K = (n / max(1, n.sum()) for n in (self.new_K, self.new_now_K))
+        self.gone_J = now_J < thresholds.dies * share_J
+        self.fresh_K = share_K < thresholds.dies * now_K
+        self.weight_C = self._evidence()
+        # Total weight of each cell's old cluster, and of its new cluster.
+        self.old_total_C = _sums(self.old_C, self.weight_C, old)[self.old_C]
+        self.new_total_C = _sums(self.new_C, self.weight_C, new)[self.new_C]
+        # Cells whose new cluster is a part of the old one: most of its rows come from it.
+        self.part_C = (
+            (self.weight_C > 0)
+            & _reaches(self.weight_C, thresholds.splits, self.old_total_C)
+            & _reaches(self.weight_C, thresholds.survives, self.new_total_C)
+            & ~self.fresh_K[self.new_C]
+        )
+
+    def _evidence(self) -> NDArray[np.int64]:
+        """Weight of each cell for the matching, in rows, shape (cells,).
+
+        The new model assigns the reference rows of a vanished cluster to some other cluster, where
+        they would outvote those of existing ones. They count only where the new cluster's rows of
+        tonight are the old one's too, or where it has none: there both models know the same
+        cluster. Clusters without rows of the reference sample are matched by tonight's rows alone.
+        """
+        same_C = _reaches(self.now_C, self.thresholds.survives, self.new_now_K[self.new_C])
+        weight_C = np.where(self.gone_J[self.old_C] & ~same_C, 0, self.rows_C)
+        unseen_C = (self.old_J[self.old_C] == 0) & (self.new_K[self.new_C] == 0)
+        return np.where(unseen_C, self.now_C, weight_C)
+
+    def candidates(self) -> NDArray[np.bool_]:
+        """Cells whose new cluster may keep the id of the old one.
+
+        Either the old cluster went into the new one, whose rows are mostly of such old clusters
+        (survival or merge), or the new one is a part of the old, most of whose rows are in such
+        parts (split).
+        """
+        weight_C, survives = self.weight_C, self.thresholds.survives
+        goes_C = (weight_C > 0) & _reaches(weight_C, survives, self.old_total_C)
+        gathered_K = _sums(self.new_C[goes_C], weight_C[goes_C], len(self.new_K))
+        merged_C = goes_C & _reaches(gathered_K[self.new_C], survives, self.new_total_C)
+        kept_J = _sums(self.old_C[self.part_C], weight_C[self.part_C], len(self.old_J))
+        split_C = self.part_C & _reaches(kept_J[self.old_C], survives, self.old_total_C)
+        found_C: NDArray[np.bool_] = merged_C | split_C
+        return found_C
 
 
 def match(
@@ -125,10 +158,10 @@ def match(
     """Give the clusters of a new model permanent ids.
 
     The weight of a pair of clusters is the number of rows of the reference sample in both, without
-    old clusters that vanished tonight. Among pairs that may be the same cluster (see
-    ``_candidates``), a maximum-weight matching decides which keep the id. New ids follow the order
-    in which clusters first occur in the samples, so that the order of a model's clusters does not
-    matter.
+    old clusters that vanished tonight. Among pairs that may be the same cluster
+    (``_Contingency.candidates``), a maximum-weight matching decides which keep the id. New ids
+    follow the order in which clusters first occur in the samples, so that the order of a model's
+    clusters does not matter.
 
     ``old_ids_J`` are the permanent ids of the old clusters, shape (n_old,); ``clusters`` is K, with
     empty ones; ``next_id`` is the first unused id.
@@ -143,15 +176,13 @@ def match(
     reference, tonight = (
         Labels(place_J[labels.old], place_K[labels.new]) for labels in (reference, tonight)
     )
-    counts = _Contingency.of(reference, tonight, len(by_id_J), clusters)
+    counts = _Contingency(reference, tonight, len(by_id_J), clusters, thresholds)
     old_ids_J = old_ids_J[by_id_J]
 
-    gone_J, fresh_K = _gone_and_fresh(counts, thresholds.dies)
-    weight_C = _evidence(counts, gone_J, thresholds.survives)
-    candidate_C = _candidates(counts, weight_C, fresh_K, thresholds)
-    keeps_C = np.zeros(len(weight_C), np.bool_)
-    keeps_C[candidate_C] = heaviest_matching(
-        counts.old_C[candidate_C], counts.new_C[candidate_C], weight_C[candidate_C]
+    may_C = counts.candidates()
+    keeps_C = np.zeros_like(may_C)
+    keeps_C[may_C] = heaviest_matching(
+        counts.old_C[may_C], counts.new_C[may_C], counts.weight_C[may_C]
     )
 
     ids_K = np.full(clusters, NONE, np.int32)
@@ -159,15 +190,12 @@ def match(
     born_K = ids_K == NONE
     ids_K[born_K] = new_ids(next_id, int(born_K.sum()))
 
-    transitions = _transitions(
-        counts, weight_C, keeps_C, gone_J, fresh_K, old_ids_J, ids_K, thresholds
-    )
     changed_N = old_ids_J[reference.old] != ids_K[reference.new]
     return Matched(
         ids_K=ids_K[place_K],
         born_K=born_K[place_K],
-        parents=_parents(counts, weight_C, born_K & ~fresh_K, old_ids_J, ids_K, thresholds.splits),
-        transitions=transitions,
+        parents=_parents(counts, born_K & ~counts.fresh_K, old_ids_J, ids_K),
+        transitions=_transitions(counts, keeps_C, old_ids_J, ids_K),
         churn=float(changed_N.mean()) if len(changed_N) else 0.0,
     )
 
@@ -255,85 +283,9 @@ def _reaches(
     return reached
 
 
-def _gone_and_fresh(
-    counts: _Contingency, dies: float
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Old clusters with next to no rows tonight, and new ones with next to none in the reference.
-
-    Both compare the cluster's share of one sample with its share of the other.
-    """
-    share_J, share_K = (n / max(1, n.sum()) for n in (counts.old_J, counts.new_K))
-    now_J, now_K = (n / max(1, n.sum()) for n in (counts.old_now_J, counts.new_now_K))
-    # Strictly less, so that 0 turns the rule off.
-    return now_J < dies * share_J, share_K < dies * now_K
-
-
-def _evidence(
-    counts: _Contingency, gone_J: NDArray[np.bool_], survives: float
-) -> NDArray[np.int64]:
-    """Weight of each cell for the matching, in rows, shape (cells,).
-
-    The new model assigns the reference rows of a vanished cluster to some other cluster, where they
-    would outvote those of existing ones. They count only where the new cluster's rows of tonight
-    are the old one's too, or where it has none: there both models know the same cluster. Clusters
-    without rows of the reference sample are matched by tonight's rows alone.
-    """
-    same_C = _reaches(counts.now_C, survives, counts.new_now_K[counts.new_C])
-    weight_C = np.where(gone_J[counts.old_C] & ~same_C, 0, counts.rows_C)
-    unseen_C = (counts.old_J[counts.old_C] == 0) & (counts.new_K[counts.new_C] == 0)
-    return np.where(unseen_C, counts.now_C, weight_C)
-
-
-def _totals(
-    counts: _Contingency, weight_C: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Total weight of each cell's old cluster, and of its new cluster."""
-    old_J = _sums(counts.old_C, weight_C, len(counts.old_J))
-    new_K = _sums(counts.new_C, weight_C, len(counts.new_K))
-    return old_J[counts.old_C], new_K[counts.new_C]
-
-
 def _sums(groups: NDArray[np.int64], values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     # float64 sums of integers are exact below 2⁵³.
     return np.bincount(groups, weights=values, minlength=size).astype(np.int64)
-
-
-def _parts(
-    counts: _Contingency,
-    weight_C: NDArray[np.int64],
-    fresh_K: NDArray[np.bool_],
-    thresholds: Matching,
-) -> NDArray[np.bool_]:
-    """Cells whose new cluster is a part of the old one: most of its rows come from it."""
-    old_C, new_C = _totals(counts, weight_C)
-    return (
-        (weight_C > 0)
-        & _reaches(weight_C, thresholds.splits, old_C)
-        & _reaches(weight_C, thresholds.survives, new_C)
-        & ~fresh_K[counts.new_C]
-    )
-
-
-def _candidates(
-    counts: _Contingency,
-    weight_C: NDArray[np.int64],
-    fresh_K: NDArray[np.bool_],
-    thresholds: Matching,
-) -> NDArray[np.bool_]:
-    """Cells whose new cluster may keep the id of the old one.
-
-    Either the old cluster went into the new one, whose rows are mostly of such old clusters
-    (survival or merge), or the new one is a part of the old, most of whose rows are in such parts
-    (split).
-    """
-    old_C, new_C = _totals(counts, weight_C)
-    goes_C = (weight_C > 0) & _reaches(weight_C, thresholds.survives, old_C)
-    gathered_K = _sums(counts.new_C[goes_C], weight_C[goes_C], len(counts.new_K))
-    merged_C = goes_C & _reaches(gathered_K[counts.new_C], thresholds.survives, new_C)
-    part_C = _parts(counts, weight_C, fresh_K, thresholds)
-    kept_J = _sums(counts.old_C[part_C], weight_C[part_C], len(counts.old_J))
-    split_C = part_C & _reaches(kept_J[counts.old_C], thresholds.survives, old_C)
-    return merged_C | split_C
 
 
 def _heaviest(
@@ -349,29 +301,24 @@ def _heaviest(
 
 def _transitions(
     counts: _Contingency,
-    weight_C: NDArray[np.int64],
     keeps_C: NDArray[np.bool_],
-    gone_J: NDArray[np.bool_],
-    fresh_K: NDArray[np.bool_],
     old_ids_J: NDArray[np.int32],
     ids_K: NDArray[np.int32],
-    thresholds: Matching,
 ) -> Transitions:
-    olds, news = len(old_ids_J), len(ids_K)
+    olds, news, weight_C = len(old_ids_J), len(ids_K), counts.weight_C
     kept_J, kept_K = np.zeros(olds, np.bool_), np.zeros(news, np.bool_)
     kept_J[counts.old_C[keeps_C]] = kept_K[counts.new_C[keeps_C]] = True
-    total_C, _ = _totals(counts, weight_C)
-    into_survivor_C = (weight_C > 0) & kept_K[counts.new_C]
-    goes_C = into_survivor_C & _reaches(weight_C, thresholds.survives, total_C)
-    part_C = _parts(counts, weight_C, fresh_K, thresholds) & kept_J[counts.old_C]
+    goes_C = (weight_C > 0) & kept_K[counts.new_C]  # into a survivor
+    goes_C &= _reaches(weight_C, counts.thresholds.survives, counts.old_total_C)
+    part_C = counts.part_C & kept_J[counts.old_C]
 
     # At most one cell for each cluster that did not keep its id.
     merge_J = _heaviest(counts.old_C, weight_C, goes_C, olds)
-    took_J = _heaviest(
-        counts.old_C, counts.rows_C, (counts.rows_C > 0) & ~gone_J[counts.old_C], olds
-    )
+    there_C = (counts.rows_C > 0) & ~counts.gone_J[counts.old_C]
+    took_J = _heaviest(counts.old_C, counts.rows_C, there_C, olds)
     split_K = _heaviest(counts.new_C, weight_C, part_C, news)
-    gave_K = _heaviest(counts.new_C, weight_C, (weight_C > 0) & ~fresh_K[counts.new_C], news)
+    known_C = (weight_C > 0) & ~counts.fresh_K[counts.new_C]
+    gave_K = _heaviest(counts.new_C, weight_C, known_C, news)
     merged_J, parted_K = ~kept_J & (merge_J != NONE), ~kept_K & (split_K != NONE)
     dead_J, born_K = ~kept_J & ~merged_J, ~kept_K & ~parted_K
 
@@ -417,14 +364,12 @@ def _rows_of(
 
 def _parents(
     counts: _Contingency,
-    weight_C: NDArray[np.int64],
     children_K: NDArray[np.bool_],
     old_ids_J: NDArray[np.int32],
     ids_K: NDArray[np.int32],
-    splits: float,
 ) -> NDArray[np.int32]:
     """Pairs of a born cluster and an old one with at least a share ``splits`` of its rows."""
-    _, new_C = _totals(counts, weight_C)
-    some_C = (weight_C > 0) & children_K[counts.new_C] & _reaches(weight_C, splits, new_C)
+    some_C = (counts.weight_C > 0) & children_K[counts.new_C]
+    some_C &= _reaches(counts.weight_C, counts.thresholds.splits, counts.new_total_C)
     pairs = np.stack([ids_K[counts.new_C[some_C]], old_ids_J[counts.old_C[some_C]]], axis=1)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))].astype(np.int32)
