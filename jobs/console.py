@@ -227,7 +227,8 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     if start := summary.start:
         others = [f"{n} {v:.2f}" for n, v in start.agreement.items() if n != start.rule]
         found = f"{start.count:,} cells merged by {start.rule}; {start.starts} starts agree by "
-        found += f"{start.agreement[start.rule]:.2f} ({', '.join(others)})"
+        found += f"{start.agreement[start.rule]:.2f} ({', '.join(others)}); "
+        found += f"least firm cluster {min(start.firmness):.2f}"
         facts.append(("start", found))
     if summary.refine_updates is not None:
         refined = f"{summary.refine_updates} updates, stopped by {summary.refine_stopped_by}"

@@ -167,6 +167,7 @@ class RefinedModel(ClusteringModel):
         stopped_by: "tol", "passes", or "collapse" where every attempt to continue collapsed.
         rows: Number of rows of the training set.
         workers: Number of workers at each update; it changes when nodes are lost or join.
+        teaching_passes: Number of the first updates that taught the encoder merged cells.
         taught: The model that refinement began with, where the encoder was taught merged cells.
     """
 
@@ -176,6 +177,7 @@ class RefinedModel(ClusteringModel):
     stopped_by: str
     rows: int
     workers: tuple[int, ...] = ()
+    teaching_passes: int = 0
     taught: TaughtModel | None = None
 
 

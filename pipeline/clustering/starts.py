@@ -41,7 +41,7 @@ ITERATIONS = 20
 _LEAST_CELLS, _CELLS_PER_CLUSTER, _MOST_CELLS = 200, 5, 4_000
 _ROWS, _ROWS_PER_CELL, _LEAST_ROWS_PER_CELL = 20_000, 20, 8
 # Multiplications that the cells of all starts may take: about a minute on two cores.
-_WORK = 2 * 10**12
+WORK = 2 * 10**12
 # Lead in separation that the rule for uneven tables needs. Decision 0039 has the measurements.
 _LEAD = 0.3
 
@@ -112,7 +112,7 @@ def merged_start(
     few = max(_LEAST_NEIGHBOURS, rows // (_NEIGHBOURS_PER_CLUSTER * clusters))
     near_NM = nearest_neighbours(some_ND, rows, min(_NEIGHBOURS, few))
     starts, iterations = affordable(
-        some_ND.size * cells, restarts=starts, iterations=ITERATIONS, work=_WORK
+        some_ND.size * cells, restarts=starts, iterations=ITERATIONS, work=WORK
     )
     found = [
         _Cells.of(some_ND, near_NM, cells, iterations, seed + number) for number in range(starts)

@@ -81,7 +81,7 @@ def summary(
         pretrain_passes=len(trained.losses) if trained else None,
         pretrain_loss=trained.losses[-1] if trained else None,
         kmeans_objective=started.objective if started else None,
-        refine_updates=last.number if last else None,
+        refine_updates=last.number - refined.teaching_passes if refined and last else None,
         refine_stopped_by=refined.stopped_by if refined else None,
         refine_events=tuple(
             f"update {u.number}: {u.event}" for u in (refined.updates if refined else ()) if u.event

@@ -20,6 +20,8 @@ from pipeline.bill.costs import CostInputs, task_costs
 from pipeline.bill.records import StageCosts
 from pipeline.clustering.first_clusters import FirstClusters, find_first_clusters
 from pipeline.clustering.merging import ITERATIONS, NEIGHBOURS, TREES, rows_and_cells
+from pipeline.clustering.starts import ITERATIONS as CELL_ITERATIONS
+from pipeline.clustering.starts import WORK, cells_and_rows
 from pipeline.config import AutoClusters, Config, content_of
 from pipeline.distributed.tasks import SAMPLE_IN_MEMORY, run_task
 from pipeline.engine import Context, stage
@@ -40,9 +42,13 @@ _CUT_SECONDS = 0.001
 
 
 def _cost(run: CostInputs) -> StageCosts:
-    """k-means on the embedded sample; where ``clusters`` is auto, with its maximum."""
+    """k-means on the embedded sample, merged cells, and where it is auto the number of clusters."""
     clusters, width, rows = run.config.clusters, run.config.model.embedding, run.sample_rows
     core_s = run.encode_s(rows) + run.kmeans_s(rows, width)
+    cells, merged_rows = cells_and_rows(rows, run.config.most_clusters)
+    if run.config.centroids.start == "merged" and cells:
+        core_s += run.kmeans_s(merged_rows, width, cells, work=WORK, iterations=CELL_ITERATIONS)
+        core_s += run.distance_s(merged_rows, merged_rows, width)
     if isinstance(clusters, AutoClusters):
         rows, cells = rows_and_cells(rows, clusters.most)
         start_s = run.kmeans_s(rows, width, cells, restarts=1, iterations=ITERATIONS)

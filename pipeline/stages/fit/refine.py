@@ -72,12 +72,14 @@ def _cost(run: CostInputs) -> StageCosts:
     if settings.reconstruction_weight:
         row_flop += 6 * network.encoder
         parameters += network.decoder_parameters
+    merges = run.config.centroids.start == "merged" and run.action == "refit"
+    teaching = settings.teaching_passes if merges else 0
     updates = run.refine_passes * run.fit_rows / (settings.update_interval_rows or run.fit_rows)
     return training_costs(
         run,
         settings,
         at_most=run.refine_passes > 0,
-        passes=run.refine_passes,
+        passes=teaching + run.refine_passes,
         measuring=1 + math.ceil(updates),
         row_flop=row_flop,
         parameters=parameters,
@@ -159,9 +161,10 @@ def refine(
         stopped_by=trained.history[-1]["finished"],
         rows=sum(updates[-1].cluster_rows),
         workers=tuple(record["workers"] for record in trained.history),
+        teaching_passes=refinement.teaching_passes,
         taught=taught,
     )
-    store_model_card(config, context, manifest, files, _facts(pretrained, model))
+    store_model_card(config, context, manifest, files, _facts(pretrained, centroids, model))
     return model
 
 
@@ -171,9 +174,13 @@ def _passes(config: Config, centroids: InitialCentroids) -> int:
     return teaching + config.refine.passes
 
 
-def _facts(pretrained: PretrainedAutoencoder, model: RefinedModel) -> str:
+def _facts(
+    pretrained: PretrainedAutoencoder, centroids: InitialCentroids, model: RefinedModel
+) -> str:
     last = model.updates[-1]
     change = "none measured" if last.label_change is None else f"{last.label_change:.3%}"
+    if model.stopped_by == "passes" and last.label_change is not None:
+        change += "; labels were still moving"
     events = "".join(f"- Update {u.number}: {u.event}.\n" for u in model.updates if u.event)
     start = "It goes on from the model that served before."
     if pretrained.losses:
@@ -181,8 +188,15 @@ def _facts(pretrained: PretrainedAutoencoder, model: RefinedModel) -> str:
             f"Reconstruction loss after {len(pretrained.losses)} passes:\n"
             f"  {pretrained.losses[-1]:.5f} per scaled feature."
         )
+    if merged := centroids.merged:
+        agree = ", ".join(f"{rule} {value:.2f}" for rule, value in merged.agreement.items())
+        start += f"""
+- Started from {merged.count:,} cells merged by {merged.rule}; {merged.starts} starts agree by
+  {agree}. Least firm cluster: {min(merged.firmness):.2f}.
+- Taught that partition for {model.teaching_passes} passes."""
     return f"""
 - Learnt from {model.rows:,} rows. {start}
-- Refined for {last.number} updates, stopped by {model.stopped_by}; last label change: {change}.
+- Refined for {last.number - model.teaching_passes} updates, stopped by {model.stopped_by}; last
+  label change: {change}.
 {events}- Smallest cluster {min(last.cluster_rows):,} rows, largest {max(last.cluster_rows):,}.
 """
