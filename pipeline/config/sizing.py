@@ -6,11 +6,10 @@ import math
 
 from pipeline.config.settings import Config
 
-# Widths of the first layers; the last hidden one is four times as wide, as in Xie et al. 2016,
-# section 4.3, whose 500-500-2000 a wide and long table gets. Decision 0039 has the measurements.
-_LEAST, _MOST, _PER_FEATURE = 128, 500, 2
-# A short table cannot train many weights: at most this many times the root of its rows, and 64.
-_PER_ROOT, _LEAST_OF_ALL = 8, 64
+# Widths of the first layers: about three times the features, in steps of 64; the last hidden one is
+# four times as wide, as in Xie et al. 2016, section 4.3, whose 500-500-2000 a wide and long table
+# gets. A short table cannot train many weights. Decision 0039 has the measurements.
+_PER_FEATURE, _PER_ROOT_OF_ROWS, _STEP, _MOST = 3, 8, 64, 500
 
 
 def sized(config: Config, features: int, rows: int) -> Config:
@@ -23,8 +22,8 @@ def sized(config: Config, features: int, rows: int) -> Config:
     """
     if config.model.hidden != "auto":
         return config
-    width = min(max(_LEAST, _PER_FEATURE * features), _MOST)
-    width = min(width, max(_LEAST_OF_ALL, _PER_ROOT * math.isqrt(rows)))
-    width -= width % 4
+    width = min(_MOST, -(-_PER_FEATURE * features // _STEP) * _STEP)
+    if width > (trained := _PER_ROOT_OF_ROWS * math.isqrt(rows)):
+        width = max(_STEP, trained - trained % _STEP)
     model = config.model.model_copy(update={"hidden": [width, width, 4 * width]})
     return config.model_copy(update={"model": model})
