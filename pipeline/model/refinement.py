@@ -50,8 +50,7 @@ from pipeline.model.workers import global_update, rank_and_size, sum_over_worker
 if TYPE_CHECKING:  # torch and numpy are all that this package needs to run
     from pipeline.config import Refine
 
-# Rows per batch of a pass without learning: enough for matrix products at full speed, few enough
-# for their activations to stay in the processor's cache.
+# Rows per batch of a pass without learning: products at full speed, activations in the cache.
 _MEASURE_BATCH_ROWS = 2048
 # Maximum number of rows whose labels are kept from one update to the next, a byte each for up to
 # 256 clusters and three while they are compared. Of more rows the frozen model computes them again:
@@ -61,6 +60,8 @@ _REMEMBERED_ROWS = 2**24
 _LOOK_EVERY = 32
 # Clusters that keep losing all rows, or a loss that keeps exploding, will not stop at one more try.
 _MAX_RECOVERIES = 3
+# Factor of the learning rate in teaching: a narrow network does not reach the partition without.
+_TEACHING = 3
 # Factor of the learning rate after each collapse.
 _CAUTION = 0.1
 
@@ -99,6 +100,7 @@ class Refinement:
         self.kept = copy.deepcopy(self.live).requires_grad_(False)
         self.cells = cells
         self.teaching_passes = settings.teaching_passes if cells else 0
+        self._last_pass = self.teaching_passes + settings.passes
         # What teaching ended with: a candidate of its own.
         self.taught = copy.deepcopy(self.kept) if self.teaching_passes else nn.ModuleDict()
         self.device = device_of(model)
@@ -191,11 +193,6 @@ class Refinement:
             finished=finished,
         )
 
-    @property
-    def _last_pass(self) -> int:
-        """Number of passes after which refinement ends, those of teaching included."""
-        return self.teaching_passes + self.settings.passes
-
     # ------------------------------------------------------------------------------- teaching
 
     def _teach(self, rows: TrainingRows) -> Iterator[RefineUpdate]:
@@ -205,13 +202,14 @@ class Refinement:
         loss is not finite, refinement starts from that model, with a lower learning rate.
         """
         settings, clusters = self.settings, len(self.model.centroids_KD)
+        learning_rate = _TEACHING * settings.learning_rate
         batch_rows = update_rows(settings, rows.total_rows)
         while self.passes_done < self.teaching_passes:
             rank = rank_and_size()[0]
             loss = torch.zeros((), dtype=torch.float64, device=self.device)
             right, seen, event = torch.zeros_like(loss), 0, None
             cluster_rows_K = torch.zeros(clusters, dtype=torch.float64, device=self.device)
-            set_learning_rate(self.optimizer, settings.learning_rate)
+            set_learning_rate(self.optimizer, learning_rate)
             for step, batch_BF in enumerate(in_step(rows, self.passes_done, batch_rows)):
                 random = randomness(self.seed, self.passes_done, step, rank)
                 loss_sum, global_rows, right_sum = global_update(
@@ -242,7 +240,7 @@ class Refinement:
                 label_change=None,
                 kl=None,
                 loss=loss.item() / max(1, seen) if finite else None,
-                learning_rate=settings.learning_rate,
+                learning_rate=learning_rate,
                 cluster_rows=tuple(map(int, sum_over_workers(cluster_rows_K))),
                 event=event,
                 finished=None,

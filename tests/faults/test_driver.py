@@ -57,7 +57,8 @@ def settings_of(table: Path) -> dict[str, Any]:
         "clusters": 3,
         **SMALL,
         "pretrain": {"passes": 150, "min_updates": 0, "batch_rows": 32},
-        "refine": {"passes": 40, "batch_rows": 32, "tol": 0},
+        # Most passes teach, so that a kill amid the stage is one amid teaching.
+        "refine": {"teaching_passes": 60, "passes": 20, "batch_rows": 32, "tol": 0},
         "execution": {"workers": 1, "checkpoint_seconds": 1},
     }
 
