@@ -98,18 +98,6 @@ def test_groups_of_any_shape_are_found_where_kmeans_cuts_them() -> None:
     np.testing.assert_array_equal(start.scaled(3.0).cells_CD, start.cells_CD * np.float32(3))
 
 
-def test_fifty_points_of_bytes_are_fifty_clusters() -> None:
-    # k-means puts two of the points into one cluster, and cuts others in two.
-    random = np.random.default_rng(3)
-    centers, truth = random.integers(0, 256, (50, 16)), np.arange(5000) % 50
-    points = (centers[truth] + random.normal(0, 12, (5000, 16))).astype(np.float32)
-    start = merged_start(points, 50, starts=3, seed=0)
-    assert start is not None
-    assert adjusted_rand_score(truth, labels_of(start, points)) == 1
-    plain = kmeans(points, 50, restarts=20, iterations=50, seed=0)
-    assert adjusted_rand_score(truth, nearest_centroid(points, plain.centroids_KD)) < 0.95
-
-
 def test_a_cluster_that_few_starts_find_is_less_firm() -> None:
     random = np.random.default_rng(5)
     far, ball = random.normal(8, 0.3, (300, 2)), random.normal(0, 1, (900, 2))
