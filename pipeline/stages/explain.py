@@ -64,7 +64,7 @@ def _cost(run: CostInputs) -> StageCosts:
     )
 
 
-@stage("explain", version=3, distributed=True, cost=_cost)
+@stage("explain", version=4, distributed=True, cost=_cost)
 def explain(
     config: Config,
     context: Context,

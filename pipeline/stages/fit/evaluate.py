@@ -80,7 +80,7 @@ def _cost(run: CostInputs) -> StageCosts:
 
 @stage(
     "evaluate",
-    version=2,
+    version=3,
     settings=content_of("clusters", "centroids", "refine.alpha", "seed"),
     distributed=True,
     cost=_cost,
@@ -94,7 +94,7 @@ def evaluate(
     centroids: InitialCentroids,
     model: RefinedModel,
 ) -> Comparison:
-    """Measure all candidates in one task, which holds the sample in all three spaces."""
+    """Measure all candidates in one task, which holds the sample in all spaces."""
     return run_task(
         config.execution,
         SAMPLE_IN_MEMORY,

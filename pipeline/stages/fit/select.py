@@ -16,7 +16,7 @@ from pipeline.engine import Context, stage
 from pipeline.registry.models import store_model, store_model_card
 
 
-@stage("select", version=3, settings=content_of("refine.select", "refine.alpha"), distributed=False)
+@stage("select", version=4, settings=content_of("refine.select", "refine.alpha"), distributed=False)
 def select(
     config: Config,
     context: Context,
