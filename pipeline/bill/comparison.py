@@ -124,12 +124,16 @@ def compare(lake: Store, run_id: str) -> Comparison:
 
 
 def _passes_made(plan: Estimate, updates: int | None) -> int | None:
-    """Passes of a refinement that updated its target so often; it measures once more than that."""
+    """Passes of a refinement that updated its target so often, teaching included.
+
+    It measures once more than that.
+    """
     refine = next((stage for stage in plan.stages if stage.stage == "refine"), None)
     if updates is None or refine is None or refine.measuring_passes < 2:
         return None
-    passes = math.ceil(updates * refine.passes / (refine.measuring_passes - 1))
-    return min(refine.passes, passes)
+    refining = refine.passes - refine.teaching_passes
+    made = math.ceil(updates * refining / (refine.measuring_passes - 1))
+    return refine.teaching_passes + min(refining, made)
 
 
 def calibrated(

@@ -18,6 +18,7 @@ class _Costs(_Record):
 
     rows: int = 0  # rows read, summed over all passes
     passes: int = 0  # number of passes over the training rows that learn
+    teaching_passes: int = 0  # how many of them only teach merged cells
     measuring_passes: int = 0  # number of passes that measure without learning
     at_most: bool = False
     read_bytes: _Rounded = 0

@@ -66,7 +66,7 @@ def settings(**sections: Any) -> Config:
         "model": {"hidden": [3], "embedding": 2},
         "pretrain": {"passes": 3, "batch_rows": 50, "min_updates": 0},
         "refine": {"passes": 2, "batch_rows": 50, "min_updates": 0},
-        "centroids": {"sample_rows": 100},
+        "centroids": {"start": "kmeans", "sample_rows": 100},
         "execution": {"workers": 1, "cpus_per_worker": 1},
     }
     return Config.model_validate({**base, **sections})
@@ -292,6 +292,8 @@ def test_a_run_that_was_disturbed_is_no_rate() -> None:
 
 
 def test_passes_that_a_refinement_made() -> None:
+    taught = estimated(settings(centroids={"sample_rows": 100}))
+    assert _passes_made(taught, updates=1) == 5 + 1
     once = estimated(settings())
     assert _passes_made(once, updates=1) == 1
     assert _passes_made(once, updates=9) == 2  # no more than it may

@@ -80,6 +80,7 @@ def _cost(run: CostInputs) -> StageCosts:
         settings,
         at_most=run.refine_passes > 0,
         passes=teaching + run.refine_passes,
+        teaching_passes=teaching,
         measuring=1 + math.ceil(updates),
         row_flop=row_flop,
         parameters=parameters,
