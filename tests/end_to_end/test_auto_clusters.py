@@ -22,7 +22,7 @@ from pipeline.run import run
 TRAINED = {
     **SMALL,
     "pretrain": {"passes": 10, "min_updates": 0},
-    "refine": {"passes": 3, "min_updates": 100},
+    "refine": {"passes": 3, "min_updates": 100, "select": "dec"},
 }
 
 

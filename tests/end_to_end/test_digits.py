@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from pipeline.schema import assignment_schema
 from pipeline.storage import Store
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs/quickstart.yaml")
-# k-means on the raw pixels, best of 20 starts. The default config: 0.815, 0.822 and 0.833 for these
-# seeds, 0.823 in the mean, so the margin is 3 points.
+# k-means on the raw pixels, best of 20 starts.
 KMEANS_ACC = 0.79
 
 
@@ -56,10 +54,7 @@ def test_the_quickstart_clusters_all_digits(finished: tuple[Path, Finished]) -> 
 
 
 @pytest.mark.slow
-def test_the_default_config_beats_kmeans_for_other_seeds(
-    folder: Path, ray_address: str, tmp_path: Path
-) -> None:
-    shutil.copytree(folder / "digits", tmp_path / "digits")
+def test_the_default_config_beats_kmeans_for_other_seeds(ray_address: str, tmp_path: Path) -> None:
     scores = []
     for seed in (1, 2):
         words = ("--json", "--run-id", f"seed-{seed}", "--set", f"seed={seed}")

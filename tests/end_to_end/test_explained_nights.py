@@ -40,7 +40,7 @@ class Lake:
             "clusters": 3,
             **SMALL,
             "pretrain": {"passes": 10, "min_updates": 0},
-            "refine": {"passes": 5, "min_updates": 200},
+            "refine": {"passes": 5, "min_updates": 200, "select": "dec"},
         }
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(settings))

@@ -37,7 +37,7 @@ class Nights:
             **SMALL,
             # Enough to find the groups, whatever the seed.
             "pretrain": {"passes": 10, "min_updates": 0},
-            "refine": {"passes": 5, "min_updates": 200},
+            "refine": {"passes": 5, "min_updates": 200, "select": "dec"},
         }
         self.config.write_text(yaml.safe_dump(settings))
 

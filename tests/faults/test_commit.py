@@ -22,8 +22,8 @@ from conftest import Dec, blobs, published
 from forked_dec import ForkedDec
 
 from faults.ledger import Ledger
+from pipeline.artifacts import records
 from pipeline.errors import CommitConflict, CommitStateUnknown, ConfigError, LeaseHeld
-from pipeline.lake import snapshots
 from pipeline.lake.lease import take
 from pipeline.lake.snapshots import Partition, latest_snapshot, publish
 from pipeline.storage import Store
@@ -241,6 +241,7 @@ def test_a_run_id_stands_for_one_input_and_one_ds(
 
 SKEWED = """
 import datetime, os, sys, time
+from pipeline.artifacts import records
 from pipeline.lake import lease
 from pipeline.storage import Store
 
@@ -261,7 +262,7 @@ class Stamping(Store):  # a shared folder whose files carry the time of the mach
 
 
 time.time = lambda: real() + offset
-lease.datetime.datetime = Clock
+records.datetime.datetime = Clock
 lease._boot = lambda: boot
 lease.take(Stamping(lake.url), ds, "run skewed", seconds=2.4)
 print("held", flush=True)
@@ -308,7 +309,7 @@ def test_a_machine_whose_clock_is_wrong_publishes_in_its_turn(
             return cls.fromtimestamp(time.time() + hours * 3600, tz)
 
     with monkeypatch.context() as patch:
-        patch.setattr(snapshots.datetime, "datetime", Clock)
+        patch.setattr(records.datetime, "datetime", Clock)
         publish(lake, DS, stage(lake, "skewed"), "2")
     newest = latest_snapshot(lake)
     assert newest is not None

@@ -37,7 +37,10 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Night:
     """A run that is about to assign; each test goes on with a copy of its lake."""
     folder = tmp_path_factory.mktemp("fitted")
     settings = wide_settings(folder / "wide")
-    settings |= {"pretrain": {"passes": 1, "min_updates": 0}, "refine": {"passes": 1}}
+    settings |= {
+        "pretrain": {"passes": 1, "min_updates": 0},
+        "refine": {"passes": 1, "select": "dec"},
+    }
     alone = settings["execution"] | {"workers": 1}  # trains in place, which is faster
     night = Night(folder / "night", {**settings, "execution": alone}, ray_address)
     night.start()

@@ -83,7 +83,7 @@ def hidden_from_the_autoencoder(settings: dict[str, Any], tmp_path: Path) -> dic
         "model": {"hidden": [4], "embedding": 2, "precision": "float32"},
         "pretrain": {"passes": 1, "min_updates": 0, "learning_rate": 1e-6},
         "centroids": {"sample_rows": 1200, "restarts": 30, "iterations": 25},  # no local optimum
-        "refine": {"passes": 0},
+        "refine": {"passes": 0, "select": "dec"},
     }
 
 

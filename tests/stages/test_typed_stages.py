@@ -54,8 +54,11 @@ def test_penguins_of_four_kinds_of_columns(tmp_path: Path) -> None:
             "output": str(tmp_path / "lake"),
             "clusters": 3,
             "evaluate": {"label": "label"},
-            "model": {"precision": "float32"},
-            "centroids": {"restarts": 5},
+            # Merged cells part penguins by island and sex, and lie further apart than species do.
+            "model": {"hidden": [500, 500, 2000], "precision": "float32"},
+            "centroids": {"start": "kmeans", "restarts": 5},
+            "refine": {"select": "dec", "size_balance": 1.0},
+            "embedding": {"metric": "none"},
             "execution": {"workers": 1},
         }
     )

@@ -13,6 +13,7 @@ from pipeline.artifacts.models import (
 from pipeline.artifacts.records import StoredFile
 from pipeline.config import Config, content_of
 from pipeline.engine import Context, stage
+from pipeline.input.quarantine import with_quarantine
 from pipeline.registry.models import store_model, store_model_card
 
 
@@ -47,6 +48,7 @@ def select(
         scaler=lake.read_bytes(sample.scaler.path),
         scaling=sample.scaling,
     )
+    manifest = with_quarantine(config, context, manifest)
     store_model_card(config, context, manifest, shipped, _facts(comparison))
     return shipped.model_copy(update={"firmness": model.firmness if kind == "merged" else ()})
 
