@@ -61,8 +61,8 @@ def stopped_amid_a_pass(night: Night, *words: str) -> int:
     failure = json.loads((night.lake / "runs/night/failure.json").read_text())
     assert (failure["kind"], failure["stage"]) == ("Interrupted", "pretrain")
     assert failure["retryable"]
-    # By itself, not by the end of its grace.
-    assert "stops as requested, after" in (night.lake / failure["log"]).read_text()
+    if words:  # by itself, not by the end of its grace; beside the driver that is not always told
+        assert "stops as requested, after" in (night.lake / failure["log"]).read_text()
     with safe_open(night.marker("pretrain").with_name("checkpoint.safetensors"), "pt") as file:
         meta = CheckpointMeta.model_validate_json(file.metadata()["meta"])
         passes = int(file.get_tensor("passes_done"))
