@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,10 +47,16 @@ def night(settings: dict[str, Any], ray_address: str, tmp_path: Path) -> Iterato
     found.stop()
 
 
-def stopped_amid_a_pass(night: Night, *words: str) -> int:
-    """SIGTERM after a pass of an attempt; the number of passes that its checkpoint has."""
+def start_until_a_state_is_kept(night: Night, *words: str) -> None:
+    """And until the driver has shown that record: before it has, a signal ends the run at once."""
     night.start(*words)
     night.wait_for(lambda: "keeps the state of record" in night.log)
+    night.wait_for(lambda: "[night pretrain] pretrain " in night.log)
+
+
+def stopped_amid_a_pass(night: Night, *words: str) -> int:
+    """SIGTERM after a pass of an attempt; the number of passes that its checkpoint has."""
+    start_until_a_state_is_kept(night, *words)
     night.process.send_signal(signal.SIGTERM)
     result = night.finish()
     assert result.code == Interrupted.exit_code == 130, result.err
@@ -61,8 +66,8 @@ def stopped_amid_a_pass(night: Night, *words: str) -> int:
     failure = json.loads((night.lake / "runs/night/failure.json").read_text())
     assert (failure["kind"], failure["stage"]) == ("Interrupted", "pretrain")
     assert failure["retryable"]
-    if words:  # by itself, not by the end of its grace; beside the driver that is not always told
-        assert "stops as requested, after" in (night.lake / failure["log"]).read_text()
+    # By itself, not by the end of its grace.
+    assert "stops as requested, after" in (night.lake / failure["log"]).read_text()
     with safe_open(night.marker("pretrain").with_name("checkpoint.safetensors"), "pt") as file:
         meta = CheckpointMeta.model_validate_json(file.metadata()["meta"])
         passes = int(file.get_tensor("passes_done"))
@@ -80,9 +85,7 @@ def test_saves_the_last_point_of_rest_and_goes_on_from_there(night: Night) -> No
     assert f"resumes after pass {of_two} with 1 workers" in night.logs()
 
     # Workers that do not answer keep nobody longer than the grace, and lose nothing that was saved.
-    night.start(*two, "--set", "execution.grace_seconds=5")
-    night.wait_for(lambda: "keeps the state of record" in night.log)
-    time.sleep(1)  # the driver learns that they are at work
+    start_until_a_state_is_kept(night, *two, "--set", "execution.grace_seconds=5")
     trainers = ray_processes("RayTrainWorker")
     assert len(trainers) == 2
     for process in trainers:
