@@ -44,8 +44,9 @@ class Autoscaler:
         """Keep the request alive; call it every few seconds."""
         if self._autoscaler and time.monotonic() - self._requested_at > _RENEW_SECONDS:
             request = private_ray.request_nodes(self._name, self._bundles, _EXPIRES_SECONDS)
-            ray.get(request, timeout=_ANSWER_SECONDS)
-            self._requested_at = time.monotonic()
+            with contextlib.suppress(ray.exceptions.GetTimeoutError):
+                ray.get(request, timeout=_ANSWER_SECONDS)
+                self._requested_at = time.monotonic()
 
     def may_add(self) -> bool:
         """Whether the nodes may still come: there is an autoscaler, and it did not refuse."""
