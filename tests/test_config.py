@@ -1,5 +1,7 @@
 """Settings: everything that is wrong at once, each with its path, in words that help."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +12,11 @@ from pydantic import create_model
 from jobs.arguments import default_run_id
 from pipeline.config import Config, Refine, content_of, load_config
 from pipeline.config.reference import reference
-from pipeline.config.sections import DefaultVersion, settings_in
+from pipeline.config.sections import DefaultVersion, Section, sections_in, settings_in
 from pipeline.errors import ConfigError
+from pipeline.locations import checked_location
 from pipeline.schema import RESERVED_COLUMNS
+from pipeline.storage import absolute
 
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(CONFIG_FOLDER.glob("**/*.yaml"))
@@ -519,3 +523,149 @@ def test_features_that_are_wrong(tmp_path: Path, feature: str, says: str) -> Non
 def test_keys_are_not_explained(tmp_path: Path) -> None:
     (found,) = errors(tmp_path, LEAST, "source.keys=[id]", "explain.columns=[id, country]")
     assert found.startswith("explain.columns names id, which source.keys does too")
+
+
+# ------------------------------------------------------------------------------------- duplicates
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\nclusters: 2\nseed: 3", ["seed", "line 1, column 1", "line 3, column 1"]),
+        ("refine: {alpha: 1}\nseed: 0\nrefine: {tol: 1}", ["refine is", "line 1", "line 3"]),
+        ("a:\n  b:\n    c: 1\n    d: 1\n    c: 2", ["a.b.c", "line 3, column 5", "line 5"]),
+        ("refine: {tol: 1, 'tol': 2}", ["refine.tol", "column 10 and", "column 18"]),
+        ("l: [{a: 1}, {a: 1, a: 2}]", ["l.a", "line 1, column 14", "line 1, column 20"]),
+        ("x: &d {a: 1, a: 2}\ny: *d", ["x.a", "column 8", "column 14"]),
+        ("a: {<<: {b: 1}, <<: {c: 1}}", ["a.<< is set twice"]),
+        ("1: a\ntrue: b", ["true is set twice"]),  # equal keys, as Python sees them
+        ("a: &a [1, {b: *a}]", ["a.b contains itself", "line 1, column 4"]),
+        ("secret_key: x\nsecret_key: y", ["… is set twice, in line 1", "line 2"]),
+    ],
+)
+def test_key_that_is_set_twice(tmp_path: Path, text: str, expected: list[str]) -> None:
+    (line,) = errors(tmp_path, text)
+    assert all(words in line for words in expected), line
+
+
+def test_override_that_sets_a_key_twice(tmp_path: Path) -> None:
+    (line,) = errors(tmp_path, LEAST, "model={hidden: [8], embedding: 2, hidden: [9]}")
+    assert line.startswith("--set model: hidden is set twice, in line 1, column 2")
+
+
+def test_every_key_that_is_set_twice_is_named(tmp_path: Path) -> None:
+    lines = errors(tmp_path, "a: 1\nb: {c: 1, c: 2}\na: 2\na: 3")
+    assert [line.partition(": ")[2].partition(" is")[0] for line in lines] == ["b.c", "a", "a"]
+
+
+def test_merged_and_repeated_anchors_are_no_duplicates(tmp_path: Path) -> None:
+    config = load_config(
+        write(
+            tmp_path,
+            "source: {path: in, features: [x]}\noutput: out\nclusters: 3\n"
+            "pretrain: &training {batch_rows: 64, passes: 3}\n"
+            "refine: {<<: [*training, {noise: 0.1}], passes: 5}\n",
+        )
+    )
+    assert (config.refine.passes, config.refine.batch_rows) == (5, 64)
+    assert (config.pretrain.passes, config.refine.noise) == (3, 0.1)
+
+
+# -------------------------------------------------------------------------------------- locations
+
+# Settings of text that are no locations; a new one belongs here or is a Location.
+NO_LOCATIONS = {
+    *("source.features", "source.keys", "evaluate.label", "augment.function"),
+    *("explain.columns", "explain.endpoint", "explain.model"),
+    *("lake.table", "lake.catalog"),  # pyiceberg's own
+    *("storage.endpoint", "storage.region", "storage.anonymous_buckets", "storage.kms_key"),
+    *("prices.currency", "track.mlflow.experiment"),
+    *("track.openlineage.namespace", "track.openlineage.job"),
+}
+
+
+def text_settings(section: type[Section] = Config, path: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = sections_in(field.annotation)
+        for one in inner:
+            yield from text_settings(one, f"{path}{name}.")
+        if "str" in str(field.annotation) and not (inner and name != "features"):
+            yield path + name
+
+
+def locations() -> list[str]:
+    found = [name for name in text_settings() if not name.startswith("source.features.")]
+    assert set(found) >= NO_LOCATIONS
+    return sorted(set(found) - NO_LOCATIONS)
+
+
+def test_every_location_is_known() -> None:
+    assert {"source.path", "output", "track.tensorboard"} <= set(locations())
+
+
+@pytest.mark.parametrize("name", locations())
+@pytest.mark.parametrize(
+    ("location", "nearest"),
+    [
+        ("gs://bucket/lake", "an s3:// URL"),
+        ("hdfs:///lake", "a local path"),
+        ("s3a://bucket/lake", "write s3://bucket/lake"),
+    ],
+)
+def test_location_of_another_scheme(tmp_path: Path, name: str, location: str, nearest: str) -> None:
+    (line,) = errors(tmp_path, LEAST, f"{name}={location}")
+    assert line.startswith(f"{name}='{location}' ")
+    assert nearest in line or "MLflow" in line
+
+
+@pytest.mark.parametrize(
+    ("location", "nearest"),
+    [
+        ("S3://bucket/a", "write s3://bucket/a"),
+        ("s3n://bucket", "write s3://bucket"),
+        ("s3:/bucket/a", "write s3://bucket/a"),
+        ("s3:bucket/a", "write s3://bucket/a"),
+        ("S3A:bucket/a", "write s3://bucket/a"),
+        (" s3://bucket/a", "write s3://bucket/a"),
+        ("s3://", "s3://bucket/prefix"),
+        ("s3:///a", "s3://bucket/prefix"),
+        ("az://container/a", "an s3:// URL"),
+        ("abfss://container@account.dfs.core.windows.net/a", "an s3:// URL"),
+        ("viewfs://a", "file:///"),
+        ("hdfs:/a", "a local path"),
+        ("https://host/a.parquet", "a local path"),
+        ("dbfs:/mnt/a", "write /dbfs/mnt/a"),
+        ("FILE:///a", "write file:///a"),
+        ("file://host/a", "write file:///host/a"),
+        ("file:a", "write a"),
+        ("file:///a%20b", "the plain path"),
+        ("~nobody-here/a", "./~"),
+        ("a\nb", "control character"),
+    ],
+)
+def test_nearest_location_that_works(location: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(nearest)):
+        checked_location(location)
+    with pytest.raises(ConfigError, match=re.escape(nearest)):  # of a command line, such as --keys
+        absolute(location)
+
+
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        ("file:///a/b", "/a/b"),
+        ("file:/a/b", "/a/b"),
+        ("file://localhost/a/b", "/a/b"),
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/a%41?#ü b", "s3://bucket/a%41?#ü b"),
+        ("a:b/c%41?#ü d", "a:b/c%41?#ü d"),
+        ("./gs:/a", "./gs:/a"),
+        ("~/a", "~/a"),
+        ("a/{ds}/*.parquet", "a/{ds}/*.parquet"),
+    ],
+)
+def test_locations_that_work(tmp_path: Path, location: str, path: str) -> None:
+    assert checked_location(location) == path
+    settings = {**LEAST, "source": {"path": [location], "features": ["x"]}, "output": location}
+    config = load_config(write(tmp_path, settings))
+    assert (config.output, config.source.locations) == (path, [path])

@@ -22,6 +22,7 @@ LAYERS = {
     "pipeline.credentials": 0,
     "pipeline.counts": 0,
     "pipeline.errors": 0,
+    "pipeline.locations": 0,
     "pipeline.logs": 0,
     "pipeline.progress": 0,
     "pipeline.schema": 0,

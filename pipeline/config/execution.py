@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.sections import Affects, PositiveFloat, PositiveInt, Section
+from pipeline.config.sections import Affects, Location, PositiveFloat, PositiveInt, Section
+from pipeline.locations import S3_SCHEME, checked_location
 
 
 class Storage(Section, affects=Affects.EXECUTION):
@@ -121,6 +123,16 @@ class Mlflow(Section, affects=Affects.EXECUTION):
     experiment: str = Field("dec-pipeline", min_length=1)
     """Name of the experiment."""
 
+    @field_validator("uri")
+    @classmethod
+    def _no_bucket(cls, uri: str) -> str:
+        if re.match(r"(s3[an]?|gcs?|gs|wasbs?|abfss?|azure|az|adl|hdfs|viewfs|dbfs):", uri, re.I):
+            raise ValueError(
+                "is no tracking store of MLflow, but a bucket or file system; give https://…, "
+                "sqlite:////path/mlflow.db, or a local folder"
+            )
+        return uri
+
 
 class Openlineage(Section, affects=Affects.EXECUTION):
     """OpenLineage events; a server's key is in OPENLINEAGE_API_KEY."""
@@ -135,9 +147,12 @@ class Openlineage(Section, affects=Affects.EXECUTION):
     @field_validator("to")
     @classmethod
     def _server_or_file(cls, to: str) -> str:
-        if "://" in to and not to.startswith(("http://", "https://")):
+        if to.startswith(("http://", "https://")):
+            return to
+        path = checked_location(to)
+        if path.startswith(S3_SCHEME):  # its objects cannot grow
             raise ValueError("must be the http(s):// URL of a server, or the path of a local file")
-        return to
+        return path
 
 
 class Track(Section, affects=Affects.EXECUTION):
@@ -145,7 +160,7 @@ class Track(Section, affects=Affects.EXECUTION):
 
     mlflow: Mlflow | None = None
     """MLflow tracking store."""
-    tensorboard: str | None = Field(None, min_length=1)
+    tensorboard: Location | None = Field(None, min_length=1)
     """Folder of TensorBoard logs, local or s3://, with a folder for each run."""
     openlineage: Openlineage | None = None
     """OpenLineage events."""

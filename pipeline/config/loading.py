@@ -47,10 +47,58 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            twice = list(_named_twice(loader, node)) if node else []
+            if twice:
+                raise ConfigError("\n".join(f"{where}: {line}" for line in twice))
+            return loader.construct_document(node) if node else None
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, ValueError) as error:  # ValueError: 2026-13-45 looks like a date
         reason = re.sub(r"\s+", " ", _without_excerpt(error))
         raise ConfigError(f"{where} is not valid YAML: {reason}") from None
+
+
+def _named_twice(loader: yaml.SafeLoader, node: yaml.Node) -> Iterator[str]:
+    """One line for each key that a mapping names twice; YAML itself lets the last one win.
+
+    A key that a merge (``<<``) brings and the mapping names too is no duplicate: it is overridden.
+    """
+    seen: set[int] = set()  # an alias is the node of its anchor
+
+    def visit(node: yaml.Node, path: str, above: tuple[int, ...]) -> Iterator[str]:
+        if id(node) in above:
+            yield f"{path.rstrip('.')} contains itself, by an alias in {_place(node.start_mark)}"
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        above = (*above, id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for entry in node.value:
+                yield from visit(entry, path, above)
+        if not isinstance(node, yaml.MappingNode):
+            return
+        first: dict[Any, yaml.Mark] = {}
+        for key, value in node.value:
+            name = "…"
+            if isinstance(key, yaml.ScalarNode):
+                merge = key.tag == "tag:yaml.org,2002:merge"
+                constructed = key.value if merge else loader.construct_object(key)
+                if not find_credential({key.value: ""}):
+                    name = key.value
+                if constructed in first:
+                    places = f"{_place(first[constructed])} and in {_place(key.start_mark)}"
+                    yield f"{path}{name} is set twice, in {places}; keep one of them"
+                first.setdefault(constructed, key.start_mark)
+            yield from visit(value, f"{path}{name}.", above)
+
+    yield from visit(node, "", ())
+
+
+def _place(mark: yaml.Mark) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _without_excerpt(error: Exception) -> str:

@@ -15,11 +15,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
+
+from pipeline.locations import checked_location
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# A file or folder, local or s3://; the type of every setting that names one.
+Location = Annotated[str, AfterValidator(checked_location)]
 
 
 class Affects(enum.Enum):

@@ -22,7 +22,7 @@ from pipeline.config.fit import (
 )
 from pipeline.config.nights import Assign, Gate, Matching, Schedule
 from pipeline.config.publication import Explain, Lake
-from pipeline.config.sections import Affects, Section, settings_in
+from pipeline.config.sections import Affects, Location, Section, settings_in
 from pipeline.config.source import Source
 
 # FAISS warns below this many points a centroid, and means below it are mostly noise.
@@ -33,7 +33,7 @@ class Config(Section, affects=Affects.MODEL):
     """All settings of a run."""
 
     source: Source
-    output: Annotated[str, Affects.EXECUTION] = Field(min_length=1)
+    output: Annotated[Location, Affects.EXECUTION] = Field(min_length=1)
     """Location of the lake: a folder, or s3://bucket/prefix/."""
     clusters: Clusters
     """Number of clusters; auto, or {most: 30}, finds it in the sample."""

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from pipeline.config.sections import Affects, PositiveFloat, PositiveInt, Section
+from pipeline.config.sections import Affects, Location, PositiveFloat, PositiveInt, Section
 from pipeline.schema import RESERVED_COLUMNS, SHARD_KEY_COLUMNS
 
 # The branch of a union is chosen by the value, so that a wrong one is one error; tags in brackets
 # are left out of the paths in messages.
 Locations = Annotated[
-    Annotated[str, Tag("[one]")] | Annotated[list[str], Tag("[list]")],
+    Annotated[Location, Tag("[one]")] | Annotated[list[Location], Tag("[list]")],
     Discriminator(lambda value: "[list]" if isinstance(value, list) else "[one]"),
 ]
 

@@ -22,10 +22,11 @@ from pyarrow import fs
 
 from pipeline.counts import count
 from pipeline.errors import ConfigError, PipelineError, StorageFull
+from pipeline.locations import S3_SCHEME as S3_SCHEME
+from pipeline.locations import checked_location
 from pipeline.storage import s3
 from pipeline.storage.retries import answers_of
 
-S3_SCHEME = "s3://"
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 
 
@@ -41,10 +42,18 @@ class FoundFile:
 
 
 def absolute(location: str) -> str:
-    """A location with the same meaning in every working directory."""
+    """A location with the same meaning in every working directory.
+
+    Raises:
+        ConfigError: It is neither a local path nor an s3:// URL.
+    """
+    try:
+        location = checked_location(location)
+    except ValueError as error:
+        raise ConfigError(f"{location} {error}") from None
     if location.startswith(S3_SCHEME):
         return location
-    return os.path.abspath(os.path.expanduser(location.removeprefix("file://")))
+    return os.path.abspath(os.path.expanduser(location))
 
 
 def why(error: BaseException) -> str:

@@ -106,7 +106,9 @@ def main() -> None:
             ray.init(cluster.address, log_to_driver=False)
             if VERSION == "v1":
                 autoscaler._ANSWER_SECONDS = 0.0  # as from a head that is too busy to answer
-            while not autoscaler.Autoscaler([]).may_add():  # its process has not reported anything yet
+            while not autoscaler.Autoscaler(
+                []
+            ).may_add():  # its process has not reported anything yet
                 time.sleep(0.5)
             two = {"workers": 2, "gpus_per_worker": 1, "cpus_per_worker": 1, "actors": 1}
             found = [
