@@ -44,6 +44,9 @@ class Source(Section, affects=Affects.MODEL):
     path: Annotated[Locations, Affects.RESULT]
     """File, folder or glob of Parquet files, local or s3://, or a list of those; {ds} stands for
     the logical date."""
+    format: Annotated[Literal["auto", "files"], Affects.RESULT] = "auto"
+    """What `path` names; auto: plain Parquet files, and an error where they belong to a Delta,
+    Iceberg or Hudi table; files: plain files in any case, with rows that such a table deleted."""
     features: list[FeatureEntry]
     """Columns to cluster by: vectors or scalars, names or globs such as f_*. An entry {column,
     type, weight} gives a column a type: number, boolean, category, timestamp or vector."""

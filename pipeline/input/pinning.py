@@ -26,6 +26,7 @@ from pipeline.input.footers import (
     with_schemas,
 )
 from pipeline.input.hive import hive_types_of, with_hive_columns
+from pipeline.input.lake_tables.recognition import refuse_lake_table
 from pipeline.input.profiled_columns import explained_columns
 from pipeline.input.selection import Selection, listed, unified
 from pipeline.storage import FoundFile, Store, absolute, find_parquet, why
@@ -79,6 +80,8 @@ def list_shards(config: Config) -> list[FoundFile]:
                 f"source.path={location} cannot be read: {why(error)}; "
                 "check the path, the permissions and the endpoint"
             ) from None
+        if config.source.format == "auto":
+            refuse_lake_table(location, files)
         if not files:
             raise InputError(
                 f"source.path={location} holds no Parquet file; expected names that end in "
