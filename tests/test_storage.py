@@ -10,7 +10,8 @@ import pytest
 
 from pipeline import counts
 from pipeline.errors import ConfigError, StorageFull
-from pipeline.storage import Store, absolute, check_writable, find_parquet, sha256, version_of, why
+from pipeline.storage import Store, absolute, check_writable, sha256, version_of, why
+from pipeline.storage.finding import find_parquet
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_list_keeps_the_others_when_a_file_goes_meanwhile(
 
     monkeypatch.setattr("pipeline.storage.os.stat", stat)
     assert [file.name for file in store.list()] == ["1.json", "2.json"]
-    assert find_parquet(store.url) == []
+    assert find_parquet(store.url).files == []
 
 
 def test_find_parquet(tmp_path: Path) -> None:
@@ -151,15 +152,17 @@ def test_find_parquet(tmp_path: Path) -> None:
     for name in (*inside, "_e.parquet", ".f.parquet", "_g/h.parquet", "i.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"12345")
-    found = find_parquet(str(tmp_path))
+    found = find_parquet(str(tmp_path)).files
     assert [file.name for file in found] == inside
     assert [file.url for file in found] == [f"{tmp_path}/{name}" for name in inside]
     assert {file.bytes for file in found} == {5}
     assert found[0].version == version_of(f"{tmp_path}/a.parquet")
     # A folder that is hidden itself, or below a hidden one, was named on purpose.
-    assert [file.name for file in find_parquet(str(tmp_path / "_g"))] == ["h.parquet"]
-    assert [file.name for file in find_parquet(str(tmp_path / "_g/*.parquet"))] == ["h.parquet"]
-    assert [file.name for file in find_parquet(str(tmp_path / "i.csv"))] == ["i.csv"]
+    assert [file.name for file in find_parquet(str(tmp_path / "_g")).files] == ["h.parquet"]
+    assert [file.name for file in find_parquet(str(tmp_path / "_g/*.parquet")).files] == [
+        "h.parquet"
+    ]
+    assert [file.name for file in find_parquet(str(tmp_path / "i.csv")).files] == ["i.csv"]
     with pytest.raises(FileNotFoundError):
         find_parquet(str(tmp_path / "absent.parquet"))
 
@@ -167,7 +170,7 @@ def test_find_parquet(tmp_path: Path) -> None:
 def test_name_with_brackets_is_found_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a[1].parquet"
     path.write_bytes(b"")
-    assert [file.name for file in find_parquet(str(path))] == ["a[1].parquet"]
+    assert [file.name for file in find_parquet(str(path)).files] == ["a[1].parquet"]
 
 
 def test_version_changes_with_the_content(tmp_path: Path) -> None:

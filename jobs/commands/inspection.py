@@ -15,7 +15,7 @@ from jobs.arguments import checked_ds, of_ds
 from jobs.commands.bill import notes_on, notes_on_measuring, print_comparison, print_estimate
 from jobs.session import configured
 from jobs.tables import facts_table
-from pipeline.artifacts.inputs import FeatureColumn, QuarantinedShard
+from pipeline.artifacts.inputs import FeatureColumn, LeftOutFiles, QuarantinedShard
 from pipeline.artifacts.nights import Action
 from pipeline.artifacts.records import Record, StoredFile
 from pipeline.bill.cluster import check_fits, cluster_of
@@ -29,7 +29,7 @@ from pipeline.config import Config
 from pipeline.engine import Context
 from pipeline.errors import BadShard
 from pipeline.input.bad_shards import check_bound
-from pipeline.input.pinning import PinnedInput, check_enough_rows, known_footers, list_shards, pin
+from pipeline.input.pinning import PinnedInput, check_enough_rows, known_footers, list_input, pin
 from pipeline.input.reading import Reader, manifest_of, pieces_of_shards
 from pipeline.input.slices import cut_where_changed
 from pipeline.labelling.kept_slices import new_share
@@ -73,6 +73,7 @@ class Plan(Record):
     cached: bool  # whether a worker's share of them fits execution.cache_mib; else passes stream
     worker_mib: int  # estimated memory of a training worker; 0 where nothing is trained
     quarantined: tuple[QuarantinedShard, ...]
+    left_out: tuple[LeftOutFiles, ...]  # files of the source that are no shards
     estimate: Estimate  # estimated cost, at most
     # Estimated cost with as many refinement passes as the last published run made.
     typical: Estimate | None
@@ -107,6 +108,7 @@ def show_plan(
     for name, value in (
         ("shards", f"{plan.shards:,} with {plan.row_groups:,} row groups"),
         *(("left out", f"{bad.name}: {bad.reason}") for bad in plan.quarantined),
+        *(("left out", str(files)) for files in plan.left_out),
         ("rows", f"{plan.rows:,}" + f", {plan.fit_rows:,} of them to learn from" * trains),
         ("bytes", f"{plan.bytes / MIB:,.1f} MiB, {plan.wanted_bytes / MIB:,.1f} MiB to read"),
         ("features", f"{width:,}: {columns}"),
@@ -191,6 +193,7 @@ def make_plan(
         cached=run.cached,
         worker_mib=max((stage.memory_mib for stage in trained), default=0),
         quarantined=pinned.quarantined,
+        left_out=pinned.left_out,
         estimate=found,
         typical=typical,
         last_run=last.run_id if last else None,
@@ -244,6 +247,7 @@ def check_input(
         "rows": rows,
         "values_checked": not footers_only,
         "quarantined": [shard.model_dump() for shard in bad],
+        "left_out": [files.model_dump() for files in pinned.left_out],
     }
     if not footers_only:
         result["rows_usable"] = usable
@@ -253,6 +257,8 @@ def check_input(
     checked = "schemas only" if footers_only else f"{usable:,} of them with all features"
     for shard in bad:
         print(f"a run would leave out {shard.name}: {shard.reason}")
+    for files in pinned.left_out:
+        print(f"left out of source.path: {files}")
     print(f"config and input are fine: {len(pinned.shards):,} shards, {rows:,} rows, {checked}")
 
 
@@ -276,7 +282,8 @@ def _usable_rows(config: Config, pinned: PinnedInput) -> tuple[int, list[Quarant
 
 def _pinned(config: Config, *, all_footers: bool) -> PinnedInput:
     known = None if all_footers else known_footers(config, Store(config.output))
-    pinned = pin(config, list_shards(config), known=known)
+    listing = list_input(config)
+    pinned = replace(pin(config, listing.shards, known=known), left_out=listing.left_out)
     check_enough_rows(config, int(pinned.shards["rows"].to_numpy().sum()))
     columns = assignment_schema(pinned.carried, config.source.keys)
     check_table(config, Store(config.output), columns)

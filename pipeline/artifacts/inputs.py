@@ -36,6 +36,26 @@ class QuarantinedShard(Record):
     reason: str
 
 
+class LeftOutFiles(Record):
+    """Files at the locations of the source that are no input."""
+
+    # hidden: names that begin with "_" or ".", or of unfinished files. not_parquet: neither name
+    # nor content is Parquet's. same_file: further paths of a file that is read once.
+    reason: Literal["hidden", "not_parquet", "same_file"]
+    files: int
+    examples: tuple[str, ...]  # names of a few of them
+
+    def __str__(self) -> str:
+        """Number, reason and examples."""
+        words = {
+            "hidden": "hidden or unfinished",
+            "not_parquet": "not Parquet",
+            "same_file": "another path of a file that is read",
+        }
+        more = ", …" if self.files > len(self.examples) else ""
+        return f"{self.files:,} {words[self.reason]} ({', '.join(self.examples)}{more})"
+
+
 class Manifest(Artifact):
     """The pinned input."""
 
@@ -57,6 +77,8 @@ class Manifest(Artifact):
     label: str | None
     # Bad shards that are left out. The figures above include those that a stage after pin found.
     quarantined: tuple[QuarantinedShard, ...] = ()
+    # Not written where it is empty.
+    left_out: tuple[LeftOutFiles, ...] = Field(default=(), exclude_if=lambda value: not value)
 
     @property
     def width(self) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts.inputs import FeatureColumn, QuarantinedShard
+from pipeline.artifacts.inputs import FeatureColumn, LeftOutFiles, QuarantinedShard
 from pipeline.artifacts.records import fingerprint_of
 from pipeline.config import MIN_SAMPLE_ROWS_PER_CLUSTER, AutoClusters, Config
 from pipeline.errors import BadShard, ConfigError, InputError, PipelineError
@@ -29,12 +29,15 @@ from pipeline.input.hive import hive_types_of, with_hive_columns
 from pipeline.input.lake_tables.recognition import refuse_lake_table
 from pipeline.input.profiled_columns import explained_columns
 from pipeline.input.selection import Selection, listed, unified
-from pipeline.storage import FoundFile, Store, absolute, find_parquet, why
+from pipeline.storage import FoundFile, Store, absolute, why
+from pipeline.storage.finding import Found, Reason, each_once, find_parquet
+from pipeline.storage.overlap import overlap
 
 # Footers wait for the network, not the processor; more than this only queues at the endpoint.
 _FOOTER_THREADS = 16
 # Footers requested at a time, so that those that wait to be checked do not grow with the input.
 _SHARDS_AHEAD = 2048
+_EXAMPLES = 3  # names of files that are left out
 
 
 @dataclass(frozen=True)
@@ -49,49 +52,89 @@ class PinnedInput:
     carried: pa.Schema
     # Shards whose footers cannot be read; not among ``shards``.
     quarantined: tuple[QuarantinedShard, ...]
+    left_out: tuple[LeftOutFiles, ...] = ()  # files of the source that are no shards
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files at the locations of the source."""
+
+    shards: list[FoundFile]
+    left_out: tuple[LeftOutFiles, ...]
 
 
 def list_shards(config: Config) -> list[FoundFile]:
+    """The shards of ``list_input``."""
+    return list_input(config).shards
+
+
+def list_input(config: Config) -> Listing:
     """List the shards of the source by name, without reading their footers.
 
     Raises:
-        ConfigError: The output lies in the source.
+        ConfigError: The output lies in the source or above it.
         InputError: A location is missing, cannot be listed, or holds no Parquet.
     """
     locations = config.source.locations
     if config.source.example == "digits":
         write_digits_once(locations[0])
-    found: dict[str, FoundFile] = {}
+    files: list[FoundFile] = []
+    names: dict[Reason, set[str]] = {}
     for location in locations:
-        if f"{absolute(config.output)}/".startswith(f"{absolute(location).rstrip('/')}/"):
-            raise ConfigError(
-                f"output={config.output} lies in source.path={location}, so a run would read the "
-                "output of another; give a folder outside of it"
-            )
-        try:
-            files = find_parquet(location)
-        except FileNotFoundError:
-            raise InputError(
-                f"source.path={location}: nothing exists at {absolute(location)}; "
-                "give a Parquet file, a folder, a glob or an s3:// URL"
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"source.path={location} cannot be read: {why(error)}; "
-                "check the path, the permissions and the endpoint"
-            ) from None
-        if config.source.format == "auto":
-            refuse_lake_table(location, files)
-        if not files:
-            raise InputError(
-                f"source.path={location} holds no Parquet file; expected names that end in "
-                '.parquet and do not start with "_" or "."'
-            )
-        found |= {file.url: file for file in files}
-    files = list(found.values())
-    if len({file.name for file in files}) < len(files):  # two locations with shards of one name
-        files = [FoundFile(f.url, f.url, f.bytes, f.version) for f in files]
-    return sorted(files, key=lambda file: file.name)
+        found = _found(config, location)
+        files += found.files
+        for reason, some in found.left_out.items():
+            names.setdefault(reason, set()).update(some)
+    shards, further = each_once(files)
+    if further:
+        names.setdefault("same_file", set()).update(file.name for file in further)
+    if len({file.name for file in shards}) < len(shards):  # two locations with shards of one name
+        shards = sorted((replace(f, name=f.url) for f in shards), key=lambda file: file.name)
+    left_out = tuple(
+        LeftOutFiles(reason=reason, files=len(some), examples=tuple(sorted(some)[:_EXAMPLES]))
+        for reason, some in sorted(names.items())
+    )
+    return Listing(shards, left_out)
+
+
+def _found(config: Config, location: str) -> Found:
+    where = f"source.path={location}"
+    try:
+        found = find_parquet(location)
+    except FileNotFoundError:
+        raise InputError(
+            f"{where}: nothing exists at {absolute(location)}; "
+            "give a Parquet file, a folder, a glob or an s3:// URL"
+        ) from None
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        raise InputError(
+            f"{where} cannot be read{place}: {why(error)}; "
+            "check the path, the permissions and the endpoint"
+        ) from None
+    lies = overlap(config.output, location, found)
+    if lies == "inside":
+        raise ConfigError(
+            f"output={config.output} lies in {where}, so a run would read the "
+            "output of another; give a folder outside of it"
+        )
+    if lies == "above":
+        raise ConfigError(
+            f"output={config.output} lies above {where}, or a link leads from there into it, so a "
+            "run would write among the files that it reads; give a folder beside it"
+        )
+    if config.source.format == "auto":
+        refuse_lake_table(location, found.files)
+    if not found.files:
+        some = [name for of in found.left_out.values() for name in of][:_EXAMPLES]
+        raise InputError(
+            f"{where} holds no Parquet file; expected names that end in "
+            '.parquet, or Parquet in files of other names, and do not start with "_" or "."'
+            + (f"; left out: {', '.join(some)}" if some else "")
+        )
+    return found
 
 
 def pin(

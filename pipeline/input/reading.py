@@ -260,6 +260,7 @@ def manifest_of(config: Config, pinned: PinnedInput, shards: StoredFile) -> Mani
         keys=tuple(config.source.keys),
         label=config.evaluate.label,
         quarantined=pinned.quarantined,
+        left_out=pinned.left_out,
     )
 
 

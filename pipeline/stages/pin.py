@@ -13,7 +13,7 @@ from pipeline.bill.records import StageCosts
 from pipeline.config import Config, content_of
 from pipeline.engine import Context, stage
 from pipeline.errors import PipelineError
-from pipeline.input.pinning import check_enough_rows, footers_path, known_footers, list_shards
+from pipeline.input.pinning import check_enough_rows, footers_path, known_footers, list_input
 from pipeline.input.pinning import pin as pin_input
 from pipeline.input.reading import manifest_of
 from pipeline.labelling.kept_slices import keep_slices
@@ -53,13 +53,15 @@ def _cost(run: CostInputs) -> StageCosts:
 )
 def pin(config: Config, context: Context) -> Manifest:
     """List the shards, read their footers, check that they fit, and cut the work into slices."""
-    files = list_shards(config)
+    listing = list_input(config)
+    files = listing.shards
     pinned = pin_input(
         config,
         files,
         known=known_footers(config, context.lake),
         on_footer=lambda n: context.progress.stage_advanced(n, len(files), "shards"),
     )
+    pinned = dataclasses.replace(pinned, left_out=listing.left_out)
     # Checked here, before all the work.
     check_table(config, context.lake, assignment_schema(pinned.carried, config.source.keys))
     check_enough_rows(config, int(pinned.shards["rows"].to_numpy().sum()))

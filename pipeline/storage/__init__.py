@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -27,8 +26,6 @@ from pipeline.locations import checked_location
 from pipeline.storage import s3
 from pipeline.storage.retries import answers_of
 
-_PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
-
 
 @dataclass(frozen=True)
 class FoundFile:
@@ -39,6 +36,7 @@ class FoundFile:
     bytes: int
     version: str  # S3's entity tag, or local modification time and size; changes with the content
     modified: float = 0.0  # time of the last write by the store's clock, in seconds since 1970
+    identity: str = ""  # the same for all paths that lead to one file, by links of any kind
 
 
 def absolute(location: str) -> str:
@@ -150,14 +148,14 @@ class Store:
         if location.startswith(S3_SCHEME):
             with answers_of(location), contextlib.suppress(FileNotFoundError):
                 entries = s3.client(location).ls(location, detail=True)
-                files = [_from_s3(e, location) for e in entries if e["type"] == "file"]
+                files = [found_on_s3(e, location) for e in entries if e["type"] == "file"]
         else:
             with contextlib.suppress(FileNotFoundError):
                 for entry in os.scandir(location):
                     # Another process's staged file may vanish during the listing.
                     with contextlib.suppress(FileNotFoundError):
                         if entry.is_file():
-                            files.append(_from_stat(entry.path, location))
+                            files.append(found_locally(entry.path, location))
         return sorted(files, key=lambda file: file.name)
 
     def walk(self, path: str = "") -> Sequence[FoundFile]:
@@ -168,12 +166,12 @@ class Store:
             with answers_of(location), contextlib.suppress(FileNotFoundError):  # no such bucket
                 entries = s3.client(location).find(location, detail=True).values()
             # A key that ends in a slash stands for a folder in some tools.
-            return [_from_s3(e, location) for e in entries if not e["name"].endswith("/")]
+            return [found_on_s3(e, location) for e in entries if not e["name"].endswith("/")]
         files = []
         for parent, _, names in os.walk(location):
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
-                    files.append(_from_stat(os.path.join(parent, name), location))
+                    files.append(found_locally(os.path.join(parent, name), location))
         return files
 
     def delete(self, paths: Sequence[str]) -> None:
@@ -277,95 +275,26 @@ def version_of(location: str) -> str:
     """
     if location.startswith(S3_SCHEME):
         with answers_of(location):
-            return _from_s3(s3.client(location).info(location), location).version
-    return _from_stat(location, location).version
+            return found_on_s3(s3.client(location).info(location), location).version
+    return found_locally(location, location).version
 
 
-def find_parquet(location: str) -> list[FoundFile]:
-    """Parquet files at a location, sorted by name.
-
-    The location is a file of any name; a folder, searched recursively for .parquet, .parq and .pq
-    without names that start with "_" or "."; or a glob of either.
-
-    Raises:
-        FileNotFoundError: The location does not exist.
-        OSError: It cannot be listed.
-    """
-    location = absolute(location)
-    if location.startswith(S3_SCHEME):
-        with answers_of(location):
-            found = _find_on_s3(location)
-    else:
-        found = list(_find_locally(location))
-    return sorted(found, key=lambda file: file.name)
-
-
-def _fixed_part(pattern: str) -> str:
-    """The folder above the first wildcard, which names are relative to."""
-    parts = pattern.split("/")
-    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    return "/".join(parts[:first])
-
-
-def _wanted(name: str) -> bool:
-    hidden = any(part.startswith(("_", ".")) for part in name.split("/"))
-    return not hidden and name.endswith(_PARQUET_SUFFIXES)
-
-
-def _find_locally(location: str) -> Iterator[FoundFile]:
-    if glob.has_magic(location) and not os.path.exists(location):
-        root = _fixed_part(location) or "/"
-        for match in glob.iglob(location, recursive=True):
-            if os.path.isdir(match):
-                yield from _wanted_below(match, root)
-            elif _wanted(os.path.relpath(match, root)):
-                yield _from_stat(match, root)
-    elif os.path.isdir(location):
-        os.scandir(location).close()  # raises where the folder is not readable
-        yield from _wanted_below(location, location)
-    else:
-        yield _from_stat(location, os.path.dirname(location))
-
-
-def _wanted_below(folder: str, root: str) -> Iterator[FoundFile]:
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for path in (os.path.join(parent, name) for name in names):
-            # By name first: temporary files may vanish before their size is read.
-            if _wanted(os.path.relpath(path, root).replace(os.sep, "/")):
-                yield _from_stat(path, root)
-
-
-def _find_on_s3(location: str) -> list[FoundFile]:
-    client = s3.client(location)
-    if glob.has_magic(location):
-        root = _fixed_part(location)
-        entries: list[Any] = []
-        for match, entry in client.glob(location, detail=True).items():
-            below = entry["type"] == "directory"
-            entries += client.find(match, detail=True).values() if below else [entry]
-    else:
-        root = location.rstrip("/")
-        entries = list(client.find(root, detail=True).values())
-        if [entry["name"] for entry in entries] == [root.removeprefix(S3_SCHEME)]:
-            return [_from_s3(entries[0], root.rpartition("/")[0])]
-        if not entries and not client.exists(root):
-            raise FileNotFoundError(location)
-    found = (_from_s3(entry, root) for entry in entries)
-    return [file for file in found if _wanted(file.name)]
-
-
-def _from_stat(path: str, root: str) -> FoundFile:
-    stat = os.stat(path)
+def found_locally(path: str, root: str, stat: os.stat_result | None = None) -> FoundFile:
+    """A local file in a folder ``root``, or below it."""
+    stat = stat or os.stat(path)
     name = os.path.relpath(path, root).replace(os.sep, "/")
     version = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
-    return FoundFile(path, name, stat.st_size, version, stat.st_mtime)
+    # Some file systems number files anew, so the number alone would not do.
+    identity = f"{stat.st_dev:x}-{stat.st_ino:x}-{version}" if stat.st_ino else path
+    return FoundFile(path, name, stat.st_size, version, stat.st_mtime, identity)
 
 
-def _from_s3(entry: dict[str, Any], root: str) -> FoundFile:
+def found_on_s3(entry: dict[str, Any], root: str) -> FoundFile:
+    """An object of a listing of s3fs, below ``root``."""
     url = S3_SCHEME + entry["name"]
     name = url.removeprefix(root.rstrip("/") + "/")
     version = str(entry.get("ETag", "")).strip('"')
-    return FoundFile(url, name, entry["size"], version, entry["LastModified"].timestamp())
+    return FoundFile(url, name, entry["size"], version, entry["LastModified"].timestamp(), url)
 
 
 def check_writable(output: str) -> None:

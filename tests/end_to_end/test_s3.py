@@ -24,7 +24,8 @@ from pipeline.input.reading import Reader, pieces_of_shards
 from pipeline.lake import lease
 from pipeline.lake.snapshots import Partition, publish
 from pipeline.operations import garbage
-from pipeline.storage import Store, find_parquet
+from pipeline.storage import Store
+from pipeline.storage.finding import find_parquet
 
 S3 = pytest.mark.s3
 # The one test of these that runs with moto by default.
@@ -91,7 +92,7 @@ def test_a_reader_sees_one_content_while_it_is_replaced(s3_env: dict[str, str]) 
     ],
 )
 def test_find_parquet(table_on_s3: str, path: str, names: list[str]) -> None:
-    found = find_parquet(table_on_s3 + path)
+    found = find_parquet(table_on_s3 + path).files
     assert [file.name for file in found] == names
     for file in found:
         assert file.url.startswith(table_on_s3)

@@ -16,7 +16,8 @@ from pyarrow import fs
 
 from pipeline.config import Storage
 from pipeline.errors import StorageRefused
-from pipeline.storage import Store, find_parquet, open_input, s3, version_of
+from pipeline.storage import Store, open_input, s3, version_of
+from pipeline.storage.finding import find_parquet
 
 BUCKET = "dec-pipeline-options"
 
@@ -75,7 +76,7 @@ def everything() -> None:
     assert store.read_bytes("a.parquet") == b"content"
     with open_input(store.locate("a.parquet")) as source:
         assert source.read() == b"content"
-    (found,) = find_parquet(store.url)
+    (found,) = find_parquet(store.url).files
     assert found.version == version_of(found.url)
     s3.client(store.url).rm_file(store.locate("once.json"))
     assert store.create_json("once.json", {})
@@ -179,7 +180,7 @@ def test_anonymous_buckets_are_read_unsigned_and_others_signed(
     use(proxy, anonymous_buckets=[BUCKET])
     store = Store(f"s3://{BUCKET}/some")
     assert store.read_bytes("a.parquet") == b"content"
-    assert [file.name for file in find_parquet(store.url)] == ["a.parquet"]
+    assert [file.name for file in find_parquet(store.url).files] == ["a.parquet"]
     assert proxy.requests
     assert not any("authorization" in request.headers for request in proxy.requests)
     with pytest.raises(StorageRefused, match="credentials"):

@@ -24,7 +24,7 @@ from pipeline.artifacts.inputs import FeatureColumn
 from pipeline.errors import BadShard, PipelineError, TransientError
 from pipeline.input.footers import SHARD_SCHEMA
 from pipeline.input.reading import Reader, pieces_of_shards
-from pipeline.storage import find_parquet
+from pipeline.storage.finding import find_parquet
 
 READER = Reader(
     (FeatureColumn(name="x", width=1, vector=False),), "float64", "error", pa.schema([]), False
@@ -231,7 +231,7 @@ def test_checksums_of_pages_are_looked_at(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    (file,) = find_parquet(str(path))
+    (file,) = find_parquet(str(path)).files
     row = (file.url, file.name, file.bytes, file.version, 1000, [1000], [8000], [], 0)
     shards = pa.Table.from_pylist([dict(zip(SHARD_SCHEMA.names, row, strict=True))], SHARD_SCHEMA)
     error = error_of(pieces_of_shards(shards, 64))
@@ -242,7 +242,7 @@ def test_checksums_of_pages_are_looked_at(tmp_path: Path) -> None:
 def test_fewer_rows_than_the_footer_said(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"x": [1.0, 2.0]}), path)
-    (file,) = find_parquet(str(path))
+    (file,) = find_parquet(str(path)).files
     row = (file.url, file.name, file.bytes, file.version, 3, [3], [24], [], 0)
     shards = pa.Table.from_pylist([dict(zip(SHARD_SCHEMA.names, row, strict=True))], SHARD_SCHEMA)
     error = error_of(pieces_of_shards(shards, 64))

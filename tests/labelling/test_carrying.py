@@ -43,7 +43,8 @@ from pipeline.registry.reference import bins_bytes
 from pipeline.stages.assign import assign
 from pipeline.stages.pin import pin
 from pipeline.stages.publish import publish
-from pipeline.storage import Store, parquet_bytes
+from pipeline.storage import FoundFile, Store, parquet_bytes
+from pipeline.storage.finding import Found
 
 WIDTH = 8
 SHARD_ROWS = 7_500  # about 30 bytes each, keys or not: five shards are a slice of 1 MiB
@@ -334,14 +335,14 @@ def test_shards_of_another_folder_are_others_however_much_alike(lake: Lake, tmp_
         for folder in (lake.folder, other):
             os.utime(folder / path.name, (1, 1))
     again = lake.night("2026-01-02")
-    version = {f.name: f.version for f in pinning.find_parquet(str(lake.folder))}
+    version = {f.name: f.version for f in pinning.find_parquet(str(lake.folder)).files}
     lake.settings["source"] |= {"path": str(other)}
     with pytest.MonkeyPatch.context() as patch:
         listed = pinning.find_parquet
         patch.setattr(
             pinning,
             "find_parquet",
-            lambda path: [replace(f, version=version[f.name]) for f in listed(path)],
+            lambda path: versioned(listed(path), lambda file: version[file.name]),
         )
         patch.setattr("pipeline.input.reading.version_of", lambda url: version[Path(url).name])
         elsewhere = lake.night("2026-01-03")
@@ -349,13 +350,15 @@ def test_shards_of_another_folder_are_others_however_much_alike(lake: Lake, tmp_
     assert (elsewhere.carried_files, lake.rows_read) == (0, 12 * SHARD_ROWS)
 
 
+def versioned(found: Found, version: Callable[[FoundFile], str]) -> Found:
+    return replace(found, files=[replace(file, version=version(file)) for file in found.files])
+
+
 def test_without_versions_all_is_labelled_again(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = pinning.find_parquet
-    monkeypatch.setattr(
-        pinning, "find_parquet", lambda path: [replace(f, version="") for f in listed(path)]
-    )
+    monkeypatch.setattr(pinning, "find_parquet", lambda path: versioned(listed(path), lambda _: ""))
     monkeypatch.setattr("pipeline.input.reading.version_of", lambda _: "")
     lake.night("2026-01-01")
     assert lake.night("2026-01-02").carried_files == 0
