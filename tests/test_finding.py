@@ -97,6 +97,13 @@ def test_files_that_hold_no_parquet_are_counted(tmp_path: Path) -> None:
         }
 
 
+def test_names_of_other_formats_are_looked_into_where_a_glob_names_them(tmp_path: Path) -> None:
+    put(tmp_path, "a.parquet", "b.txt")
+    assert (found(tmp_path), left_out(tmp_path)) == (["a.parquet"], {"not_parquet": ["b.txt"]})
+    assert found(tmp_path / "*") == ["a.parquet", "b.txt"]
+    assert found(tmp_path / "b.txt") == ["b.txt"]
+
+
 def test_damaged_files_are_not_left_out(tmp_path: Path) -> None:
     put(tmp_path, "cut-off", content=PARQUET[:-7])
     put(tmp_path, "no-head", content=b"...." + PARQUET[4:])

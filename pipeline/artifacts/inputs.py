@@ -39,8 +39,8 @@ class QuarantinedShard(Record):
 class LeftOutFiles(Record):
     """Files at the locations of the source that are no input."""
 
-    # hidden: names that begin with "_" or ".", or of unfinished files. not_parquet: neither name
-    # nor content is Parquet's. same_file: further paths of a file that is read once.
+    # hidden: names that begin with "_" or ".", or of unfinished files. not_parquet: the content
+    # is not Parquet's, or the name says so. same_file: further paths of a file that is read once.
     reason: Literal["hidden", "not_parquet", "same_file"]
     files: int
     examples: tuple[str, ...]  # names of a few of them

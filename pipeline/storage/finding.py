@@ -23,6 +23,10 @@ from pipeline.storage.retries import answers_of
 _PARQUET_NAME = re.compile(
     r"\.(parquet|parq|pqt|pq)(\.(gz|gzip|snappy|zst|zstd|lz4|br|lzo))?$", re.I
 )
+# Files that lie beside a table; where only their folder is named, they are not looked into.
+_OTHER_NAME = re.compile(
+    r"\.(txt|csv|tsv|jsonl?|ndjson|md|log|xml|ya?ml|html?|pdf|py|sql|orc|avro)$", re.I
+)
 # Files that a writer has not finished.
 _UNFINISHED = (".tmp", ".inprogress", "._COPYING_")
 _MAGIC = (b"PAR1", b"PARE")  # PARE: the footer is encrypted
@@ -147,7 +151,7 @@ class _Search:
             self.found.files.append(file)
             if not named:
                 self._in_folder.append(file.name)
-        elif file.bytes < _SMALLEST:
+        elif file.bytes < _SMALLEST or (not named and _OTHER_NAME.search(file.name)):
             self.found.leave_out("not_parquet", file.name)
         else:
             (self._named if named else self._unnamed).append(file)
@@ -167,9 +171,9 @@ class _Search:
             raise InputError(
                 f"Parquet without names that say so: {len(others)} files ({some}), beside "
                 f"{len(self._in_folder)} with such names ({min(self._in_folder)}); reading only "
-                "some would lose rows. To take all of them, name them by a glob that ends in *, such as "
-                f"{self.location.rstrip('/')}/**/*; to leave those out, by one that ends in the "
-                "names of the others, such as **/*.parquet"
+                "some would lose rows. To take all of them, name them by a glob that ends in *, "
+                f"such as {self.location.rstrip('/')}/**/*; to leave those out, by one that ends "
+                "in the names of the others, such as **/*.parquet"
             )
         for file in undecided:
             if holds[file.url]:
