@@ -59,6 +59,8 @@ def known_facts(
     meta = json.loads((shards.schema.metadata or {}).get(_METADATA_KEY, "{}")) if shards else {}
     if shards is None or meta.get("columns") != list(selection.all):
         return {}
+    if selection.globs and not meta.get("globs"):
+        return {}  # of a version that did not check the globs in every shard
     schemas = [decode_schema(text) for text in meta["schemas"]]
     names = ("url", "version", "bytes", "schema", "widths", "row_group_rows", "row_group_bytes")
     rows = zip(*(shards[name].to_pylist() for name in names), strict=True)
@@ -71,7 +73,8 @@ def known_facts(
 
 def with_schemas(shards: pa.Table, selection: Selection, schemas: Sequence[pa.Schema]) -> pa.Table:
     """A table of shards with what ``known_facts`` needs of the schemas that it refers to."""
-    content = {"columns": selection.all, "schemas": [encode_schema(schema) for schema in schemas]}
+    encoded = [encode_schema(schema) for schema in schemas]
+    content = {"columns": selection.all, "schemas": encoded, "globs": selection.globs}
     return shards.replace_schema_metadata({_METADATA_KEY: json.dumps(content)})
 
 
@@ -82,7 +85,9 @@ def shard_facts(
     footer = read_footer(file)
     if not sum(footer.rows):
         return ShardFacts(None, (), footer.rows, [0] * len(footer.rows))
-    selection.check(with_hive_columns(footer.schema, file.url, hive_types), file.name)
+    schema = with_hive_columns(footer.schema, file.url, hive_types)
+    selection.check_globs(schema, file.name)
+    selection.check(schema, file.name)
     own = [name for name in selection.all if name in footer.schema.names]
     schema = pa.schema([footer.schema.field(name).remove_metadata() for name in own])
     vectors = [n for n in selection.features if n in own and is_vector(schema.field(n).type)]

@@ -20,6 +20,21 @@ def hive_values(url: str) -> dict[str, str | None]:
     return values
 
 
+def folders_above(urls: Iterable[str], roots: Iterable[str]) -> set[str]:
+    """Columns that only folders above these roots have; each URL lies below one of them."""
+    above, below = set[str](), set[str]()
+    tops = {root.rstrip("/") for root in roots}
+    for url in urls:
+        folder = url.rpartition("/")[0]
+        while folder and folder not in tops:
+            name, separator, _ = folder.rpartition("/")[2].partition("=")
+            if separator and name:
+                below.add(unquote(name))
+            folder = folder.rpartition("/")[0]
+        above.update(hive_values(f"{folder}/"))
+    return above - below
+
+
 def hive_types_of(urls: Iterable[str]) -> dict[str, pa.DataType]:
     """Types of folder columns: int64 where all values are integers, else string."""
     values: dict[str, set[str]] = {}

@@ -25,12 +25,12 @@ from pipeline.input.footers import (
     shard_facts,
     with_schemas,
 )
-from pipeline.input.hive import hive_types_of, with_hive_columns
+from pipeline.input.hive import folders_above, hive_types_of, with_hive_columns
 from pipeline.input.lake_tables.recognition import refuse_lake_table
 from pipeline.input.profiled_columns import explained_columns
 from pipeline.input.selection import Selection, listed, unified
 from pipeline.storage import FoundFile, Store, absolute, why
-from pipeline.storage.finding import Found, Reason, each_once, find_parquet
+from pipeline.storage.finding import Found, Reason, each_once, find_parquet, root_of
 from pipeline.storage.overlap import overlap
 
 # Footers wait for the network, not the processor; more than this only queues at the endpoint.
@@ -245,7 +245,11 @@ def _selection(
             if sum(footer.rows):
                 schema = with_hive_columns(footer.schema, file.url, hive_types)
                 explained_columns(config.explain.columns, schema, file.name)  # raises
-                return Selection.of(config, schema, file.name, hive_types)
+                roots = map(root_of, config.source.locations)
+                above = folders_above((f.url for f in files), roots) if hive_types else ()
+                # A column of the file itself is no folder's.
+                above = set(above) - set(footer.schema.names)
+                return Selection.of(config, schema, file.name, hive_types, above)
         start, some = start + some, min(2 * some, _SHARDS_AHEAD)
     check_bound(config, bad, len(files))
     check_enough_rows(config, 0)

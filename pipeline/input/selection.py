@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import json
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -57,6 +58,9 @@ class Selection:
     label: str | None
     types: Mapping[str, str]  # types of the features that the config gives one
     folders: frozenset[str]  # features whose values are in the names of folders
+    globs: tuple[str, ...]  # patterns among the features of the config
+    unglobbed: frozenset[str]  # columns that no glob matches; see ``of``
+    first_shard: str  # name of the shard that the globs were resolved against
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -65,18 +69,36 @@ class Selection:
 
     @classmethod
     def of(
-        cls, config: Config, schema: pa.Schema, shard: str, hive_types: Mapping[str, pa.DataType]
+        cls,
+        config: Config,
+        schema: pa.Schema,
+        shard: str,
+        hive_types: Mapping[str, pa.DataType],
+        folders_above: Collection[str] = (),
     ) -> Selection:
-        """Resolve the config's globs against the schema of the first shard that has rows."""
+        """Resolve the config's globs against the first shard that has rows.
+
+        Keys, the label, the columns of folders above the source, and pandas' index are no features
+        because a glob matches them; each can be named.
+
+        Args:
+            config: The settings.
+            schema: Schema of the shard with its folders, and with the file's metadata.
+            shard: Name of the shard.
+            hive_types: Types of the columns in the names of folders.
+            folders_above: Those of them that only folders above the source have.
+        """
         features: list[str] = []
+        globs: list[str] = []
+        unglobbed = {*config.source.keys, *folders_above}
+        unglobbed |= {config.evaluate.label} if config.evaluate.label else set()
         for pattern in config.source.feature_patterns:
             if pattern in schema.names or not re.search(r"[*?\[]", pattern):
                 features.append(pattern)
                 continue
-            # Keys and the label are no features, although a glob may match them.
-            others = {*config.source.keys, config.evaluate.label}
-            matches = fnmatch.filter(schema.names, pattern)
-            matches = [name for name in matches if name not in others]
+            globs.append(pattern)
+            others = unglobbed | pandas_index(schema)
+            matches = [n for n in fnmatch.filter(schema.names, pattern) if n not in others]
             if not matches:
                 raise InputError(
                     f"source.features: {pattern} matches no column of shard {shard}; "
@@ -93,7 +115,10 @@ class Selection:
         typed = {name: config.source.feature(name) for name in features}
         types = {name: feature.type for name, feature in typed.items() if feature}
         folders = frozenset(features) & hive_types.keys()
-        return cls(tuple(features), tuple(dict.fromkeys(carried)), label, types, folders)
+        return cls(
+            *(tuple(features), tuple(dict.fromkeys(carried)), label, types, folders),
+            *(tuple(globs), frozenset(unglobbed), shard),
+        )
 
     def type_of(self, name: str, kind: pa.DataType) -> ColumnType | None:
         """The type of a feature column of this Arrow type; None: plain numbers, or no feature."""
@@ -102,6 +127,23 @@ class Selection:
         if given is None and (number_type(kind) is not None or name in self.folders):
             return None
         return column_type(kind) if given in (None, "auto") else typing.cast(ColumnType, given)
+
+    def check_globs(self, schema: pa.Schema, shard: str) -> None:
+        """Check that the globs match in a shard what they match in the first one.
+
+        ``schema`` is that of the shard with its folders, and with the file's metadata.
+
+        Raises:
+            InputError: One of the two shards lacks a column that the other has.
+        """
+        known = {*self.features, *self.unglobbed}
+        for pattern in self.globs:
+            here = set(fnmatch.filter(schema.names, pattern)) - pandas_index(schema)
+            there = set(fnmatch.filter(self.features, pattern))
+            if more := sorted(here - known):
+                raise _differs(more[0], pattern, shard, self.first_shard)
+            if fewer := sorted(there - set(schema.names)):
+                raise _differs(fewer[0], pattern, self.first_shard, shard)
 
     def check(self, schema: pa.Schema, shard: str) -> None:
         """Check that a shard has all columns, of types that fit.
@@ -173,6 +215,23 @@ class Selection:
                     f"means in shard {first_shard}; write the column with one type, or set its "
                     "type in source.features"
                 )
+
+
+def _differs(column: str, pattern: str, having: str, lacking: str) -> InputError:
+    return InputError(
+        f"source.features: {pattern} matches column {column} of shard {having}, which shard "
+        f"{lacking} lacks; a glob must match the same columns in all shards. Write the column to "
+        "every shard, or name the columns one by one"
+    )
+
+
+def pandas_index(schema: pa.Schema) -> set[str]:
+    """Columns of a file that pandas wrote as the index of a frame."""
+    try:
+        index = json.loads((schema.metadata or {}).get(b"pandas", "{}"))["index_columns"]
+    except (KeyError, TypeError, ValueError):
+        return set()
+    return {name for name in index if isinstance(name, str)}  # a range is no column
 
 
 def unified(schemas: Sequence[tuple[str, pa.Schema]], names: Sequence[str]) -> pa.Schema:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fnmatch
 import glob
+import itertools
 import os
 import re
 import stat
@@ -86,6 +87,16 @@ def find_parquet(location: str) -> Found:
     for file in further:
         found.leave_out("same_file", file.name)
     return found
+
+
+def root_of(location: str) -> str:
+    """The folder that the files of a location lie in, or below."""
+    location = absolute(location).rstrip("/") or "/"
+    if not location.startswith(S3_SCHEME):
+        root, _ = _split(location)
+        return root if os.path.isdir(root) else os.path.dirname(root)
+    parts = itertools.takewhile(lambda part: not glob.has_magic(part), location.split("/"))
+    return "/".join(parts)
 
 
 def each_once(files: Iterable[FoundFile]) -> tuple[list[FoundFile], list[FoundFile]]:
