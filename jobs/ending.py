@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import os
 import sys
 import threading
@@ -21,6 +22,7 @@ def end_process(main: Callable[[], int | None]) -> NoReturn:
     end would then wait without limit for threads of executors, for handlers of ``atexit`` and for
     native libraries. Here the handlers have ``CLEANUP_SECONDS``, and the rest is left out.
     """
+    print_any_character()
     try:
         code: int | str | None = main()
     except SystemExit as end:
@@ -34,6 +36,13 @@ def end_process(main: Callable[[], int | None]) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
             stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def print_any_character() -> None:
+    """Print a replacement for a character that the terminal's encoding lacks, and never fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def ends_within(seconds: float, action: Callable[[], object]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from jobs.arguments import checked_ds, of_ds
 from jobs.attempt import Attempt
 from jobs.console import print_summary
+from jobs.ray_address import check_ray_settings
 from jobs.session import Screen, configured, keep_to_this_machine, listen, own_screen
 from pipeline import logs
 from pipeline.artifacts.records import Artifact
@@ -45,6 +46,7 @@ def run_night(
         failed: PipelineError | None = None
         result: Artifact | None = None
         try:
+            check_ray_settings()
             config = of_ds(configured(config_path, overrides), checked_ds(ds))
             attempt = Attempt(config, ds, run_id, screen, by_schedule=by_schedule)
             logs.begin(attempt.run_id, pipeline=Path(config_path).stem)

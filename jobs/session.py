@@ -7,7 +7,6 @@ import getpass
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from jobs.ending import ends_within
+from jobs.ray_address import check_head, check_ray_settings, wrong_token
 from pipeline import logs
 from pipeline.config import Config, load_config
 from pipeline.distributed.private_ray import listen_locally
@@ -74,7 +74,12 @@ def own_screen() -> Iterator[Screen]:
     for descriptor in (1, 2):
         os.dup2(handle, descriptor)
     os.close(handle)
-    out, err = (os.fdopen(os.dup(d), "w", buffering=1, encoding="utf-8") for d in saved)
+    out, err = (
+        os.fdopen(
+            os.dup(d), "w", buffering=1, encoding=stream.encoding or "utf-8", errors="replace"
+        )
+        for d, stream in zip(saved, (sys.stdout, sys.stderr), strict=True)
+    )
     handlers = [logs.handler(sys.stderr, how)]
     if how == "json":
         handlers.append(logs.handler(err, how))
@@ -152,15 +157,17 @@ def connect_ray() -> None:
     """Connect to the cluster at RAY_ADDRESS, or start one on this machine.
 
     Raises:
+        ConfigError: The environment names no cluster, or one that asks for another token.
         TransientError: It can't be reached.
     """
     import ray
 
     if not ray.is_initialized():
+        check_ray_settings()
         address = os.environ.get("RAY_ADDRESS")
         try:
             if address:
-                _require_listener(address)
+                check_head(address)
                 # Its nodes do not have this process's environment. They get the object store's
                 # address, but no credentials: Ray shows these variables to everybody.
                 variables = s3.settings_for_workers()
@@ -168,18 +175,13 @@ def connect_ray() -> None:
                 ray.init(address=address, log_to_driver=True, runtime_env=environment)
             else:
                 ray.init(address="local", include_dashboard=False, log_to_driver=True)
+        except ray.exceptions.AuthenticationError as error:
+            raise wrong_token(address or "local", error) from error
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             where = f"the cluster at RAY_ADDRESS={address}" if address else "Ray on this machine"
             raise TransientError(
                 f"{where} cannot be reached: {why(error)}; check that it runs, or unset RAY_ADDRESS"
             ) from error
-
-
-def _require_listener(address: str) -> None:
-    """Raise an OSError at once if nothing listens: Ray would retry for minutes, and then exit."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if separator and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def stop_ray() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from jobs import cli, ending, session
+from jobs.ending import print_any_character
 
 # A thread that nobody ends, and a handler that hangs: either kept a process forever.
 HANGS = """
@@ -67,3 +69,16 @@ def test_the_command_ends_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "argv", ["dec", "check", "missing.yaml"])
     ending.end_process(cli.app)
     assert ended[1:] == [2]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_a_character_that_the_terminal_lacks_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # none that could be told so
+    print_any_character()
+    print("≤ 日本 \udcff")
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"? ?? ?\n"

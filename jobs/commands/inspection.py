@@ -95,7 +95,7 @@ def show_plan(
     config = of_ds(configured(config_path, overrides), checked_ds(ds))
     plan = make_plan(config, nodes, measure=measure, ds=ds)
     if as_json:
-        print(plan.model_dump_json(indent=2))
+        print(json.dumps(plan.model_dump(mode="json"), indent=2))
         return
     console = Console(soft_wrap=True)
     console.print(config.to_yaml(), end="", highlight=False, markup=False)
@@ -145,7 +145,7 @@ def show_comparison(config_path: str, overrides: Sequence[str], run_id: str, as_
     """Print the estimate of a run beside its measured times."""
     comparison = compare(Store(configured(config_path, overrides).output), run_id)
     if as_json:
-        print(comparison.model_dump_json(indent=2))
+        print(json.dumps(comparison.model_dump(mode="json"), indent=2))
     else:
         print_comparison(Console(soft_wrap=True), comparison)
 

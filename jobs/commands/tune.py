@@ -13,6 +13,7 @@ import pipeline
 from jobs.arguments import checked_ds, checked_run_id, of_ds
 from jobs.commands.tune_results import print_result
 from jobs.commands.tune_search import run_trials
+from jobs.ray_address import check_ray_settings
 from jobs.session import (
     Screen,
     configured,
@@ -58,6 +59,7 @@ def tune_config(
     """
     keep_to_this_machine()  # before anything imports Ray
     # Mistakes in config, input or range show before anything starts.
+    check_ray_settings()
     given = configured(config_path, overrides)
     tuner = _Tuner(given, of_ds(given, checked_ds(request.ds)), request)
     listen()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,97 @@ def test_wrong_settings(
     refused(dec("plan", settings=with_setting(settings, setting, value)), code, *words)
     assert not (tmp_path / "lake").exists()
     assert not (tmp_path / "input/lake").exists()
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray does not start."""
+
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ray.init", start)
+    monkeypatch.setattr("jobs.attempt.start_ray", start)
+
+
+def link(path: Path, target: str) -> None:
+    path.symlink_to(target)
+
+
+def with_x2(folder: Path) -> None:
+    table = pq.read_table(folder / "shard-2.parquet")
+    replace_shard(folder, table.append_column("x2", table["label"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "setting", "value", "code", "words"),
+    [
+        (
+            lambda folder: (folder / "shard-2.parquet").rename(folder / "shard-2"),
+            *("source.nulls", "error", INPUT),
+            ["source.path=", "Parquet without names that say so: 1 files (shard-2)", "/**/*"],
+        ),
+        (
+            lambda folder: link(folder / "day=2", "gone"),
+            *("source.nulls", "error", INPUT),
+            ["input/day=2 is a link to gone, which does not exist"],
+        ),
+        (
+            lambda folder: link(folder.parent / "way", "input"),
+            *("output", "way/lake", CONFIG),
+            ["output=way/lake lies in source.path="],
+        ),
+        (lambda _: None, "output", ".", CONFIG, ["output=. lies above source.path="]),
+        (lambda _: None, "output", "gs://bucket/lake", CONFIG, ["output='gs://bucket/lake'"]),
+        (lambda _: None, "source.path", "S3://b/in", CONFIG, ["write s3://b/in"]),
+        (
+            *(with_x2, "source.features", ["x*"], INPUT),
+            ["matches column x2 of shard shard-2.parquet", "shard shard-0.parquet lacks"],
+        ),
+    ],
+)
+def test_files_that_are_refused(
+    dec: Dec,
+    settings: dict[str, Any],
+    table_folder: Path,
+    tmp_path: Path,
+    no_ray: None,
+    change: Callable[[Path], object],
+    setting: str,
+    value: Any,
+    code: int,
+    words: list[str],
+) -> None:
+    change(table_folder)
+    refused(dec("run", settings=with_setting(settings, setting, value)), code, *words)
+    assert not (tmp_path / "lake/snapshots").exists()
+    assert not (table_folder / "lake").exists()
+
+
+def test_delta_table_that_its_readers_would_not_find(
+    dec: Dec, settings: dict[str, Any], tmp_path: Path, no_ray: None
+) -> None:
+    settings |= {"output": str(tmp_path / "lake%41"), "lake": {"format": "delta"}}
+    refused(dec("run", settings=settings), CONFIG, "lake%41 holds %41", "lake.format: parquet")
+
+
+def test_files_that_are_left_out_are_counted(
+    dec: Dec, settings: dict[str, Any], table_folder: Path
+) -> None:
+    (table_folder / "_SUCCESS").touch()
+    link(table_folder / "again.parquet", "shard-1.parquet")
+    expected = [
+        {"reason": "hidden", "files": 1, "examples": ["_SUCCESS"]},
+        {"reason": "same_file", "files": 1, "examples": ["again.parquet"]},
+    ]
+    for command in ("check", "plan"):
+        assert dec(command, "--json", settings=settings).json["left_out"] == expected
+    shown = dec("check", settings=settings).out.splitlines()
+    assert shown[:2] == [
+        "left out of source.path: 1 hidden or unfinished (_SUCCESS)",
+        "left out of source.path: 1 another path of a file that is read (again.parquet)",
+    ]
+    assert "1 hidden or unfinished (_SUCCESS)" in dec("plan", settings=settings).out
 
 
 def test_no_parquet_there(dec: Dec, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -32,8 +33,10 @@ from pipeline.errors import (
     CommitConflict,
     CommitError,
     CommitStateUnknown,
+    ConfigError,
 )
 from pipeline.lake import snapshots
+from pipeline.lake.tables import check_table, open_table
 from pipeline.stages import publish as publishing
 from pipeline.storage import Store
 
@@ -240,3 +243,41 @@ def test_the_audit_finds_rows_that_are_missing(config: Config) -> None:
     ):
         night.table.prepare(wrong)
     assert len(with_pyiceberg(config)) == 0  # main has not moved
+
+
+# --------------------------------------------------------------------------- odd names of lakes
+
+
+@pytest.mark.parametrize(
+    "name", ["lake%41", "a%2Fb", "100%", "lake?", "a#b", "a b+ü&c=d", "日本[1]"]
+)
+def test_odd_location_works_or_is_refused_at_once(
+    tmp_path: Path, config: Config, name: str
+) -> None:
+    config = config_of(tmp_path / name, config.lake.format)
+    if config.lake.format == "delta" and name in ("lake%41", "a%2Fb"):
+        with pytest.raises(ConfigError, match=r"output=.* holds %(41|2F), which readers of"):
+            check_table(config, Store(config.output))
+        assert list(tmp_path.iterdir()) == []
+        return
+    check_table(config, Store(config.output))
+    night = Night(config, "a", "2026-01-01", range(50))
+    night.publish()
+    for read in READERS[config.lake.format]:
+        if not ("duckdb" in read.__name__ and "[" in name):  # DuckDB takes a path for a glob
+            assert rows_of(read(config)) == expected(night), read.__name__
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # and no folder beside it
+
+
+@pytest.mark.parametrize(
+    ("table_format", "refused"),
+    [("parquet", ""), ("iceberg", "?#"), ("delta", "?#\\")],
+)
+def test_odd_location_in_a_store(table_format: str, refused: str) -> None:
+    for character in "?#\\ü +&=":
+        config = config_of(
+            f"s3://bucket/a{character}b", table_format, catalog={"type": "in-memory"}
+        )
+        refusal = pytest.raises(ConfigError, match="readers of") if character in refused else None
+        with refusal or contextlib.nullcontext():
+            open_table(config, Store(config.output))

@@ -29,7 +29,7 @@ from pipeline.errors import (
 )
 from pipeline.lake.snapshots import Partition, read_file_list
 from pipeline.lake.tables.columns import check_columns, check_same_columns
-from pipeline.storage import Store, open_input, why
+from pipeline.storage import S3_SCHEME, Store, open_input, why
 
 # Each lost race means that another writer committed to the table; more than this is a livelock.
 ATTEMPTS = 20
@@ -114,7 +114,8 @@ def open_table(config: Config, lake: Store) -> Table | None:
     """The table that the config asks for; None for plain Parquet.
 
     Raises:
-        ConfigError: Its library is not installed, or its catalog cannot be used.
+        ConfigError: Its library is not installed, its catalog cannot be used, or the location of
+            the lake has characters that readers of the format misread.
     """
     table_format = config.lake.format
     if table_format == "parquet":
@@ -124,6 +125,7 @@ def open_table(config: Config, lake: Store) -> Table | None:
             f"lake.format={table_format} needs {_LIBRARY[table_format]}, which is not installed; "
             f"run: pip install 'dec-pipeline[{table_format}]'"
         )
+    _check_location(table_format, lake)
     if table_format == "iceberg":
         from pipeline.lake.tables.iceberg import IcebergTable
 
@@ -131,6 +133,18 @@ def open_table(config: Config, lake: Store) -> Table | None:
     from pipeline.lake.tables.delta import DeltaLakeTable
 
     return DeltaLakeTable(lake)
+
+
+def _check_location(table_format: str, lake: Store) -> None:
+    # deltalake decodes %41 in a path as it does in a URL; as URLs, ? and # end a path for both.
+    misread = {"delta": r"%[0-9A-Fa-f]{2}|\\", "iceberg": r"(?!)"}[table_format]
+    if lake.url.startswith(S3_SCHEME):
+        misread += r"|[?#]"
+    if found := re.search(misread, lake.url):
+        raise ConfigError(
+            f"output={lake.url} holds {found[0]}, which readers of lake.format={table_format} take "
+            "for something else; give a location without it, or lake.format: parquet"
+        )
 
 
 def check_table(config: Config, lake: Store, columns: pa.Schema | None = None) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -72,7 +74,8 @@ class IcebergTable:
         properties = dict(settings.catalog)
         if not properties:
             self._sqlite = lake.locate(f"{_FOLDER}/catalog.db")
-            properties = {"type": "sql", "uri": f"sqlite:///{self._sqlite}"}
+            path = re.sub("[%?#]", lambda found: quote(found[0]), self._sqlite)  # not a URL's
+            properties = {"type": "sql", "uri": f"sqlite:///{path}"}
         self._properties = {"py-io-impl": _FILE_IO} | properties
         self._catalog: Catalog | None = None
 
