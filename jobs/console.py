@@ -226,7 +226,8 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         facts.append(("k-means", found))
     if start := summary.start:
         others = [f"{n} {v:.2f}" for n, v in start.agreement.items() if n != start.rule]
-        found = f"{start.count:,} cells merged by {start.rule}; {start.starts} starts agree by "
+        found = f"{start.count:,} cells of {start.space} merged by {start.rule}; "
+        found += f"{start.starts} starts agree by "
         found += f"{start.agreement[start.rule]:.2f} ({', '.join(others)}); "
         found += f"least firm cluster {min(start.firmness):.2f}"
         facts.append(("start", found))

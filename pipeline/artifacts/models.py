@@ -70,6 +70,7 @@ class MergedCells(Record):
     Attributes:
         cells: Parquet file with one row a cell: the cluster that it was merged into, its centroid.
         count: Number of cells.
+        space: Whether they are cells of embeddings, or of scaled rows.
         starts: Number of starts, of which this is the one that agrees most with the others.
         rule: Rule of merging.
         agreement: How far the starts agree, by rule.
@@ -78,6 +79,7 @@ class MergedCells(Record):
 
     cells: StoredFile
     count: int
+    space: Literal["embeddings", "features"]
     starts: int
     rule: str
     agreement: dict[str, float]

@@ -74,7 +74,10 @@ def find_first_clusters(
     merged = None
     if config.centroids.start == "merged":
         merged = merged_start(
-            points_ND, clusters, starts=config.centroids.restarts, seed=config.seed
+            {"embeddings": points_ND, "features": x_NF},
+            clusters,
+            starts=config.centroids.restarts,
+            seed=config.seed,
         )
     factor = spread_factor(
         config.embedding.spread, found.objective / len(points_ND), len(points_ND[0])

@@ -6,8 +6,9 @@ rules score a pair: the gain in modularity, which suits classes of similar size,
 edges between them, E_ij / (n_i · n_j)^p, which does not care for sizes, or with p below 1 prefers
 to let large groups grow.
 
-The result depends on the cells, so merging is started several times. Per rule, the partition that
-agrees best with all others is kept, never the best by a score.
+The result depends on the cells, so merging is started several times, both on the scaled rows, which
+depend on no network, and on their embeddings. Per rule, the partition that agrees best with all
+others of both spaces is kept, never the best by a score.
 
 Shape letters: N points, D dimensions, C cells, M neighbours of a point, K clusters, S starts.
 """
@@ -30,6 +31,8 @@ from pipeline.clustering.quality import contingency_of, nearest_neighbours, sepa
 log = logging.getLogger(__name__)
 
 Rule = float | Literal["modularity"]
+# Where a start makes its cells.
+Space = Literal["embeddings", "features"]
 
 # Names of the rules. Of the first two, the starts agree more on the one that is right; the third is
 # for tables with one class of most rows.
@@ -42,7 +45,8 @@ _LEAST_CELLS, _CELLS_PER_CLUSTER, _MOST_CELLS = 200, 5, 4_000
 _ROWS, _ROWS_PER_CELL, _LEAST_ROWS_PER_CELL = 20_000, 20, 8
 # Multiplications that the cells of all starts may take: about a minute on two cores.
 WORK = 2 * 10**12
-# Lead in separation that the rule for uneven tables needs. Decision 0039 has the measurements.
+# Lead in separation that the rule for uneven tables needs, in either space. Decision 0039 has the
+# measurements.
 _LEAD = 0.3
 
 
@@ -51,16 +55,18 @@ class MergedStart:
     """A partition of merged cells, and how far other starts agree with it.
 
     Attributes:
-        cells_CD: Centroids of the cells.
+        space: Space of the cells.
+        cells_CD: Centroids of the cells, of embeddings or of scaled rows.
         cluster_C: Cluster of each cell.
-        centroids_KD: Means of the clusters' points.
+        centroids_KD: Means of the clusters' embeddings.
         rule: Rule of merging, a key of ``RULES``.
         agreement: Mean adjusted Rand index between two starts, by rule.
         firmness_K: For each cluster, the mean over the other starts of its Jaccard index with the
             cluster there that is most like it: 1 where all starts find it.
-        starts: Number of starts.
+        starts: Number of starts, in both spaces.
     """
 
+    space: Space
     cells_CD: NDArray[np.float32]
     cluster_C: NDArray[np.int64]
     centroids_KD: NDArray[np.float32]
@@ -70,9 +76,10 @@ class MergedStart:
     starts: int
 
     def scaled(self, factor: float) -> MergedStart:
-        """The same of points that are multiplied with a factor."""
+        """The same of embeddings that are multiplied with a factor."""
         by = np.float32(factor)
-        return replace(self, cells_CD=self.cells_CD * by, centroids_KD=self.centroids_KD * by)
+        cells_CD = self.cells_CD * by if self.space == "embeddings" else self.cells_CD
+        return replace(self, cells_CD=cells_CD, centroids_KD=self.centroids_KD * by)
 
 
 def cells_and_rows(rows: int, clusters: int) -> tuple[int, int]:
@@ -87,52 +94,57 @@ def cells_and_rows(rows: int, clusters: int) -> tuple[int, int]:
 
 
 def merged_start(
-    points_ND: NDArray[np.float32], clusters: int, *, starts: int, seed: int
+    spaces: Mapping[Space, NDArray[np.float32]], clusters: int, *, starts: int, seed: int
 ) -> MergedStart | None:
     """Merge the cells of several over-clusterings, and keep the one that the others agree with.
 
     Args:
-        points_ND: Embeddings, at least ``clusters`` of them.
+        spaces: The same rows in each space, shape (rows, its dimensions); at least ``clusters``.
         clusters: K.
-        starts: S, at most; of large samples fewer, to bound the time.
+        starts: Starts in each space, at most; of large samples fewer, to bound the time.
         seed: Same seed and points, same result.
 
     Returns:
         The start; None where merging cannot help, which is logged.
     """
-    cells, rows = cells_and_rows(len(points_ND), clusters)
+    embedding_ND = spaces["embeddings"]
+    cells, rows = cells_and_rows(len(embedding_ND), clusters)
     if not cells:
-        sampled = len(points_ND)
+        sampled = len(embedding_ND)
         too_few = sampled < 2 * clusters * _LEAST_ROWS_PER_CELL
         why = f"{sampled:,} sampled rows are too few" if too_few else "they are too many"
         log.info("first centroids of %d clusters are those of k-means: %s", clusters, why)
         return None
-    drawn = np.random.default_rng(seed).permutation(len(points_ND))[:rows]
-    some_ND = np.ascontiguousarray(points_ND[drawn])
+    drawn = np.random.default_rng(seed).permutation(len(embedding_ND))[:rows]
     few = max(_LEAST_NEIGHBOURS, rows // (_NEIGHBOURS_PER_CLUSTER * clusters))
-    near_NM = nearest_neighbours(some_ND, rows, min(_NEIGHBOURS, few))
-    starts, iterations = affordable(
-        some_ND.size * cells, restarts=starts, iterations=ITERATIONS, work=WORK
-    )
-    found = [
-        _Cells.of(some_ND, near_NM, cells, iterations, seed + number) for number in range(starts)
-    ]
+    found: list[_Cells] = []
+    near: list[NDArray[np.int64]] = []
+    for space, points_ND in spaces.items():
+        some_ND = np.ascontiguousarray(points_ND[drawn])
+        near.append(nearest_neighbours(some_ND, rows, min(_NEIGHBOURS, few)))
+        number, iterations = affordable(
+            some_ND.size * cells, restarts=starts, iterations=ITERATIONS, work=WORK
+        )
+        found += [
+            _Cells.of(space, some_ND, near[-1], cells, iterations, seed + n) for n in range(number)
+        ]
     medoids = {name: _medoid(found, clusters, rule) for name, rule in RULES.items()}
-    name = _best_rule(medoids, near_NM, clusters)
+    name = _best_rule(medoids, near, clusters)
     chosen = medoids[name]
-    centers_CD = found[chosen.number].means_CD
-    labels_N = chosen.cluster_C[nearest_centroid(points_ND, centers_CD)]
+    best = found[chosen.number]
+    labels_N = chosen.cluster_C[nearest_centroid(spaces[best.space], best.means_CD)]
     rows_K = np.bincount(labels_N, minlength=clusters)
-    centroids_KD = np.zeros((clusters, points_ND.shape[1]))
-    np.add.at(centroids_KD, labels_N, points_ND)
+    centroids_KD = np.zeros((clusters, embedding_ND.shape[1]))
+    np.add.at(centroids_KD, labels_N, embedding_ND)
     return MergedStart(
-        cells_CD=centers_CD,
+        space=best.space,
+        cells_CD=best.means_CD,
         cluster_C=chosen.cluster_C,
         centroids_KD=(centroids_KD / np.maximum(rows_K, 1)[:, None]).astype(np.float32),
         rule=name,
         agreement={name: medoid.agreement for name, medoid in medoids.items()},
         firmness_K=chosen.firmness_K,
-        starts=starts,
+        starts=len(found),
     )
 
 
@@ -140,6 +152,7 @@ def merged_start(
 class _Cells:
     """One over-clustering, without empty cells."""
 
+    space: Space
     labels_N: NDArray[np.int64]
     means_CD: NDArray[np.float32]
     rows_C: NDArray[np.int64]
@@ -148,6 +161,7 @@ class _Cells:
     @classmethod
     def of(
         cls,
+        space: Space,
         points_ND: NDArray[np.float32],
         near_NM: NDArray[np.int64],
         cells: int,
@@ -159,7 +173,7 @@ class _Cells:
             nearest_centroid(points_ND, found.centroids_KD), return_inverse=True
         )
         edges_CC = neighbour_pairs(near_NM, labels_N, len(used))
-        return cls(labels_N, found.centroids_KD[used], np.bincount(labels_N), edges_CC)
+        return cls(space, labels_N, found.centroids_KD[used], np.bincount(labels_N), edges_CC)
 
 
 @dataclass(frozen=True)
@@ -202,21 +216,25 @@ def _jaccards(ours_N: NDArray[np.int64], theirs_N: NDArray[np.int64]) -> NDArray
     return best_K
 
 
-def _best_rule(medoids: Mapping[str, _Medoid], near_NM: NDArray[np.int64], clusters: int) -> str:
+def _best_rule(
+    medoids: Mapping[str, _Medoid], near: Sequence[NDArray[np.int64]], clusters: int
+) -> str:
     """The rule on which the starts agree most, as partitions and cluster by cluster.
 
     Sizes as uneven as the third rule makes them need more than agreement, for starts agree on one
-    huge cluster, too: its clusters must lie far further apart.
+    huge cluster, too: its clusters must lie far further apart, in both spaces.
     """
 
     def agreed(name: str) -> float:
         return medoids[name].agreement * float(medoids[name].firmness_K.mean())
 
     even = max((name for name in medoids if name != _UNEVEN), key=agreed)
-    uneven, other = (
-        separation(near_NM, medoids[name].labels_N, clusters) for name in (_UNEVEN, even)
+    leads = (
+        separation(near_NM, medoids[_UNEVEN].labels_N, clusters)
+        - separation(near_NM, medoids[even].labels_N, clusters)
+        for near_NM in near
     )
-    return _UNEVEN if uneven - other > _LEAD else even
+    return _UNEVEN if min(leads) > _LEAD else even
 
 
 def merge_cells(

@@ -5,7 +5,7 @@ Shape letters: B batch, F features, D embedding, K clusters, C cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -33,20 +33,30 @@ class ClusterModel(nn.Module):
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells of the first embedding, and the cluster that each was merged into.
+    """Cells of scaled rows or of their first embedding, and the cluster each was merged into.
 
     Attributes:
-        centroids_CD: Centroids of the cells, shape (n_cells, embedding).
+        centroids_CD: Centroids of the cells, shape (n_cells, embedding or features).
         cluster_C: Cluster of each cell, shape (n_cells,), int64.
+        embedded: Whether they are cells of embeddings.
     """
 
     centroids_CD: Tensor
     cluster_C: Tensor
+    embedded: bool = True
 
     def to(self, device: torch.device | None) -> Cells:
         """The same on a device; None: unchanged."""
-        return Cells(self.centroids_CD.to(device), self.cluster_C.to(device))
+        return replace(
+            self, centroids_CD=self.centroids_CD.to(device), cluster_C=self.cluster_C.to(device)
+        )
 
-    def cluster_of(self, z_BD: Tensor) -> Tensor:
-        """Cluster of the cell that is nearest to each embedding, shape (batch,)."""
-        return self.cluster_C[squared_distances(z_BD, self.centroids_CD).argmin(dim=1)]
+    def cluster_of(self, x_BF: Tensor, encoder: nn.Module) -> Tensor:
+        """Cluster of the cell that is nearest to each scaled row or its embedding, shape (batch,).
+
+        Args:
+            x_BF: Scaled rows, shape (batch, features).
+            encoder: The first encoder, as the cells know it.
+        """
+        points_BD = encoder(x_BF) if self.embedded else x_BF
+        return self.cluster_C[squared_distances(points_BD, self.centroids_CD).argmin(dim=1)]

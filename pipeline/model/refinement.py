@@ -260,7 +260,7 @@ class Refinement:
         for some_BF in batch_BF.split(self._portion_rows):  # type: ignore[no-untyped-call]
             clean_BF, given_BF, _ = self._given(some_BF, random)
             with torch.no_grad():
-                group_B = self.cells.cluster_of(self.frozen.encoder(clean_BF))
+                group_B = self.cells.cluster_of(clean_BF, self.frozen.encoder)
             log_q_BK = self.model.log_q(given_BF)
             nearest_B = log_q_BK.argmax(dim=1)
             cluster_rows_K += torch.bincount(nearest_B, minlength=len(cluster_rows_K))

@@ -75,11 +75,12 @@ def cells_bytes(cluster_C: NDArray[np.int64], centroids_CD: NDArray[np.float32])
     return parquet_bytes(pa.table({"cluster_id": ids_C, "centroid": vectors(centroids_CD)}))
 
 
-def load_cells(lake: Store, file: StoredFile) -> Cells:
-    """Merged cells, in the order of their clusters."""
+def load_cells(lake: Store, file: StoredFile, *, embedded: bool = True) -> Cells:
+    """Merged cells of embeddings, or of scaled rows, in the order of their clusters."""
     table = lake.read_table(file.path).sort_by("cluster_id")
     cluster_C = torch.from_numpy(table["cluster_id"].to_numpy().astype(np.int64))
-    return Cells(torch.from_numpy(matrix_of(table["centroid"]).copy()), cluster_C)
+    centroids_CD = torch.from_numpy(matrix_of(table["centroid"]).copy())
+    return Cells(centroids_CD, cluster_C, embedded=embedded)
 
 
 def cluster_count(lake: Store, file: StoredFile) -> int:

@@ -115,4 +115,4 @@ def _cells(first: FirstClusters, device: torch.device | None) -> Cells | None:
     if first.merged is None:
         return None
     cells = torch.from_numpy(first.merged.cells_CD), torch.from_numpy(first.merged.cluster_C)
-    return Cells(*cells).to(device)
+    return Cells(*cells, embedded=first.merged.space == "embeddings").to(device)

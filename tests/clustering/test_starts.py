@@ -15,6 +15,7 @@ from pipeline.clustering.starts import (
     RULES,
     MergedStart,
     Rule,
+    Space,
     cells_and_rows,
     merge_cells,
     merged_start,
@@ -72,6 +73,11 @@ def moons(rows: int = 2000) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return points.astype(np.float32), truth
 
 
+def in_both(points: NDArray[np.float32]) -> dict[Space, NDArray[np.float32]]:
+    """As if the encoder left rows as they are."""
+    return {"embeddings": points, "features": points}
+
+
 def labels_of(start: MergedStart, points: NDArray[np.float32]) -> NDArray[np.int64]:
     labels: NDArray[np.int64] = start.cluster_C[nearest_centroid(points, start.cells_CD)]
     return labels
@@ -79,30 +85,50 @@ def labels_of(start: MergedStart, points: NDArray[np.float32]) -> NDArray[np.int
 
 def test_groups_of_any_shape_are_found_where_kmeans_cuts_them() -> None:
     points, truth = moons()
-    start = merged_start(points, 2, starts=5, seed=0)
+    start = merged_start(in_both(points), 2, starts=5, seed=0)
     assert start is not None
     labels = labels_of(start, points)
     assert adjusted_rand_score(truth, labels) > 0.98
     plain = kmeans(points, 2, restarts=5, iterations=20, seed=0)
     assert adjusted_rand_score(truth, nearest_centroid(points, plain.centroids_KD)) < 0.6
-    assert start.starts == 5
+    assert start.starts == 10
     assert start.agreement[start.rule] > 0.95
     assert (start.firmness_K > 0.95).all()
     for k in range(2):
         np.testing.assert_allclose(
             start.centroids_KD[k], points[labels == k].mean(axis=0), rtol=1e-4, atol=1e-5
         )
-    again = merged_start(points, 2, starts=5, seed=0)
+    again = merged_start(in_both(points), 2, starts=5, seed=0)
     assert again is not None
     assert (again.cluster_C == start.cluster_C).all()
-    np.testing.assert_array_equal(start.scaled(3.0).cells_CD, start.cells_CD * np.float32(3))
+
+
+@pytest.mark.parametrize("useless", ["embeddings", "features"])
+def test_cells_are_made_in_the_space_on_which_starts_agree(useless: Space) -> None:
+    """A network that learnt nothing does no harm, nor do rows that only an encoder untangles."""
+    points, truth = moons()
+    spaces = in_both(points)
+    spaces[useless] = np.random.default_rng(0).normal(size=points.shape).astype(np.float32)
+    start = merged_start(spaces, 2, starts=5, seed=0)
+    assert start is not None
+    assert start.space != useless
+    labels = labels_of(start, points)
+    assert adjusted_rand_score(truth, labels) > 0.98
+    means = [spaces["embeddings"][labels == k].mean(axis=0) for k in range(2)]
+    np.testing.assert_allclose(start.centroids_KD, means, rtol=1e-4, atol=1e-5)
+    # Scaling the embeddings scales their cells, and leaves those of rows alone.
+    by = np.float32(3 if start.space == "embeddings" else 1)
+    np.testing.assert_array_equal(start.scaled(3.0).cells_CD, start.cells_CD * by)
+    np.testing.assert_array_equal(
+        start.scaled(3.0).centroids_KD, start.centroids_KD * np.float32(3)
+    )
 
 
 def test_a_cluster_that_few_starts_find_is_less_firm() -> None:
     random = np.random.default_rng(5)
     far, ball = random.normal(8, 0.3, (300, 2)), random.normal(0, 1, (900, 2))
     points = np.concatenate([far, ball]).astype(np.float32)  # and a ball that has no halves
-    start = merged_start(points, 3, starts=7, seed=0)
+    start = merged_start(in_both(points), 3, starts=7, seed=0)
     assert start is not None
     firmness = start.firmness_K[labels_of(start, points)]
     assert np.median(firmness[:300]) > 0.98
@@ -116,7 +142,8 @@ def test_where_merging_cannot_help_kmeans_is_the_start(
     rows: int, clusters: int, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        assert merged_start(np.zeros((rows, 2), np.float32), clusters, starts=2, seed=0) is None
+        spaces = in_both(np.zeros((rows, 2), np.float32))
+        assert merged_start(spaces, clusters, starts=2, seed=0) is None
     assert why in caplog.text
 
 

@@ -275,6 +275,7 @@ class Made:
             merged=MergedCells(
                 cells=none,
                 count=200,
+                space="features",
                 starts=9,
                 rule="density",
                 agreement={"modularity": 0.71, "density": 0.83},

@@ -196,9 +196,9 @@ def details(run: RunFiles) -> list[tuple[str, str]]:
         found.append(
             (
                 "Start",
-                f"{start.count:,} cells of the embedded sample, merged into {summary.clusters:,} "
-                f"groups by {start.rule}. {start.starts} starts agree by {rules} (adjusted Rand "
-                "index), so the rule is the one they agree on most.",
+                f"{start.count:,} cells of the sample's {start.space}, merged into "
+                f"{summary.clusters:,} groups by {start.rule}. {start.starts} starts agree by "
+                f"{rules} (adjusted Rand index), so the rule is the one they agree on most.",
             )
         )
     if summary.refine_stopped_by == "passes" and summary.label_change:

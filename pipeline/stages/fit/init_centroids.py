@@ -47,8 +47,11 @@ def _cost(run: CostInputs) -> StageCosts:
     core_s = run.encode_s(rows) + run.kmeans_s(rows, width)
     cells, merged_rows = cells_and_rows(rows, run.config.most_clusters)
     if run.config.centroids.start == "merged" and cells:
-        core_s += run.kmeans_s(merged_rows, width, cells, work=WORK, iterations=CELL_ITERATIONS)
-        core_s += run.distance_s(merged_rows, merged_rows, width)
+        for dimensions in (width, run.manifest.width):
+            core_s += run.kmeans_s(
+                merged_rows, dimensions, cells, work=WORK, iterations=CELL_ITERATIONS
+            )
+            core_s += run.distance_s(merged_rows, merged_rows, dimensions)
     if isinstance(clusters, AutoClusters):
         rows, cells = rows_and_cells(rows, clusters.most)
         start_s = run.kmeans_s(rows, width, cells, restarts=1, iterations=ITERATIONS)
@@ -92,6 +95,7 @@ def init_centroids(
         merged = MergedCells(
             cells=stored("cells.parquet", cells),
             count=len(first.merged.cells_CD),
+            space=first.merged.space,
             starts=first.merged.starts,
             rule=first.merged.rule,
             agreement=dict(first.merged.agreement),

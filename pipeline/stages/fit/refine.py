@@ -50,11 +50,15 @@ def _build(
     loaded = load_autoencoder(lake, centroids.weights, config).to(device)
     centroids_KD = load_centroids(lake, centroids.centroids)
     model = ClusterModel(loaded.encoder, centroids_KD, config.refine.alpha).to(device)
+    cells = None
+    if merged := centroids.merged:
+        embedded = merged.space == "embeddings"
+        cells = load_cells(lake, merged.cells, embedded=embedded).to(device)
     return Refinement(
         model,
         load_scaler(lake, sample.scaler),
         config.refine,
-        cells=load_cells(lake, centroids.merged.cells).to(device) if centroids.merged else None,
+        cells=cells,
         decoder=loaded.decoder,
         augmentation=augmentation_of(config.augment, config.source.image_shape),
         reference=lambda: torch.from_numpy(sampled_features(lake, sample.parts)),
@@ -192,8 +196,8 @@ def _facts(
     if merged := centroids.merged:
         agree = ", ".join(f"{rule} {value:.2f}" for rule, value in merged.agreement.items())
         start += f"""
-- Started from {merged.count:,} cells merged by {merged.rule}; {merged.starts} starts agree by
-  {agree}. Least firm cluster: {min(merged.firmness):.2f}.
+- Started from {merged.count:,} cells of {merged.space}, merged by {merged.rule};
+  {merged.starts} starts agree by {agree}. Least firm cluster: {min(merged.firmness):.2f}.
 - Taught that partition for {model.teaching_passes} passes."""
     return f"""
 - Learnt from {model.rows:,} rows. {start}
