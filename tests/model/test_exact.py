@@ -259,10 +259,13 @@ def test_fifty_steps_follow_the_paper_in_float64(
     assert (theirs_NK.argmax(dim=1) != start_NK.argmax(dim=1)).sum() >= 10
 
 
-def test_taught_steps_follow_the_cross_entropy_in_float64() -> None:
+@pytest.mark.parametrize("embedded", [True, False], ids=["of embeddings", "of scaled rows"])
+def test_taught_steps_follow_the_cross_entropy_in_float64(embedded: bool) -> None:
     rows, clusters, batch_rows, learning_rate, alpha = 320, 4, 32, 3e-3, 1.0
     x = overlapping_rows(rows, features=6, clusters=clusters)
     cells = cells_of(x, torch.float32, clusters)
+    if not embedded:
+        cells = Cells(x[clusters : 4 * clusters].clone(), cells.cluster_C, embedded=False)
     night = refinement_of(
         x,
         clusters,
@@ -279,7 +282,8 @@ def test_taught_steps_follow_the_cross_entropy_in_float64() -> None:
     optimizer = torch.optim.Adam([*encoder.parameters(), mu_KD], lr=learning_rate)
     x64 = x.double()
     with torch.no_grad():  # the group of each row is that of its nearest cell, once and for all
-        distance_NC = torch.cdist(encoder(x64), cells.centroids_CD.double())
+        points = encoder(x64) if embedded else x64
+        distance_NC = torch.cdist(points, cells.centroids_CD.double())
         group_NK = nn.functional.one_hot(cells.cluster_C[distance_NC.argmin(dim=1)], clusters)
     numbers = MemoryRows(torch.arange(rows)[:, None])
     updates = night.run(MemoryRows(x, features=6))
