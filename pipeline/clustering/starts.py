@@ -43,7 +43,8 @@ _NEIGHBOURS, _LEAST_NEIGHBOURS, _NEIGHBOURS_PER_CLUSTER = 20, 5, 10
 ITERATIONS = 20
 _LEAST_CELLS, _CELLS_PER_CLUSTER, _MOST_CELLS = 200, 5, 4_000
 _ROWS, _ROWS_PER_CELL, _LEAST_ROWS_PER_CELL = 20_000, 20, 8
-# Multiplications that the cells of all starts may take: about a minute on two cores.
+# Multiplications that the cells of all starts in a space, or the neighbours of scaled rows, may
+# take: about a minute on two cores.
 WORK = 2 * 10**12
 # Lead in separation that the rule for uneven tables needs, in either space. Decision 0039 has the
 # measurements.
@@ -120,6 +121,11 @@ def merged_start(
     found: list[_Cells] = []
     near: list[NDArray[np.int64]] = []
     for space, points_ND in spaces.items():
+        if space == "features" and rows * rows * points_ND.shape[1] > WORK:
+            log.info(
+                "cells are made of embeddings alone: %d features are too many", points_ND.shape[1]
+            )
+            continue
         some_ND = np.ascontiguousarray(points_ND[drawn])
         near.append(nearest_neighbours(some_ND, rows, min(_NEIGHBOURS, few)))
         number, iterations = affordable(

@@ -47,7 +47,8 @@ def _cost(run: CostInputs) -> StageCosts:
     core_s = run.encode_s(rows) + run.kmeans_s(rows, width)
     cells, merged_rows = cells_and_rows(rows, run.config.most_clusters)
     if run.config.centroids.start == "merged" and cells:
-        for dimensions in (width, run.manifest.width):
+        spaces = [width, run.manifest.width]
+        for dimensions in spaces[: 1 + (merged_rows**2 * run.manifest.width <= WORK)]:
             core_s += run.kmeans_s(
                 merged_rows, dimensions, cells, work=WORK, iterations=CELL_ITERATIONS
             )
