@@ -14,19 +14,25 @@ from pipeline.storage import FoundFile
 
 
 def of_ds(config: Config, ds: str) -> Config:
-    """Replace ``{ds}`` in the locations of the source.
+    """Replace ``{ds}`` in the settings that say what the source reads.
 
     Raises:
-        ConfigError: A location has ``{ds}``, and no date was given.
+        ConfigError: One has ``{ds}``, and no date was given.
     """
-    path, locations = config.source.path, config.source.locations
-    if not any("{ds}" in location for location in locations):
+    dated: dict[str, str | list[str]] = {}
+    for name in ("path", "table", "version", "where"):
+        value = getattr(config.source, name)
+        if "{ds}" not in str(value):
+            continue
+        if ds == UNDATED:
+            raise ConfigError(f"source.{name}={value} contains {{ds}}; give --ds YYYY-MM-DD")
+        several = isinstance(value, list)
+        dated[name] = (
+            [v.replace("{ds}", ds) for v in value] if several else value.replace("{ds}", ds)
+        )
+    if not dated:
         return config
-    if ds == UNDATED:
-        raise ConfigError(f"source.path={path} contains {{ds}}; give --ds YYYY-MM-DD")
-    replaced = [location.replace("{ds}", ds) for location in locations]
-    dated = replaced[0] if isinstance(path, str) else replaced
-    return config.model_copy(update={"source": config.source.model_copy(update={"path": dated})})
+    return config.model_copy(update={"source": config.source.model_copy(update=dated)})
 
 
 def checked_ds(ds: str | None) -> str:

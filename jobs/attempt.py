@@ -188,11 +188,12 @@ class Attempt:
                 f"run {self.run_id} is published with other settings ({', '.join(different)}); "
                 f"{another}"
             )
-        if (pinned := settings["source"]["path"]) != self.config.source.path:
-            raise ConfigError(
-                f"run {self.run_id} has pinned source.path={pinned}, not "
-                f"{self.config.source.path}; {another}"
-            )
+        for name in ("path", "table", "version", "where"):
+            pinned, ours = settings["source"].get(name), getattr(self.config.source, name)
+            if name in settings["source"] and pinned != ours:
+                raise ConfigError(
+                    f"run {self.run_id} has pinned source.{name}={pinned}, not {ours}; {another}"
+                )
 
     def close(self, error: PipelineError | None, result: Artifact | None) -> None:
         """Save the error and the log, and release the lease; Ctrl-C skips only the current step."""

@@ -88,7 +88,7 @@ LIBRARIES = {
     "sklearn": {"pipeline.clustering", "pipeline.input.example"},
     "s3fs": {"pipeline.storage"},
     "pyiceberg": {"pipeline.lake.tables.iceberg"},
-    "deltalake": {"pipeline.lake.tables.delta"},
+    "deltalake": {"pipeline.lake.tables.delta", "pipeline.input.lake_tables.delta"},
     "fsspec": {"pipeline.storage"},
     "botocore": {"pipeline.storage"},
     "aiobotocore": {"pipeline.storage"},

@@ -56,6 +56,16 @@ class LeftOutFiles(Record):
         return f"{self.files:,} {words[self.reason]} ({', '.join(self.examples)}{more})"
 
 
+class LakeTable(Record):
+    """A version of a lake table that is the input."""
+
+    format: Literal["delta", "iceberg"]
+    location: str  # folder or metadata file of the table, or its name in the catalog
+    version: str  # Delta's version number, or the id of Iceberg's snapshot
+    columns: str  # Arrow schema as text; see ``pipeline.input.lake_tables.views``
+    where: str | None = None
+
+
 class Manifest(Artifact):
     """The pinned input."""
 
@@ -79,6 +89,8 @@ class Manifest(Artifact):
     quarantined: tuple[QuarantinedShard, ...] = ()
     # Not written where it is empty.
     left_out: tuple[LeftOutFiles, ...] = Field(default=(), exclude_if=lambda value: not value)
+    # The lake table that the shards are files of; not written where they are plain files.
+    table: LakeTable | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def width(self) -> int:

@@ -25,10 +25,10 @@ _CHANGES = {
 _INTRODUCTION = """\
 # Settings
 
-A config is one YAML file that lists only what differs from the defaults; `source.path`,
-`source.features`, `output` and `clusters` have none. `--set refine.alpha=2` overrides a setting,
-`dec plan CONFIG` prints the resolved config, and every run keeps its own in `config.yaml`.
-`quickstart.yaml`, `mnist.yaml` and `nightly.yaml` in this folder are examples.
+A config is one YAML file that lists only what differs from the defaults; `source.path` (or
+`source.table`), `source.features`, `output` and `clusters` have none. `--set refine.alpha=2`
+overrides a setting, `dec plan CONFIG` prints the resolved config, and every run keeps its own in
+`config.yaml`. `quickstart.yaml`, `mnist.yaml` and `nightly.yaml` in this folder are examples.
 
 This page is generated: `python -m pipeline.config.reference > configs/README.md`.
 

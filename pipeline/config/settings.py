@@ -70,6 +70,12 @@ class Config(Section, affects=Affects.MODEL):
         return self
 
     @model_validator(mode="after")
+    def _files_or_a_table(self) -> Config:
+        if reason := self.source.misplaced():
+            raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
     def _label_is_no_feature(self) -> Config:
         if self.evaluate.label in self.source.feature_patterns:
             raise ValueError(

@@ -41,12 +41,21 @@ FeatureEntry = Annotated[
 class Source(Section, affects=Affects.MODEL):
     """Input table: its location, its columns, and the rows to learn from."""
 
-    path: Annotated[Locations, Affects.RESULT]
+    path: Annotated[Locations | None, Affects.RESULT] = None
     """File, folder or glob of Parquet files, local or s3://, or a list of those; {ds} stands for
-    the logical date."""
-    format: Annotated[Literal["auto", "files"], Affects.RESULT] = "auto"
-    """What `path` names; auto: plain Parquet files, and an error where they belong to a Delta,
-    Iceberg or Hudi table; files: plain files in any case, with rows that such a table deleted."""
+    the logical date. Required unless `table` is set."""
+    format: Annotated[Literal["auto", "files", "delta"], Affects.RESULT] = "auto"
+    """Kind of input; auto: plain Parquet files at `path`, and an error where they belong to a lake
+    table; files: plain files in any case, with rows that such a table deleted; delta: the live rows
+    of `table`."""
+    table: Annotated[Location | None, Affects.RESULT] = Field(None, min_length=1)
+    """Folder of a Delta table, local or s3://."""
+    version: Annotated[str | int, Affects.RESULT] = "latest"
+    """Version of `table`: latest, a number, or the newest as of a time such as
+    2026-02-01T00:00:00Z."""
+    where: Annotated[str | None, Affects.RESULT] = None
+    """Condition that the rows of `table` meet, such as country = 'nl' AND day >= '2026-01-01'; its
+    files are left out where the table's partitions and statistics allow."""
     features: list[FeatureEntry]
     """Columns to cluster by: vectors or scalars, names or globs such as f_*. An entry {column,
     type, weight} gives a column a type: number, boolean, category, timestamp or vector."""
@@ -74,7 +83,9 @@ class Source(Section, affects=Affects.MODEL):
 
     @field_validator("path", "features")
     @classmethod
-    def _not_empty(cls, value: str | list[Any]) -> str | list[Any]:
+    def _not_empty(cls, value: str | list[Any] | None) -> str | list[Any] | None:
+        if value is None:
+            return None
         if not value or "" in ([value] if isinstance(value, str) else value):
             raise ValueError("must name at least one, and none may be empty")
         return value
@@ -109,8 +120,32 @@ class Source(Section, affects=Affects.MODEL):
 
     @property
     def locations(self) -> list[str]:
-        """The entries of ``path``, also where it is only one."""
+        """The entries of ``path``, also where it is only one; the location of ``table``."""
+        if self.table is not None or self.path is None:
+            return [self.table] if self.table else []
         return [self.path] if isinstance(self.path, str) else self.path
+
+    def misplaced(self) -> str | None:
+        """Why the settings of plain files and of lake tables do not fit together; None: they do."""
+        plain = self.format in ("auto", "files")
+        if self.path is None and plain:
+            return "source.path is missing; the config must set it"
+        if self.table is None and not plain:
+            return f"source.table is missing; source.format={self.format} reads a table"
+        if not plain and self.path is not None:
+            return (
+                f"source.path={self.path!r} is for plain files, but source.format={self.format} "
+                "reads source.table; take one of them out"
+            )
+        if not plain and self.example is not None:
+            return "source.example is written as plain files; take source.format out"
+        for name in ("table", "version", "where"):
+            if plain and getattr(self, name) != type(self).model_fields[name].default:
+                return (
+                    f"source.{name}={getattr(self, name)!r} is for lake tables; set "
+                    "source.format: delta in place of source.path, or take it out"
+                )
+        return None
 
     @property
     def feature_patterns(self) -> tuple[str, ...]:

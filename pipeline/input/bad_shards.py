@@ -19,6 +19,8 @@ from pipeline.storage.retries import is_passing
 
 T = TypeVar("T")
 
+# A version that begins so is that of a file in a lake table's plan; its size follows.
+TABLE_VERSION = "table:"
 VANISHED = "it does not exist"  # as ``why`` says it
 CHANGED = "it changed since it was pinned"
 _HINT = "or go on without it: source.on_bad_shard: quarantine"
@@ -31,6 +33,19 @@ class ShardVersion:
     url: str
     name: str
     version: str
+
+
+def is_as_pinned(shard: ShardVersion) -> bool:
+    """Whether a shard is still the pinned version.
+
+    Raises:
+        FileNotFoundError: It is gone.
+    """
+    if not shard.version.startswith(TABLE_VERSION):
+        return version_of(shard.url) == shard.version
+    size = int(shard.version.removeprefix(TABLE_VERSION).partition("-")[0], 16)
+    with open_input(shard.url) as source:
+        return int(source.size()) == size
 
 
 def changed(shard: ShardVersion) -> BadShard:
@@ -76,7 +91,7 @@ def diagnosed(
     if isinstance(error, NotImplementedError):  # what this Arrow was built without
         return storage_error(shard.name, error)
     try:
-        if version_of(shard.url) != shard.version:
+        if not is_as_pinned(shard):
             return changed(shard)
         with contextlib.closing(_WatchedFile(shard.url)) as watched:
             try:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.inputs import decode_schema, encode_schema
+from pipeline.artifacts.inputs import LakeTable, decode_schema, encode_schema
 from pipeline.errors import InputError
 from pipeline.input.bad_shards import ShardVersion, read_shard
 from pipeline.input.columns import is_vector, storage_type
 from pipeline.input.hive import with_hive_columns
+from pipeline.input.lake_tables.views import view_of
 from pipeline.input.selection import Selection
 from pipeline.storage import FoundFile
 
@@ -49,7 +50,7 @@ class ShardFacts:
 
 
 def known_facts(
-    shards: pa.Table | None, selection: Selection
+    shards: pa.Table | None, selection: Selection, table: LakeTable | None = None
 ) -> dict[tuple[str, str, int], ShardFacts]:
     """Facts of an earlier pinning of the same columns, by url, version and size.
 
@@ -61,6 +62,8 @@ def known_facts(
         return {}
     if selection.globs and not meta.get("globs"):
         return {}  # of a version that did not check the globs in every shard
+    if meta.get("table") != (table and table.columns):
+        return {}  # a file of a lake table is what the table says of its columns
     schemas = [decode_schema(text) for text in meta["schemas"]]
     names = ("url", "version", "bytes", "schema", "widths", "row_group_rows", "row_group_bytes")
     rows = zip(*(shards[name].to_pylist() for name in names), strict=True)
@@ -71,10 +74,17 @@ def known_facts(
     }
 
 
-def with_schemas(shards: pa.Table, selection: Selection, schemas: Sequence[pa.Schema]) -> pa.Table:
+def with_schemas(
+    shards: pa.Table,
+    selection: Selection,
+    schemas: Sequence[pa.Schema],
+    table: LakeTable | None = None,
+) -> pa.Table:
     """A table of shards with what ``known_facts`` needs of the schemas that it refers to."""
     encoded = [encode_schema(schema) for schema in schemas]
     content = {"columns": selection.all, "schemas": encoded, "globs": selection.globs}
+    if table:
+        content["table"] = table.columns
     return shards.replace_schema_metadata({_METADATA_KEY: json.dumps(content)})
 
 
@@ -83,8 +93,8 @@ def shard_facts(
 ) -> ShardFacts:
     """Read a footer, and check that the shard has the selected columns."""
     footer = read_footer(file)
-    if not sum(footer.rows):
-        return ShardFacts(None, (), footer.rows, [0] * len(footer.rows))
+    if not sum(footer.live_rows):
+        return ShardFacts(None, (), footer.live_rows, [0] * len(footer.rows))
     schema = with_hive_columns(footer.schema, file.url, hive_types)
     selection.check_globs(schema, file.name)
     selection.check(schema, file.name)
@@ -92,15 +102,23 @@ def shard_facts(
     schema = pa.schema([footer.schema.field(name).remove_metadata() for name in own])
     vectors = [n for n in selection.features if n in own and is_vector(schema.field(n).type)]
     widths = [_width(footer, name, file) for name in vectors]
-    return ShardFacts(schema, widths, footer.rows, footer.stored_bytes(own))
+    return ShardFacts(schema, widths, footer.live_rows, footer.stored_bytes(own))
 
 
 @dataclass(frozen=True)
 class Footer:
     """The footer of a shard."""
 
-    schema: pa.Schema
+    schema: pa.Schema  # of a file of a lake table, the table's
     metadata: pq.FileMetaData
+    # Of a file of a lake table: the table's name of each column that the file has of it.
+    renamed: Mapping[str, str] | None = None
+    live: Sequence[int] | None = None  # live rows of each row group, where some are deleted
+
+    @property
+    def live_rows(self) -> Sequence[int]:
+        """Rows of each row group that are read."""
+        return self.rows if self.live is None else self.live
 
     @functools.cached_property
     def rows(self) -> list[int]:
@@ -113,13 +131,17 @@ class Footer:
         if not self.metadata.num_row_groups:
             return {}
         group = self.metadata.row_group(0)
-        names: set[str] = set(self.schema.names)
+        names: set[str] = set(self.schema.names if self.renamed is None else self.renamed)
         leaves: dict[str, list[int]] = {}
         for number in range(group.num_columns):
             name = group.column(number).path_in_schema
             # "x.norm" may be a column of its own beside "x", whose leaf is "x.list.element".
             while name not in names and "." in name:
                 name = name.rpartition(".")[0]
+            if self.renamed is not None:
+                if name not in self.renamed:
+                    continue
+                name = self.renamed[name]
             leaves.setdefault(name, []).append(number)
         return leaves
 
@@ -141,7 +163,9 @@ def read_footer(file: FoundFile) -> Footer:
 
     def read(source: pa.NativeFile) -> Footer:
         parquet = pq.ParquetFile(source)
-        return Footer(parquet.schema_arrow, parquet.metadata)
+        if (view := view_of(file, parquet)) is None:
+            return Footer(parquet.schema_arrow, parquet.metadata)
+        return Footer(view.schema, parquet.metadata, view.renamed, view.live_rows())
 
     return read_shard(ShardVersion(file.url, file.name, file.version), read)
 
@@ -151,6 +175,8 @@ def _width(footer: Footer, name: str, file: FoundFile) -> int | None:
     kind = storage_type(footer.schema.field(name).type)
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
+    if footer.renamed is not None and name not in footer.leaves:
+        return None  # added to the table later, or a column of its partitions
     (leaf,) = footer.leaves[name]
     for group in (g for g, rows in enumerate(footer.rows) if rows):
         chunk = footer.metadata.row_group(group).column(leaf)
@@ -171,7 +197,12 @@ def _widths_in(file: FoundFile, group: int, name: str) -> list[int]:
     """Widths of the lists in one row group."""
 
     def read(source: pa.NativeFile) -> list[int]:
-        column = pq.ParquetFile(source).read_row_group(group, columns=[name])[name]
+        parquet = pq.ParquetFile(source)
+        if view := view_of(file, parquet):
+            batches = parquet.iter_batches(row_groups=[group], columns=view.stored([name]))
+            column = view.live_columns(batches, [name], group)[name]
+        else:
+            column = parquet.read_row_group(group, columns=[name])[name]
         column = column.cast(storage_type(column.type))
         widths: list[int] = pc.unique(pc.list_value_length(column)).drop_null().to_pylist()
         return widths

@@ -55,8 +55,11 @@ def hive_column(value: str | None, rows: int, kind: pa.DataType) -> pa.Array:
 
 
 def with_hive_columns(schema: pa.Schema, url: str, types: dict[str, pa.DataType]) -> pa.Schema:
-    """The schema of a file with the columns of its folders; the file's own win."""
+    """The schema of a file with the columns of its folders; the file's own win.
+
+    Folders whose type is not given are no columns.
+    """
     for name in hive_values(url):
-        if name not in schema.names:
+        if name in types and name not in schema.names:
             schema = schema.append(pa.field(name, types[name]))
     return schema

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts.inputs import FeatureColumn, LeftOutFiles, QuarantinedShard
+from pipeline.artifacts.inputs import FeatureColumn, LakeTable, LeftOutFiles, QuarantinedShard
 from pipeline.artifacts.records import fingerprint_of
 from pipeline.config import MIN_SAMPLE_ROWS_PER_CLUSTER, AutoClusters, Config
 from pipeline.errors import BadShard, ConfigError, InputError, PipelineError
@@ -26,6 +26,8 @@ from pipeline.input.footers import (
     with_schemas,
 )
 from pipeline.input.hive import folders_above, hive_types_of, with_hive_columns
+from pipeline.input.lake_tables.entries import table_of_files, with_entries
+from pipeline.input.lake_tables.planning import planned_files
 from pipeline.input.lake_tables.recognition import refuse_lake_table
 from pipeline.input.profiled_columns import explained_columns
 from pipeline.input.selection import Selection, listed, unified
@@ -53,6 +55,7 @@ class PinnedInput:
     # Shards whose footers cannot be read; not among ``shards``.
     quarantined: tuple[QuarantinedShard, ...]
     left_out: tuple[LeftOutFiles, ...] = ()  # files of the source that are no shards
+    table: LakeTable | None = None  # the lake table that the shards are files of
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def list_input(config: Config) -> Listing:
         ConfigError: The output lies in the source or above it.
         InputError: A location is missing, cannot be listed, or holds no Parquet.
     """
+    if config.source.table is not None:
+        return Listing(list(planned_files(config)), ())
     locations = config.source.locations
     if config.source.example == "digits":
         write_digits_once(locations[0])
@@ -154,7 +159,8 @@ def pin(
         InputError: A column is missing or of the wrong type, widths differ, or more shards are bad
             than ``source.on_bad_shard`` and ``source.max_bad_share`` allow to leave out.
     """
-    hive_types = hive_types_of(file.url for file in files)
+    table = table_of_files(files)
+    hive_types = {} if table else hive_types_of(file.url for file in files)
     for name in hive_types:  # a new folder must not change what the others are
         if (feature := config.source.feature(name)) and feature.type == "category":
             hive_types[name] = pa.string()
@@ -164,7 +170,7 @@ def pin(
     try:
         selection = _selection(config, files, hive_types, known, threads)
         common = _CommonSchema(config, selection, hive_types)
-        footers = known_facts(known, selection)
+        footers = known_facts(known, selection, table)
         for start in range(0, len(files), _SHARDS_AHEAD):
             some = files[start : start + _SHARDS_AHEAD]
             requested = [
@@ -188,7 +194,11 @@ def pin(
     if bad:
         list_shards(config)  # raises where all of the storage is gone, not some shards of it
     columns = dict(zip(SHARD_SCHEMA.names, zip(*rows, strict=True), strict=True))
-    return common.pinned(pa.table(columns, schema=SHARD_SCHEMA), bad)
+    shards = pa.table(columns, schema=SHARD_SCHEMA)
+    if table:
+        left_out = {shard.url for shard in bad}
+        shards = with_entries(shards, [file for file in files if file.url not in left_out])
+    return common.pinned(shards, bad, table)
 
 
 def _set_aside(config: Config, file: FoundFile, bad: BadShard) -> QuarantinedShard:
@@ -242,7 +252,7 @@ def _selection(
             except BadShard as error:
                 bad.append(_set_aside(config, file, error))
                 continue
-            if sum(footer.rows):
+            if sum(footer.live_rows):
                 schema = with_hive_columns(footer.schema, file.url, hive_types)
                 explained_columns(config.explain.columns, schema, file.name)  # raises
                 roots = map(root_of, config.source.locations)
@@ -308,7 +318,9 @@ class _CommonSchema:
                     f"expected {first} as in shard {first_shard}"
                 )
 
-    def pinned(self, shards: pa.Table, bad: Sequence[QuarantinedShard]) -> PinnedInput:
+    def pinned(
+        self, shards: pa.Table, bad: Sequence[QuarantinedShard], table: LakeTable | None
+    ) -> PinnedInput:
         """The result."""
         first = self._schemas[0][1]
         features = tuple(
@@ -331,11 +343,12 @@ class _CommonSchema:
         if typed:
             _check_for_typed(self._config, features)
         return PinnedInput(
-            shards=with_schemas(shards, self._selection, self._own),
+            shards=with_schemas(shards, self._selection, self._own, table),
             features=features,
             dtype=memory_dtype([kind for kind in types if kind], may_miss=may_miss),
             carried=unified(self._schemas, self._selection.carried),
             quarantined=tuple(bad),
+            table=table,
         )
 
 

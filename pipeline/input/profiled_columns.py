@@ -18,6 +18,7 @@ from pipeline.errors import InputError
 from pipeline.input.bad_shards import ShardVersion, read_shard
 from pipeline.input.columns import column_type, seconds_since_1970
 from pipeline.input.hive import hive_types_of, with_hive_columns
+from pipeline.input.lake_tables.views import table_schema
 from pipeline.input.selection import field_of
 from pipeline.schema import decoded, value_type
 from pipeline.storage import Store
@@ -72,8 +73,11 @@ def explained_of(config: Config, manifest: Manifest, lake: Store) -> tuple[Profi
     )
     (first,) = usable.slice(0, 1).to_pylist()
     shard = ShardVersion(first["url"], first["name"], first["version"])
-    schema = read_shard(shard, lambda source: pq.ParquetFile(source).schema_arrow)
-    schema = with_hive_columns(schema, shard.url, hive_types_of(shards["url"].to_pylist()))
+    if manifest.table:
+        schema = table_schema(manifest.table)
+    else:
+        schema = read_shard(shard, lambda source: pq.ParquetFile(source).schema_arrow)
+        schema = with_hive_columns(schema, shard.url, hive_types_of(shards["url"].to_pylist()))
     of_features = {"kind": "category", "clustered": True}  # numbers too, where they are categories
     return tuple(
         column.model_copy(update=of_features) if column.name in coded else column

@@ -89,9 +89,12 @@ def _set_aside(
     """Add a bad shard to the run's list, and with it all that are gone or have changed."""
     # A job that rewrites or removes one shard rarely stops at one, and one listing finds them all.
     # Where all of the storage is gone the listing raises, and no shard is blamed.
-    present = {file.url: file.version for file in list_shards(config)}
     columns = ["url", "name", "version", "bytes", "rows"]
     shards = context.lake.read_table(manifest.shards.path, columns).to_pylist()
+    if manifest.table:  # its newest version may have other files, and is not what is read
+        present = {row["url"]: row["version"] for row in shards if row["url"] != bad.url}
+    else:
+        present = {file.url: file.version for file in list_shards(config)}
     known = {shard.url for shard in manifest.quarantined}
     found = []
     for row in shards:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,22 +15,84 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.artifacts.explanations import ProfiledColumn
-from pipeline.artifacts.inputs import FeatureColumn, Manifest, encode_schema
+from pipeline.artifacts.inputs import FeatureColumn, LakeTable, Manifest, encode_schema
 from pipeline.artifacts.records import StoredFile
 from pipeline.config import Config
 from pipeline.counts import count
 from pipeline.errors import InputError, says_out_of_memory
-from pipeline.input.bad_shards import ShardVersion, changed, diagnosed, storage_error
+from pipeline.input.bad_shards import (
+    ShardVersion,
+    changed,
+    diagnosed,
+    is_as_pinned,
+    storage_error,
+)
 from pipeline.input.columns import RaggedVectors, feature_matrix, missing_values_error
 from pipeline.input.footers import ragged_error
 from pipeline.input.hive import hive_column, hive_values
+from pipeline.input.lake_tables.entries import ENTRY, FileEntry
+from pipeline.input.lake_tables.views import TableView
 from pipeline.input.pinning import PinnedInput
 from pipeline.input.slices import cut_slices, cut_where_changed
 from pipeline.schema import SHARD_KEY_FIELDS, decoded
-from pipeline.storage import S3_SCHEME, Store, open_input, version_of
+from pipeline.storage import S3_SCHEME, Store, open_input
 
 # Size of a block of raw rows: large enough to hide the cost of a call, small beside a worker.
 _BLOCK_BYTES = 2 * 2**20
+
+
+# Rows of a batch while missing values are counted.
+_MISSING_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class OpenShard:
+    """A shard that is being read: a plain file, or the view of a lake table on one of its files."""
+
+    parquet: pq.ParquetFile
+    view: TableView | None = None
+
+    @classmethod
+    def of(
+        cls, table: LakeTable | None, parquet: pq.ParquetFile, piece: Mapping[str, Any]
+    ) -> OpenShard:
+        """The shard of a piece, of this table if any."""
+        if table is None:
+            return cls(parquet)
+        entry = FileEntry.of_json(piece[ENTRY])
+        return cls(parquet, TableView(table, entry, piece["name"], piece["url"], parquet))
+
+    def stored(self, names: Sequence[str]) -> list[str]:
+        """Columns of the file to read for these columns, as far as it has them."""
+        if self.view is not None:
+            return self.view.stored(names)
+        in_file = self.parquet.schema_arrow.names
+        return [name for name in names if name in in_file]
+
+    def batches(
+        self, names: Sequence[str], group: int, batch_rows: int
+    ) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
+        """Rows of a row group, and their numbers: in the file for a view, else in the row group.
+
+        Rows that a lake table has deleted, or that ``source.where`` leaves out, are not among them.
+        """
+        position = 0
+        for batch in self.parquet.iter_batches(
+            batch_size=batch_rows,
+            row_groups=[group],
+            columns=self.stored(names),
+            use_threads=False,  # callers read several pieces in parallel
+        ):
+            if self.view is None:
+                yield pa.table(batch), np.arange(position, position + len(batch))
+            else:
+                yield self.view.live(batch, names, group, position)
+            position += len(batch)
+
+
+# A shard, a piece, the position of a batch among the live rows of its row group, the batch, and the
+# numbers of its rows in the shard.
+_Batch = tuple[OpenShard, dict[str, Any], int, pa.Table, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +121,7 @@ class Reader:
     shard_keys: bool  # whether shard name and row number are the keys
     # Columns of ``explain.columns``, which a shard may lack.
     explained: tuple[ProfiledColumn, ...] = ()
+    table: LakeTable | None = None  # the lake table that the shards are files of
 
     @classmethod
     def of(
@@ -76,6 +140,7 @@ class Reader:
             carried=manifest.carried_schema if carry else pa.schema([]),
             shard_keys=carry and not manifest.keys,
             explained=explained,
+            table=manifest.table,
         )
 
     @property
@@ -98,13 +163,15 @@ class Reader:
     def _shard(self, pieces: list[dict[str, Any]]) -> Iterator[RowBlock]:
         shard = ShardVersion(*(pieces[0][name] for name in ("url", "name", "version")))
         try:
-            for parquet, piece, position, batch in self._pinned_batches(shard, pieces):
+            for opened, piece, position, rows_read, numbers_B in self._pinned_batches(
+                shard, pieces
+            ):
                 first, rows = piece["row_start"], piece["rows"]
-                begin, end = max(first - position, 0), min(first + rows - position, len(batch))
+                begin, end = max(first - position, 0), min(first + rows - position, len(rows_read))
                 if begin < end:
-                    part = self._with_hive(pa.table(batch.slice(begin, end - begin)), shard.url)
-                    row_number = piece["first_row"] + position + begin
-                    yield from self._block(parquet, shard, part, piece["shard"], row_number)
+                    part = self._with_hive(rows_read.slice(begin, end - begin), shard.url)
+                    numbers = numbers_B[begin:end]
+                    yield from self._block(opened, shard, part, piece["shard"], numbers)
         except MemoryError:
             raise
         except (OSError, pa.ArrowException) as error:  # values that fit no type, for example
@@ -114,7 +181,7 @@ class Reader:
 
     def _pinned_batches(
         self, shard: ShardVersion, pieces: list[dict[str, Any]]
-    ) -> Iterator[tuple[pq.ParquetFile, dict[str, Any], int, pa.RecordBatch]]:
+    ) -> Iterator[_Batch]:
         """``_batches`` of the pinned version."""
 
         def read_again(source: pa.NativeFile) -> None:
@@ -122,14 +189,14 @@ class Reader:
                 pass
 
         try:
-            if version_of(shard.url) != shard.version:
+            if not is_as_pinned(shard):
                 raise changed(shard)
             with open_input(shard.url) as source:
                 # One request for all columns of a row group; what is mapped into memory needs none.
                 yield from self._batches(source, pieces, shard.url.startswith(S3_SCHEME))
             # A shard may be replaced while it is read. If it is gone now, it was read before.
             with contextlib.suppress(FileNotFoundError):
-                if version_of(shard.url) != shard.version:
+                if not is_as_pinned(shard):
                     raise changed(shard)
         except (OSError, pa.ArrowException) as error:
             if says_out_of_memory(error):
@@ -138,27 +205,25 @@ class Reader:
 
     def _batches(
         self, source: pa.NativeFile, pieces: list[dict[str, Any]], pre_buffer: bool
-    ) -> Iterator[tuple[pq.ParquetFile, dict[str, Any], int, pa.RecordBatch]]:
-        """Batches up to the end of each piece, with their position in the row group."""
+    ) -> Iterator[_Batch]:
+        """Batches up to the end of each piece."""
         # Damage in uncompressed pages shows only by their checksums, which Spark writes.
         parquet = pq.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True)
-        in_file = parquet.schema_arrow.names
-        names = dict.fromkeys(self._names())
+        opened = OpenShard.of(self.table, parquet, pieces[0])
+        names = [*dict.fromkeys(self.names)]
+        stored = opened.stored(names)
         block_rows = max(1024, _BLOCK_BYTES // (self.width * np.dtype(self.dtype).itemsize))
-        wanted = [column for column, name in enumerate(_roots(parquet)) if name in names]
+        wanted = [column for column, name in enumerate(_roots(parquet)) if name in stored]
         for piece in pieces:
             position, end = 0, piece["row_start"] + piece["rows"]
             group = parquet.metadata.row_group(piece["row_group"])
             count("bytes_read", sum(group.column(c).total_compressed_size for c in wanted))
-            for batch in parquet.iter_batches(
-                batch_size=block_rows,
-                row_groups=[piece["row_group"]],
-                columns=[n for n in names if n in in_file],
-                use_threads=False,  # callers read several pieces in parallel
-            ):
-                yield parquet, piece, position, batch
-                position += len(batch)
-                count("rows_read", len(batch))
+            for rows, numbers_B in opened.batches(names, piece["row_group"], block_rows):
+                if opened.view is None:
+                    numbers_B = numbers_B + piece["first_row"]
+                yield opened, piece, position, rows, numbers_B
+                position += len(rows)
+                count("rows_read", len(rows))
                 if position >= end:
                     break
             if position < end:
@@ -166,8 +231,10 @@ class Reader:
 
     def _with_hive(self, table: pa.Table, url: str) -> pa.Table:
         profiled = [column.name for column in self.explained if column.kind == "category"]
+        if self.table is not None:
+            return table  # its log has the values of partitions
         for name, value in hive_values(url).items():
-            if name in self._names() and name not in table.column_names:
+            if name in self.names and name not in table.column_names:
                 kind = pa.int64()  # a feature without a type must be a number
                 if name in self.carried.names:
                     kind = self.carried.field(name).type
@@ -176,7 +243,9 @@ class Reader:
                 table = table.append_column(name, hive_column(value, len(table), kind))
         return table
 
-    def _names(self) -> list[str]:
+    @property
+    def names(self) -> list[str]:
+        """Names of all columns that are read."""
         features, explained = (
             [column.name for column in columns] for columns in (self.features, self.explained)
         )
@@ -187,48 +256,50 @@ class Reader:
 
     def _block(
         self,
-        parquet: pq.ParquetFile,
+        opened: OpenShard,
         shard: ShardVersion,
         table: pa.Table,
         shard_number: int,
-        row_number: int,
+        row_numbers_B: NDArray[np.int64],
     ) -> Iterator[RowBlock]:
         columns = [table[column.name] for column in self.features]
         try:
             x_BF, missing_B = feature_matrix(columns, self.features, self.dtype)
         except RaggedVectors as ragged:
             raise ragged_error(shard.name, *ragged.args) from None
-        carried = self._carried(shard.name, table, row_number)
+        carried = self._carried(shard.name, table, row_numbers_B)
         kept = dict.fromkeys([*self._categories(), *(column.name for column in self.explained)])
         names = [name for name in kept if name in table.column_names]
         stored = table.select(names) if names else None
         if missing_B is not None and self.nulls == "error":
-            raise self._missing(parquet, shard)
-        row_numbers_B = np.arange(row_number, row_number + len(table))
+            raise self._missing(opened, shard)
         if missing_B is not None and self.nulls == "drop":
             x_BF, row_numbers_B = x_BF[~missing_B], row_numbers_B[~missing_B]
             carried = carried.filter(pa.array(~missing_B)) if carried is not None else None
             stored = stored.filter(pa.array(~missing_B)) if stored is not None else None
         yield RowBlock(x_BF, carried, shard_number, row_numbers_B, stored)
 
-    def _carried(self, shard: str, table: pa.Table, row_number: int) -> pa.Table | None:
+    def _carried(
+        self, shard: str, table: pa.Table, row_numbers_B: NDArray[np.int64]
+    ) -> pa.Table | None:
         if not len(self.carried) and not self.shard_keys:
             return None
         arrays = [_cast(table[field.name], field.type) for field in self.carried]
         fields = list(self.carried)
         if self.shard_keys:
-            numbers = pa.array(np.arange(row_number, row_number + len(table)))
-            arrays = [pa.repeat(pa.scalar(shard), len(table)), numbers, *arrays]
+            names = pa.repeat(pa.scalar(shard), len(table))
+            arrays = [names, pa.array(row_numbers_B), *arrays]
             fields = [*SHARD_KEY_FIELDS, *fields]
         return pa.table(arrays, schema=pa.schema(fields))
 
-    def _missing(self, parquet: pq.ParquetFile, shard: ShardVersion) -> InputError:
+    def _missing(self, opened: OpenShard, shard: ShardVersion) -> InputError:
         """Count the missing values of the whole shard, for the message."""
         missing_rows = dict.fromkeys((column.name for column in self.features), 0)
-        bad_rows = 0
-        names = [name for name in missing_rows if name in parquet.schema_arrow.names]
-        for batch in parquet.iter_batches(columns=names):
-            table = self._with_hive(pa.table(batch), shard.url)
+        bad_rows = all_rows = 0
+        groups = range(opened.parquet.num_row_groups)
+        batches = (opened.batches([*missing_rows], group, _MISSING_ROWS) for group in groups)
+        for table, _ in itertools.chain.from_iterable(batches):
+            table, all_rows = self._with_hive(table, shard.url), all_rows + len(table)
             any_missing = np.zeros(len(table), dtype=bool)
             for column in self.features:
                 _, missing_B = feature_matrix([table[column.name]], [column], "float64")
@@ -237,7 +308,7 @@ class Reader:
                     any_missing |= missing_B
             bad_rows += int(any_missing.sum())
         names = [name for name, rows in missing_rows.items() if rows]
-        return missing_values_error(shard.name, names, bad_rows, parquet.metadata.num_rows)
+        return missing_values_error(shard.name, names, bad_rows, all_rows)
 
 
 def manifest_of(config: Config, pinned: PinnedInput, shards: StoredFile) -> Manifest:
@@ -261,6 +332,7 @@ def manifest_of(config: Config, pinned: PinnedInput, shards: StoredFile) -> Mani
         label=config.evaluate.label,
         quarantined=pinned.quarantined,
         left_out=pinned.left_out,
+        table=pinned.table,
     )
 
 
@@ -278,7 +350,8 @@ def pieces_of(manifest: Manifest, lake: Store) -> pa.Table:
 def pieces_of_shards(shards: pa.Table, target_slice_mib: int) -> pa.Table:
     """The same from a table of shards."""
     pieces = cut_slices(shards, target_slice_mib * 2**20)
-    for column in ("url", "name", "version"):
+    entry = [ENTRY] if ENTRY in shards.column_names else []
+    for column in ("url", "name", "version", *entry):
         pieces = pieces.append_column(column, pc.take(shards[column], pieces["shard"]))
     return pieces
 

@@ -24,6 +24,7 @@ from pipeline.clustering.drift import bin_counts
 from pipeline.config import Config
 from pipeline.distributed.workers import node_id
 from pipeline.errors import PipelineError
+from pipeline.input.lake_tables.views import columns_identity
 from pipeline.input.reading import Reader
 from pipeline.insight.profiles.collecting import SliceProfile
 from pipeline.insight.profiles.files import is_profile, profile_path, write_profile
@@ -126,6 +127,8 @@ class Assigner:
             "ids": job.ids.sha256,
             "bins": job.bins.sha256,
         }
+        if job.manifest.table:
+            of["table"] = columns_identity(job.manifest.table, self._reader.names)
         if job.published is None:
             of |= {"run": job.run_id, "ds": job.ds}
         else:

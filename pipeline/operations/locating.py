@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.artifacts.assignments import Assignments, PartFile
-from pipeline.artifacts.inputs import Manifest
+from pipeline.artifacts.inputs import LakeTable, Manifest
 from pipeline.errors import InputError, PipelineError
+from pipeline.input.bad_shards import ShardVersion, is_as_pinned
 from pipeline.input.feed import in_parallel
 from pipeline.input.hive import hive_column, hive_values
-from pipeline.input.reading import Reader, pieces_of
+from pipeline.input.reading import OpenShard, Reader, pieces_of
 from pipeline.insight.contrasts import means_of_two
 from pipeline.insight.explained_runs import ExplainedRun, feature_label, key_names, read_exemplars
 from pipeline.lake.parts import key_columns
@@ -33,8 +34,10 @@ from pipeline.registry.clusters import keys_as_json
 from pipeline.registry.models import feature_names, load_model, load_vocabulary, settings_of
 from pipeline.runs import RunFolder
 from pipeline.schema import SHARD_KEY_COLUMNS, decoded, matrix_of, with_column
-from pipeline.storage import Store, open_input, version_of, why
+from pipeline.storage import Store, open_input, why
 
+# Rows of a batch while a key is looked for in a lake table.
+_BATCH_ROWS = 65_536
 # Files to read at a time: nearly all of it is waiting for a store.
 _AT_A_TIME = 16
 MOST_ROWS = 20  # maximum number of rows to show for one key
@@ -158,6 +161,7 @@ def raw_rows(lake: Store, run_id: str, rows: pa.Table) -> list[NDArray[np.float6
             nulls="mean",  # keeps missing values as NaN
             carried=pa.schema([]),
             shard_keys=False,
+            table=manifest.table,
         )
         pieces = pieces_of(manifest, lake)
         names = list(manifest.keys or SHARD_KEY_COLUMNS)
@@ -200,6 +204,11 @@ def _places(
     """
     if not manifest.keys:
         shard, number = (key[name][0].as_py() for name in SHARD_KEY_COLUMNS)
+        if manifest.table:  # row numbers count deleted rows too
+            (held,) = np.nonzero(pc.equal(pieces["name"], shard).to_numpy(zero_copy_only=False))
+            if len(held):
+                yield from _numbered(manifest.table, pieces, (held[0], held[-1] + 1), number)
+            return
         first, rows = pieces["first_row"].to_numpy(), pieces["rows"].to_numpy()
         held = pc.equal(pieces["name"], shard).to_numpy(zero_copy_only=False)
         for piece in np.flatnonzero(held & (first <= number) & (number < first + rows)):
@@ -208,7 +217,7 @@ def _places(
     keys = KeySet(key, "--key")
     edges = np.flatnonzero(np.diff(pieces["shard"].to_numpy(), prepend=-1, append=-1))
     shards = list(itertools.pairwise(edges.tolist()))
-    reads = (partial(_in_shard, pieces, ends, keys) for ends in shards)
+    reads = (partial(_in_shard, pieces, ends, keys, manifest.table) for ends in shards)
     for (first, _), found in zip(shards, in_parallel(reads, _AT_A_TIME), strict=True):
         if found is None:
             gone.append(pieces["name"][first].as_py())
@@ -217,18 +226,21 @@ def _places(
 
 
 def _in_shard(
-    pieces: pa.Table, ends: tuple[int, int], keys: KeySet
+    pieces: pa.Table, ends: tuple[int, int], keys: KeySet, of: LakeTable | None
 ) -> list[tuple[int, int]] | None:
     """The same in one shard; None where it is gone or changed since it was pinned."""
-    url = pieces["url"][ends[0]].as_py()
+    shard = _shard_of(pieces, ends)
+    url = shard.url
     found = []
     try:
-        if version_of(url) != pieces["version"][ends[0]].as_py():
+        if not is_as_pinned(shard):
             return None
     except FileNotFoundError:
         return None
     with open_input(url) as source:
         parquet = pq.ParquetFile(source)
+        if of is not None:
+            return _live_places(of, parquet, pieces, ends, keys)
         in_file = [name for name in keys.names if name in parquet.schema_arrow.names]
         folder = hive_values(url)
         for piece in range(*ends):
@@ -246,6 +258,49 @@ def _in_shard(
             held_B = keys.found_in(pa.table(columns))
             found += [(piece, int(place)) for place in np.flatnonzero(held_B)]
     return found
+
+
+def _shard_of(pieces: pa.Table, ends: tuple[int, int]) -> ShardVersion:
+    return ShardVersion(*(pieces[name][ends[0]].as_py() for name in ("url", "name", "version")))
+
+
+def _live_places(
+    table: LakeTable,
+    parquet: pq.ParquetFile,
+    pieces: pa.Table,
+    ends: tuple[int, int],
+    wanted: KeySet | int,
+) -> list[tuple[int, int]]:
+    """The same among the live rows of a lake table's file, by key or by row number."""
+    (first,) = pieces.slice(ends[0], 1).to_pylist()
+    opened = OpenShard.of(table, parquet, first)
+    names = wanted.names if isinstance(wanted, KeySet) else []
+    found = []
+    for piece in range(*ends):
+        start = 0
+        group = pieces["row_group"][piece].as_py()
+        for rows, numbers_B in opened.batches(names, group, _BATCH_ROWS):
+            if isinstance(wanted, KeySet):
+                fields = wanted.schema
+                keys = {field.name: decoded(rows[field.name]).cast(field.type) for field in fields}
+                held_B = wanted.found_in(pa.table(keys))
+            else:
+                held_B = numbers_B == wanted
+            found += [(piece, start + int(place)) for place in np.flatnonzero(held_B)]
+            start += len(rows)
+    return found
+
+
+def _numbered(
+    table: LakeTable, pieces: pa.Table, ends: tuple[int, int], number: int
+) -> list[tuple[int, int]]:
+    """The place of a row by its number in a lake table's file."""
+    shard = _shard_of(pieces, ends)
+    with suppress(FileNotFoundError):
+        if is_as_pinned(shard):
+            with open_input(shard.url) as source:
+                return _live_places(table, pq.ParquetFile(source), pieces, ends, number)
+    return []
 
 
 # ------------------------------------------------------------------- evidence and nearest exemplars

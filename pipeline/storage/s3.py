@@ -131,6 +131,26 @@ def _log_retry_of(
         log_retry(f"S3 {operation.name}", failure, attempts)
 
 
+def object_store_options(location: str) -> dict[str, str]:
+    """Options of Rust's object_store, as deltalake takes them; no credentials.
+
+    Those it finds in the environment, as it does everything else that is not here.
+    """
+    settings = settings_here()
+    endpoint = settings.get("endpoint") or ""
+    anonymous = _name(location).partition("/")[0] in settings.get("anonymous_buckets", ())
+    chosen = {
+        "endpoint_url": endpoint,
+        "allow_http": "true" if endpoint.startswith("http:") else None,
+        "region": settings.get("region"),
+        "virtual_hosted_style_request": "true" if settings.get("addressing") == "virtual" else None,
+        "skip_signature": "true" if anonymous else None,
+    }
+    # Retried for a minute, where the default is three; the run can be run again.
+    options = {"max_retries": "6", "retry_timeout": "60s"}
+    return options | {name: value for name, value in chosen.items() if value}
+
+
 # --------------------------------------------------------------------------------- for pyarrow
 
 

@@ -344,7 +344,7 @@ def test_shards_of_another_folder_are_others_however_much_alike(lake: Lake, tmp_
             "find_parquet",
             lambda path: versioned(listed(path), lambda file: version[file.name]),
         )
-        patch.setattr("pipeline.input.reading.version_of", lambda url: version[Path(url).name])
+        patch.setattr("pipeline.input.bad_shards.version_of", lambda url: version[Path(url).name])
         elsewhere = lake.night("2026-01-03")
     assert again.file_count == elsewhere.file_count
     assert (elsewhere.carried_files, lake.rows_read) == (0, 12 * SHARD_ROWS)
@@ -359,7 +359,7 @@ def test_without_versions_all_is_labelled_again(
 ) -> None:
     listed = pinning.find_parquet
     monkeypatch.setattr(pinning, "find_parquet", lambda path: versioned(listed(path), lambda _: ""))
-    monkeypatch.setattr("pipeline.input.reading.version_of", lambda _: "")
+    monkeypatch.setattr("pipeline.input.bad_shards.version_of", lambda _: "")
     lake.night("2026-01-01")
     assert lake.night("2026-01-02").carried_files == 0
     assert lake.rows_read == 12 * SHARD_ROWS

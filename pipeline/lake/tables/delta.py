@@ -146,16 +146,10 @@ def storage_options(url: str) -> dict[str, str] | None:
     if not url.startswith(S3_SCHEME):
         return None
     settings = s3.settings_here()
-    endpoint = settings.get("endpoint") or ""
     chosen = {
-        "endpoint_url": endpoint,
-        "allow_http": "true" if endpoint.startswith("http:") else None,
-        "region": settings.get("region"),
-        "virtual_hosted_style_request": "true" if settings.get("addressing") == "virtual" else None,
         "aws_server_side_encryption": settings.get("encryption"),
         "aws_sse_kms_key_id": settings.get("kms_key"),
     }
     # Versions are created by put-if-absent, as snapshots are: no lock service is needed.
-    # Retried for a minute, where the default is three; the run can be run again.
-    options = {"conditional_put": "etag", "max_retries": "6", "retry_timeout": "60s"}
+    options = s3.object_store_options(url) | {"conditional_put": "etag"}
     return options | {name: value for name, value in chosen.items() if value}

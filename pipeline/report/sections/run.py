@@ -163,8 +163,9 @@ def details(run: RunFiles) -> list[tuple[str, str]]:
         published = marker.finished_at.replace("T", " ").removesuffix("+00:00")
         found.append(("Published", f"{published} UTC"))
     if config:
-        path = config.source.path
-        found.append(("Input", path if isinstance(path, str) else ", ".join(path)))
+        found.append(("Input", ", ".join(config.source.locations)))
+    if manifest and manifest.table:
+        found.append(("Version of the input", f"{manifest.table.format} {manifest.table.version}"))
     if manifest:
         size = f"{manifest.shard_count:,} shards, {manifest.rows:,} rows, {_bytes(manifest.bytes)}"
         found.append(("Size", size))
