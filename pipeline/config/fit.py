@@ -122,8 +122,8 @@ class Centroids(Section, affects=Affects.MODEL):
     sample_rows: PositiveInt = 100_000
     """Number of rows in the reference sample."""
     restarts: PositiveInt = 20
-    """Maximum number of starts, of k-means and of merged cells alike. Large samples get fewer, to
-    bound the time."""
+    """Maximum number of starts of k-means, and of merged cells in each of two spaces: embeddings
+    and scaled rows. Large samples get fewer, to bound the time."""
     iterations: PositiveInt = 50
     """Lloyd iterations per start."""
 
