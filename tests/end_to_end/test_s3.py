@@ -24,8 +24,9 @@ from pipeline.input.reading import Reader, pieces_of_shards
 from pipeline.lake import lease
 from pipeline.lake.snapshots import Partition, publish
 from pipeline.operations import garbage
-from pipeline.storage import Store
+from pipeline.storage import Store, parquet_bytes, s3
 from pipeline.storage.finding import find_parquet
+from pipeline.storage.overlap import overlap
 
 S3 = pytest.mark.s3
 # The one test of these that runs with moto by default.
@@ -98,6 +99,55 @@ def test_find_parquet(table_on_s3: str, path: str, names: list[str]) -> None:
         assert file.url.startswith(table_on_s3)
         assert file.bytes > 0
         assert storage.version_of(file.url) == file.version
+
+
+@S3
+def test_odd_keys_and_names(s3_env: dict[str, str]) -> None:
+    content = parquet_bytes(pa.table({"x": [1.0, 2.0]}))
+    store = Store(f"s3://{BUCKET}/odd")
+    odd = ["_day=1/b?.parquet", "a[1]/c%41#ü +&=;.PARQUET", "d.parquet.gz", "e*f.parquet"]
+    for name in (*odd, "_SUCCESS", "_temporary/g.parquet"):
+        store.write_bytes(name, content)
+    store.write_bytes("notes", b"no Parquet, although long enough")
+    s3.client(store.url).pipe_file(f"{store.url}/a folder/", b"")  # as some tools make a folder
+    found = find_parquet(store.url)
+    assert [file.name for file in found.files] == odd
+    assert found.left_out == {
+        "hidden": {"_SUCCESS", "_temporary/g.parquet"},
+        "not_parquet": {"notes"},
+    }
+    for file in found.files:
+        with storage.open_input(file.url) as source:
+            assert pq.read_table(source)["x"].to_pylist() == [1.0, 2.0]
+        # A key that exists is no glob, whatever its characters.
+        assert [f.url for f in find_parquet(file.url).files] == [file.url]
+    trino = "20260101_000000_00000_abcde"
+    store.write_bytes(trino, content)
+    with pytest.raises(InputError, match=f"names that say so: 1 files .{trino}"):
+        find_parquet(store.url)
+    assert trino in [file.name for file in find_parquet(f"{store.url}/*").files]
+    assert [file.name for file in find_parquet(f"{store.url}/{trino}").files] == [trino]
+
+
+@S3
+@pytest.mark.parametrize(
+    ("output", "path", "expected"),
+    [
+        ("year=2025/lake", "", "inside"),
+        ("", "", "inside"),
+        ("lake", "year=*", None),
+        ("year=2025", "year=*", "inside"),
+        ("lake", "*/*.parquet", "inside"),
+        ("", "year=2025/part.parquet", "above"),
+        ("../table-2", "", None),
+    ],
+)
+def test_output_in_the_input(
+    table_on_s3: str, output: str, path: str, expected: str | None
+) -> None:
+    place = f"{table_on_s3}/{output}".rstrip("/").replace(f"{table_on_s3}/../", f"s3://{BUCKET}/")
+    location = f"{table_on_s3}/{path}"
+    assert overlap(place, location, find_parquet(location)) == expected
 
 
 @S3
