@@ -576,7 +576,7 @@ def test_merged_and_repeated_anchors_are_no_duplicates(tmp_path: Path) -> None:
 # Settings of text that are no locations; a new one belongs here or is a Location.
 NO_LOCATIONS = {
     *("source.features", "source.keys", "evaluate.label", "augment.function"),
-    *("source.version", "source.where"),
+    *("source.version", "source.where", "source.catalog"),
     *("explain.columns", "explain.endpoint", "explain.model"),
     *("lake.table", "lake.catalog"),  # pyiceberg's own
     *("storage.endpoint", "storage.region", "storage.anonymous_buckets", "storage.kms_key"),

@@ -87,7 +87,7 @@ LIBRARIES = {
     "jinja2": {"pipeline.report", "pipeline.tuning.results"},
     "sklearn": {"pipeline.clustering", "pipeline.input.example"},
     "s3fs": {"pipeline.storage"},
-    "pyiceberg": {"pipeline.lake.tables.iceberg"},
+    "pyiceberg": {"pipeline.lake.tables.iceberg", "pipeline.input.lake_tables.iceberg"},
     "deltalake": {"pipeline.lake.tables.delta", "pipeline.input.lake_tables.delta"},
     "fsspec": {"pipeline.storage"},
     "botocore": {"pipeline.storage"},

@@ -98,6 +98,7 @@ class OpenlineageTracker(Tracker):
 
     def _inputs(self) -> list[Any]:
         from openlineage.client.event_v2 import InputDataset
+        from openlineage.client.facet_v2 import dataset_version_dataset as versions
         from openlineage.client.facet_v2 import input_statistics_input_dataset
 
         manifest = self._manifest()
@@ -110,7 +111,10 @@ class OpenlineageTracker(Tracker):
             }
             fields |= {field.name: str(field.type) for field in manifest.carried_schema}
             facets["schema"] = _schema(fields)
-        locations = self._attempt.config.source.locations
+        if manifest and manifest.table:
+            facets["version"] = versions.DatasetVersionDatasetFacet(manifest.table.version)
+        source = self._attempt.config.source
+        locations = source.locations or [str(source.table)]
         if manifest and len(locations) == 1:
             statistics["inputStatistics"] = (
                 input_statistics_input_dataset.InputStatisticsInputDatasetFacet(

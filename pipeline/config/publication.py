@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.sections import Affects, PositiveFloat, Section
-from pipeline.config.source import no_duplicates
-from pipeline.errors import ConfigError
-
-# Properties of pyiceberg that hold a credential: s3.access-key-id, credential, token, …
-_CREDENTIAL_PROPERTY = re.compile(
-    r"access-?key|secret|token$|passw|credential|signature|(^|\.)(key|oauth2)$", re.I
-)
+from pipeline.config.source import no_duplicates, without_credentials
 
 
 class Explain(Section, affects=Affects.DESCRIPTIONS):
@@ -75,11 +68,4 @@ class Lake(Section, affects=Affects.PUBLICATION):
     @field_validator("catalog")
     @classmethod
     def _no_credentials(cls, properties: dict[str, str]) -> dict[str, str]:
-        for name, value in properties.items():
-            if _CREDENTIAL_PROPERTY.search(name) or re.search(r"://[^/?#]*@", value):
-                # A plain error of pydantic would repeat the value.
-                raise ConfigError(
-                    f"lake.catalog.{name} holds a credential; take it out of the config and set "
-                    f"the variable PYICEBERG_CATALOG__DEC__{re.sub('[.]', '__', name).upper()}"
-                )
-        return properties
+        return without_credentials("lake.catalog", properties)

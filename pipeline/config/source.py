@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from pipeline.config.sections import Affects, Location, PositiveFloat, PositiveInt, Section
+from pipeline.errors import ConfigError
 from pipeline.schema import RESERVED_COLUMNS, SHARD_KEY_COLUMNS
 
 # The branch of a union is chosen by the value, so that a wrong one is one error; tags in brackets
@@ -16,6 +18,12 @@ Locations = Annotated[
     Annotated[Location, Tag("[one]")] | Annotated[list[Location], Tag("[list]")],
     Discriminator(lambda value: "[list]" if isinstance(value, list) else "[one]"),
 ]
+
+
+# Properties of pyiceberg that hold a credential: s3.access-key-id, credential, token, …
+_CREDENTIAL_PROPERTY = re.compile(
+    r"access-?key|secret|token$|passw|credential|signature|(^|\.)(key|oauth2)$", re.I
+)
 
 
 class Feature(Section, affects=Affects.MODEL):
@@ -44,18 +52,23 @@ class Source(Section, affects=Affects.MODEL):
     path: Annotated[Locations | None, Affects.RESULT] = None
     """File, folder or glob of Parquet files, local or s3://, or a list of those; {ds} stands for
     the logical date. Required unless `table` is set."""
-    format: Annotated[Literal["auto", "files", "delta"], Affects.RESULT] = "auto"
+    format: Annotated[Literal["auto", "files", "delta", "iceberg"], Affects.RESULT] = "auto"
     """Kind of input; auto: plain Parquet files at `path`, and an error where they belong to a lake
-    table; files: plain files in any case, with rows that such a table deleted; delta: the live rows
-    of `table`."""
+    table; files: plain files in any case, with rows that such a table deleted; delta, iceberg: the
+    live rows of `table`."""
     table: Annotated[Location | None, Affects.RESULT] = Field(None, min_length=1)
-    """Folder of a Delta table, local or s3://."""
+    """Folder of a Delta table, local or s3://; or the name of an Iceberg table in `catalog`, or the
+    location of its metadata.json."""
     version: Annotated[str | int, Affects.RESULT] = "latest"
-    """Version of `table`: latest, a number, or the newest as of a time such as
-    2026-02-01T00:00:00Z."""
+    """Version of `table`: latest, a number (Iceberg: id of a snapshot), or the newest as of a time
+    such as 2026-02-01T00:00:00Z."""
     where: Annotated[str | None, Affects.RESULT] = None
     """Condition that the rows of `table` meet, such as country = 'nl' AND day >= '2026-01-01'; its
     files are left out where the table's partitions and statistics allow."""
+    catalog: Annotated[dict[str, str], Affects.EXECUTION] = Field({})
+    """Properties of the Iceberg catalog that has `table`, as pyiceberg defines them, without
+    credentials: those come from variables PYICEBERG_CATALOG__DEC__…; `name` is that of the catalog,
+    dec by default."""
     features: list[FeatureEntry]
     """Columns to cluster by: vectors or scalars, names or globs such as f_*. An entry {column,
     type, weight} gives a column a type: number, boolean, category, timestamp or vector."""
@@ -90,6 +103,11 @@ class Source(Section, affects=Affects.MODEL):
             raise ValueError("must name at least one, and none may be empty")
         return value
 
+    @field_validator("catalog")
+    @classmethod
+    def _no_credentials(cls, properties: dict[str, str]) -> dict[str, str]:
+        return without_credentials("source.catalog", properties)
+
     @field_validator("features", "keys")
     @classmethod
     def _no_duplicates(cls, entries: list[Any]) -> list[Any]:
@@ -122,7 +140,9 @@ class Source(Section, affects=Affects.MODEL):
     def locations(self) -> list[str]:
         """The entries of ``path``, also where it is only one; the location of ``table``."""
         if self.table is not None or self.path is None:
-            return [self.table] if self.table else []
+            # A name in a catalog is no location.
+            named = self.format == "iceberg" and self.table and "/" not in self.table
+            return [self.table] if self.table and not named else []
         return [self.path] if isinstance(self.path, str) else self.path
 
     def misplaced(self) -> str | None:
@@ -139,11 +159,11 @@ class Source(Section, affects=Affects.MODEL):
             )
         if not plain and self.example is not None:
             return "source.example is written as plain files; take source.format out"
-        for name in ("table", "version", "where"):
+        for name in ("table", "version", "where", "catalog"):
             if plain and getattr(self, name) != type(self).model_fields[name].default:
                 return (
                     f"source.{name}={getattr(self, name)!r} is for lake tables; set "
-                    "source.format: delta in place of source.path, or take it out"
+                    "source.format: delta or iceberg in place of source.path, or take it out"
                 )
         return None
 
@@ -177,3 +197,19 @@ def no_duplicates(names: list[str]) -> None:
     """Refuse column names that occur twice."""
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"names {', '.join(twice)} more than once; name each column once")
+
+
+def without_credentials(setting: str, properties: dict[str, str]) -> dict[str, str]:
+    """Properties of a catalog, which hold no credential.
+
+    Raises:
+        ConfigError: One does.
+    """
+    for name, value in properties.items():
+        if _CREDENTIAL_PROPERTY.search(name) or re.search(r"://[^/?#]*@", value):
+            # A plain error of pydantic would repeat the value.
+            raise ConfigError(
+                f"{setting}.{name} holds a credential; take it out of the config and set "
+                f"the variable PYICEBERG_CATALOG__DEC__{re.sub('[.]', '__', name).upper()}"
+            )
+    return properties

@@ -28,7 +28,7 @@ from pipeline.config.source import Source
 from pipeline.errors import InputError, PipelineError
 from pipeline.input.lake_tables.conditions import ColumnStatistics, decided, parse
 from pipeline.input.lake_tables.deletion_vectors import z85_decoded
-from pipeline.input.lake_tables.entries import Deletes, FileEntry, TableFile, table_file
+from pipeline.input.lake_tables.entries import Deletes, FileEntry, TableFile, located, table_file
 from pipeline.input.lake_tables.planning import as_of
 from pipeline.input.lake_tables.views import FIELD_ID, NAMES
 from pipeline.storage import S3_SCHEME, Store, absolute, open_input, s3
@@ -172,7 +172,7 @@ def _files(
         deletes = (vectors[path],) if path in vectors else ()
         constants = {column: values[place] for column, values in texts.items()}
         entry = FileEntry(constants, deletes, filtered)
-        yield table_file(table, _located(root, name), name, size, entry)
+        yield table_file(table, located(root, name), name, size, entry)
 
 
 class _Statistics:
@@ -206,23 +206,6 @@ def _struct(adds: pa.Table, name: str) -> dict[str, pa.Array]:
         return {}
     column = adds[name].combine_chunks()
     return {field.name: pc.struct_field(column, i) for i, field in enumerate(column.type)}
-
-
-def _located(root: str, path: str) -> str:
-    """Absolute location of a path in the log: below the table, or a URL of its own."""
-    scheme, separator, rest = path.partition("://")
-    if not separator:
-        if path.startswith("file:"):
-            return absolute(path.removeprefix("file:"))
-        return path if path.startswith("/") else f"{root}/{path}"
-    if scheme in ("s3", "s3a", "s3n"):
-        return S3_SCHEME + rest
-    if scheme == "file":
-        return rest
-    raise InputError(
-        f"source.table={root} has a file at {scheme}://, which cannot be read; expected files on "
-        "local disks or s3://"
-    )
 
 
 # ----------------------------------------------------------------------------- deletion vectors
@@ -317,4 +300,4 @@ def _deletes(root: str, vector: Mapping[str, Any] | None) -> Deletes | None:
         text = unquote(text)
     else:
         raise InputError(f"source.table={root}: deletion vectors of kind {kind!r} are unknown")
-    return Deletes("vector", _located(root, text), vector.get("offset") or 1, size)
+    return Deletes("vector", located(root, text), vector.get("offset") or 1, size)

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.artifacts.inputs import LakeTable
-from pipeline.errors import BadShard, says_out_of_memory
+from pipeline.errors import BadShard, InputError, says_out_of_memory
 from pipeline.input.bad_shards import TABLE_VERSION, storage_error
 from pipeline.input.lake_tables.deletion_vectors import deleted_rows, framed, z85_decoded
-from pipeline.storage import FoundFile, open_input, why
+from pipeline.storage import S3_SCHEME, FoundFile, absolute, open_input, why
 
 
 @dataclass(frozen=True)
@@ -146,3 +146,24 @@ def with_entries(shards: pa.Table, files: Sequence[FoundFile]) -> pa.Table:
     """A table of shards with the entries of these files, one for each."""
     entries = [file.entry.to_json() if isinstance(file, TableFile) else "{}" for file in files]
     return shards.append_column(ENTRY, pa.array(entries, pa.string()))
+
+
+def located(root: str, path: str) -> str:
+    """Absolute location of a file in a table: a path below it, or a URL.
+
+    Raises:
+        InputError: It lies where nothing can be read.
+    """
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        if path.startswith("file:"):
+            return absolute(path.removeprefix("file:"))
+        return path if path.startswith("/") else f"{root}/{path}"
+    if scheme in ("s3", "s3a", "s3n"):
+        return S3_SCHEME + rest
+    if scheme == "file":
+        return rest
+    raise InputError(
+        f"source.table={root} has a file at {scheme}://, which cannot be read; expected files on "
+        "local disks or s3://"
+    )

@@ -34,16 +34,22 @@ def planned_files(config: Config) -> Sequence[TableFile]:
             f"source.format={source.format} needs {_LIBRARY[source.format]}, which is not "
             f"installed; run: pip install 'dec-pipeline[{source.format}]'"
         )
-    root = absolute(str(source.table)).rstrip("/")
-    if f"{absolute(config.output)}/".startswith(f"{root}/"):
+    assert source.table is not None
+    root = absolute(source.table).rstrip("/")
+    if "/" in source.table and f"{absolute(config.output)}/".startswith(f"{root}/"):
         raise ConfigError(
             f"output={config.output} lies in source.table={source.table}, whose vacuum would "
             "remove it; give a folder outside of it"
         )
-    from pipeline.input.lake_tables.delta import plan
-
     try:
-        files = plan(source)
+        if source.format == "iceberg":
+            from pipeline.input.lake_tables import iceberg
+
+            files = iceberg.plan(source)
+        else:
+            from pipeline.input.lake_tables import delta
+
+            files = delta.plan(source)
     except PipelineError:
         raise
     except Exception as error:  # those of the libraries share no base class

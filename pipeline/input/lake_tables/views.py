@@ -80,7 +80,12 @@ class TableView:
             if FIELD_ID in about and ids:
                 stored = ids.get(int(about[FIELD_ID]))
             else:
-                names = json.loads(about.get(NAMES, "[]"))
+                if NAMES not in about:
+                    raise InputError(
+                        f"shard {self._shard} has no field ids, and the table has no names for "
+                        "such files; set its property schema.name-mapping.default"
+                    )
+                names = json.loads(about[NAMES])
                 stored = next((name for name in names if name in file.names), None)
             if stored is not None:
                 found[field.name] = stored
