@@ -19,7 +19,7 @@ from pipeline import logs
 from pipeline.config import Config, load_config
 from pipeline.distributed.private_ray import listen_locally
 from pipeline.engine import Stop
-from pipeline.errors import ConfigError, TransientError
+from pipeline.errors import ConfigError, PipelineError, TransientError
 from pipeline.storage import s3, why
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,9 @@ def connect_ray() -> None:
                 ray.init(address="local", include_dashboard=False, log_to_driver=True)
         except ray.exceptions.AuthenticationError as error:
             raise wrong_token(address or "local", error) from error
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        except PipelineError:
+            raise
+        except Exception as error:  # Ray's own word for a node that does not start in time
             where = f"the cluster at RAY_ADDRESS={address}" if address else "Ray on this machine"
             raise TransientError(
                 f"{where} cannot be reached: {why(error)}; check that it runs, or unset RAY_ADDRESS"

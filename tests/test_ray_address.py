@@ -14,6 +14,7 @@ from conftest import Dec
 
 from jobs import ray_address
 from jobs.ray_address import check_head, check_ray_settings
+from jobs.session import connect_ray
 from pipeline.errors import ConfigError, TransientError
 
 CONFIG, RETRY = 2, 6
@@ -141,3 +142,18 @@ def test_commands_say_so_at_once(
         assert (result.code, len(result.err.splitlines())) == (code, 1), result.err
         assert words in result.err
     assert not (tmp_path / "lake").exists()
+
+
+def test_a_node_that_does_not_start_in_time_may_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    def slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", slow)
+    with pytest.raises(TransientError, match="Ray on this machine cannot be reached"):
+        connect_ray()
