@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 # Key of a row where the config names none: the shard's path below the source, and the row's
@@ -168,10 +170,96 @@ def value_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
+def storage_type(kind: pa.DataType) -> pa.DataType:
+    """The type below extension types such as UUIDs, and Arrow's and Ray's tensors."""
+    while isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    return kind
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether values of a type are bytes, which JSON has as hex digits."""
+    found = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(is_kind(kind) for is_kind in found)
+
+
 def decoded(column: Any) -> Any:
     """Array, chunked or not, with its values in place of a dictionary's codes."""
     kind = value_type(column.type)
     return column if kind == column.type else column.cast(kind)
+
+
+def cast_to(column: Any, kind: pa.DataType) -> Any:
+    """Array, chunked or not, in a type that was chosen to hold its values.
+
+    Raises:
+        pyarrow.ArrowException: It does not.
+    """
+    if column.type == kind:
+        return column
+    column = decoded(column)
+    return column.cast(storage_type(column.type)).cast(kind)
+
+
+def comparable(column: Any) -> Any:
+    """Array, chunked or not, with equal values in a type that Arrow groups, sorts and looks up."""
+    column = decoded(column)
+    kind = storage_type(column.type)
+    if pa.types.is_float16(kind):
+        kind = pa.float32()
+    elif pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
+        kind = pa.decimal128(kind.precision, kind.scale)
+    return column if kind == column.type else column.cast(storage_type(column.type)).cast(kind)
+
+
+def classes_in(label: Any) -> Any:
+    """Values of a label, array or chunked array; null where it is missing, which NaN is too."""
+    label = comparable(label)
+    if not pa.types.is_floating(label.type):
+        return label
+    return pc.if_else(pc.is_nan(label), pa.scalar(None, label.type), label)
+
+
+def texts_of(column: pa.ChunkedArray) -> list[str | None]:
+    """Values as texts, which ``from_texts`` reads back: bytes as hex digits, UUIDs as usual.
+
+    Durations are numbers of their unit.
+    """
+    column = decoded(column)
+    if is_uuid(column.type):
+        return [None if value is None else str(value) for value in column.to_pylist()]
+    column = column.cast(storage_type(column.type))
+    if is_bytes(column.type):
+        return [None if value is None else value.hex() for value in column.to_pylist()]
+    return column.cast(pa.string(), safe=False).to_pylist()  # type: ignore[no-any-return]
+
+
+def from_texts(texts: Sequence[str | None], kind: pa.DataType) -> pa.Array:
+    """Values of a type from texts as of ``texts_of``.
+
+    Raises:
+        ValueError, pyarrow.ArrowException: A text is no value of the type.
+    """
+    storage = storage_type(kind)
+    if is_uuid(kind):
+        values = [None if text is None else uuid.UUID(text).bytes for text in texts]
+        return pa.array(values, storage).cast(kind)
+    if is_bytes(storage):
+        return pa.array([None if t is None else bytes.fromhex(t) for t in texts], storage)
+    found = pa.array(texts, pa.string())
+    if pa.types.is_null(storage):
+        return pa.nulls(len(texts))
+    if pa.types.is_duration(storage):
+        found = found.cast(pa.int64())
+    elif pa.types.is_time(storage):
+        dated = pc.binary_join_element_wise("1970-01-01", found, " ")
+        found = dated.cast(pa.timestamp(storage.unit))
+    return found.cast(storage).cast(kind)
+
+
+def is_uuid(kind: pa.DataType) -> bool:
+    """Whether it is Arrow's type of UUIDs."""
+    return getattr(kind, "extension_name", "") == "arrow.uuid"
 
 
 def vectors(values_NF: NDArray[np.generic]) -> pa.FixedSizeListArray:

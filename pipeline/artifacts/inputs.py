@@ -22,6 +22,10 @@ class FeatureColumn(Record):
     # Meaning of its values; None: plain numbers, treated by ``source.scaling`` and
     # ``source.nulls``. Not written where it is None.
     type: ColumnType | None = Field(default=None, exclude_if=lambda value: value is None)
+    # Type of the numbers in a column of bytes. Not written where it is None.
+    dtype: Literal["float16", "float32"] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
 
 
 class QuarantinedShard(Record):

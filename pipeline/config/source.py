@@ -6,7 +6,7 @@ import fnmatch
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from pipeline.config.sections import Affects, Location, PositiveFloat, PositiveInt, Section
 from pipeline.errors import ConfigError
@@ -33,11 +33,25 @@ class Feature(Section, affects=Affects.MODEL):
     """Name of the column, or a glob."""
     type: Literal["auto", "number", "boolean", "category", "timestamp", "vector"] = "auto"
     """Meaning of the values; auto follows the column's own type."""
+    # Not written where it is None, so that fingerprints of other features stay.
+    dtype: Literal["float16", "float32"] | None = Field(
+        None, exclude_if=lambda dtype: dtype is None
+    )
+    """Type of the numbers in a column of fixed-size bytes that is a vector, little-endian."""
     weight: PositiveFloat = 1.0
     """Weight of the column in distances and in the loss."""
     values: Annotated[int, Field(ge=1, le=4096)] = 128
     """Maximum number of distinct values of a category, the most frequent ones; all others count as
     one."""
+
+    @model_validator(mode="after")
+    def _dtype_of_a_vector(self) -> Feature:
+        if self.dtype is not None and self.type not in ("auto", "vector"):
+            raise ValueError(
+                f"column {self.column}: dtype={self.dtype} is for type: vector, of which the "
+                f"column has the bytes; the type is {self.type}. Leave one of them out"
+            )
+        return self
 
 
 FeatureEntry = Annotated[

@@ -88,8 +88,8 @@ def diagnosed(
     """
     if isinstance(error, MemoryError):
         raise error
-    if isinstance(error, NotImplementedError):  # what this Arrow was built without
-        return storage_error(shard.name, error)
+    if isinstance(error, NotImplementedError):
+        return _unsupported(shard, error)
     try:
         if not is_as_pinned(shard):
             return changed(shard)
@@ -104,7 +104,7 @@ def diagnosed(
                 if isinstance(again, MemoryError):
                     raise
                 if isinstance(again, NotImplementedError):
-                    return storage_error(shard.name, again)
+                    return _unsupported(shard, again)
                 return _unreadable(shard, why(again))
     except FileNotFoundError as gone:
         return _unreadable(shard, why(gone))
@@ -122,6 +122,13 @@ def _unreadable(shard: ShardVersion, reason: str) -> BadShard:
         f"{_HINT}",
         shard.url,
         reason,
+    )
+
+
+def _unsupported(shard: ShardVersion, error: Exception) -> InputError:
+    return InputError(
+        f"shard {shard.name} cannot be read: {why(error)}; the installed pyarrow does not read "
+        "this. Write the shard in another way, or take it out of source.path"
     )
 
 

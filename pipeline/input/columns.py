@@ -12,20 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts.inputs import ColumnType, FeatureColumn
 from pipeline.errors import InputError
-from pipeline.schema import value_type
+from pipeline.schema import storage_type, value_type
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 class RaggedVectors(Exception):
     """Rows of a vector column differ in width."""
-
-
-def storage_type(kind: pa.DataType) -> pa.DataType:
-    """The type below extension types such as Arrow's and Ray's tensors."""
-    while isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
-    return kind
 
 
 def is_vector(kind: pa.DataType) -> bool:
@@ -52,6 +45,31 @@ EXPECTED: dict[ColumnType, str] = {
     "timestamp": "timestamps or dates",
     "vector": "lists of numbers, of one width",
 }
+
+
+def type_of_bytes(kind: pa.DataType, dtype: str | None) -> pa.DataType:
+    """The type of a column whose bytes are vectors of ``dtype``; other types as they are.
+
+    Raises:
+        ValueError: The bytes are not a whole number of values.
+    """
+    if dtype is None or not pa.types.is_fixed_size_binary(kind):
+        return kind
+    width, rest = divmod(kind.byte_width, np.dtype(dtype).itemsize)
+    if rest or not width:
+        raise ValueError(f"{kind.byte_width} bytes are not a whole number of {dtype}")
+    return pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), width)
+
+
+def _vectors_of_bytes(array: pa.Array, dtype: str) -> pa.Array:
+    """Fixed-size bytes as vectors in the same memory."""
+    kind = type_of_bytes(array.type, dtype)
+    valid, content = array.buffers()
+    rows = array.offset + len(array)
+    values = pa.Array.from_buffers(kind.value_type, rows * kind.list_size, [None, content])
+    return pa.Array.from_buffers(
+        kind, len(array), [valid], array.null_count, array.offset, children=[values]
+    )
 
 
 def column_type(kind: pa.DataType) -> ColumnType | None:
@@ -168,6 +186,10 @@ def _numbers(column: Column, spec: FeatureColumn) -> NDArray[np.generic]:
         array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     while isinstance(array, pa.ExtensionArray):
         array = array.storage
+    if spec.dtype and pa.types.is_fixed_size_binary(array.type):
+        array = _vectors_of_bytes(array, spec.dtype)
+    if pa.types.is_null(array.type):
+        return np.full((len(array), spec.width), np.nan)
     if spec.type == "category":
         return category_codes(array).reshape(-1, 1)
     if spec.type == "timestamp":

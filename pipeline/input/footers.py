@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.artifacts.inputs import LakeTable, decode_schema, encode_schema
 from pipeline.errors import InputError
 from pipeline.input.bad_shards import ShardVersion, read_shard
-from pipeline.input.columns import is_vector, storage_type
+from pipeline.input.columns import is_vector
 from pipeline.input.hive import with_hive_columns
 from pipeline.input.lake_tables.views import view_of
+from pipeline.input.parquet.opening import Footer, ShardFile
 from pipeline.input.selection import Selection
+from pipeline.schema import storage_type
 from pipeline.storage import FoundFile
 
 SHARD_SCHEMA = pa.schema(
@@ -95,63 +95,16 @@ def shard_facts(
     footer = read_footer(file)
     if not sum(footer.live_rows):
         return ShardFacts(None, (), footer.live_rows, [0] * len(footer.rows))
-    schema = with_hive_columns(footer.schema, file.url, hive_types)
+    columns = selection.with_vectors(footer.schema, file.name)
+    schema = with_hive_columns(columns, file.url, hive_types)
     selection.check_globs(schema, file.name)
     selection.check(schema, file.name)
     own = [name for name in selection.all if name in footer.schema.names]
-    schema = pa.schema([footer.schema.field(name).remove_metadata() for name in own])
+    schema = pa.schema([columns.field(name).remove_metadata() for name in own])
     vectors = [n for n in selection.features if n in own and is_vector(schema.field(n).type)]
-    widths = [_width(footer, name, file) for name in vectors]
-    return ShardFacts(schema, widths, footer.live_rows, footer.stored_bytes(own))
-
-
-@dataclass(frozen=True)
-class Footer:
-    """The footer of a shard."""
-
-    schema: pa.Schema  # of a file of a lake table, the table's
-    metadata: pq.FileMetaData
-    # Of a file of a lake table: the table's name of each column that the file has of it.
-    renamed: Mapping[str, str] | None = None
-    live: Sequence[int] | None = None  # live rows of each row group, where some are deleted
-
-    @property
-    def live_rows(self) -> Sequence[int]:
-        """Rows of each row group that are read."""
-        return self.rows if self.live is None else self.live
-
-    @functools.cached_property
-    def rows(self) -> list[int]:
-        """Rows of each row group."""
-        return [self.metadata.row_group(g).num_rows for g in range(self.metadata.num_row_groups)]
-
-    @functools.cached_property
-    def leaves(self) -> dict[str, list[int]]:
-        """Numbers of the Parquet columns that store each Arrow column."""
-        if not self.metadata.num_row_groups:
-            return {}
-        group = self.metadata.row_group(0)
-        names: set[str] = set(self.schema.names if self.renamed is None else self.renamed)
-        leaves: dict[str, list[int]] = {}
-        for number in range(group.num_columns):
-            name = group.column(number).path_in_schema
-            # "x.norm" may be a column of its own beside "x", whose leaf is "x.list.element".
-            while name not in names and "." in name:
-                name = name.rpartition(".")[0]
-            if self.renamed is not None:
-                if name not in self.renamed:
-                    continue
-                name = self.renamed[name]
-            leaves.setdefault(name, []).append(number)
-        return leaves
-
-    def stored_bytes(self, names: Iterable[str]) -> list[int]:
-        """Stored bytes of these columns in each row group."""
-        leaves = [leaf for name in names for leaf in self.leaves.get(name, [])]
-        return [
-            sum(self.metadata.row_group(g).column(c).total_compressed_size for c in leaves)
-            for g in range(self.metadata.num_row_groups)
-        ]
+    widths = [_width(footer, name, schema.field(name).type, file) for name in vectors]
+    stored = [footer.stored_bytes(group, own) for group in range(len(footer.rows))]
+    return ShardFacts(schema, widths, footer.live_rows, stored)
 
 
 def read_footer(file: FoundFile) -> Footer:
@@ -162,17 +115,18 @@ def read_footer(file: FoundFile) -> Footer:
     """
 
     def read(source: pa.NativeFile) -> Footer:
-        parquet = pq.ParquetFile(source)
-        if (view := view_of(file, parquet)) is None:
-            return Footer(parquet.schema_arrow, parquet.metadata)
-        return Footer(view.schema, parquet.metadata, view.renamed, view.live_rows())
+        opened = ShardFile(source, file.name)
+        if (view := view_of(file, opened)) is None:
+            return opened.footer
+        own = opened.footer
+        return Footer(view.schema, own.metadata, own.schema, view.renamed, view.live_rows())
 
     return read_shard(ShardVersion(file.url, file.name, file.version), read)
 
 
-def _width(footer: Footer, name: str, file: FoundFile) -> int | None:
+def _width(footer: Footer, name: str, kind: pa.DataType, file: FoundFile) -> int | None:
     """Width of a vector column; None for a scalar, and where no row tells."""
-    kind = storage_type(footer.schema.field(name).type)
+    kind = storage_type(kind)
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
     if footer.renamed is not None and name not in footer.leaves:
@@ -197,12 +151,12 @@ def _widths_in(file: FoundFile, group: int, name: str) -> list[int]:
     """Widths of the lists in one row group."""
 
     def read(source: pa.NativeFile) -> list[int]:
-        parquet = pq.ParquetFile(source)
-        if view := view_of(file, parquet):
-            batches = parquet.iter_batches(row_groups=[group], columns=view.stored([name]))
+        opened = ShardFile(source, file.name)
+        if view := view_of(file, opened):
+            batches = opened.batches(group, view.stored([name]))
             column = view.live_columns(batches, [name], group)[name]
         else:
-            column = parquet.read_row_group(group, columns=[name])[name]
+            column = opened.read(group, [name])[name]
         column = column.cast(storage_type(column.type))
         widths: list[int] = pc.unique(pc.list_value_length(column)).drop_null().to_pylist()
         return widths

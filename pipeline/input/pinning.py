@@ -289,9 +289,8 @@ class _CommonSchema:
         schema = pa.schema([full.field(name) for name in self._selection.all])
         if not any(schema.equals(other) for _, other in reversed(self._schemas)):
             self._selection.check(schema, file.name)  # folders' types depend on all folders
-            if self._schemas:
-                first_shard, first = self._schemas[0]
-                self._selection.check_same_meaning(schema, file.name, first, first_shard)
+            for other_shard, other in self._schemas:
+                self._selection.check_same_meaning(schema, file.name, other, other_shard)
             self._schemas.append((file.name, schema))
         if facts.widths != self._last_widths:
             self._check_widths(file.name, facts.schema, facts.widths)
@@ -322,13 +321,14 @@ class _CommonSchema:
         self, shards: pa.Table, bad: Sequence[QuarantinedShard], table: LakeTable | None
     ) -> PinnedInput:
         """The result."""
-        first = self._schemas[0][1]
+        first = self._first_types()
         features = tuple(
             FeatureColumn(
                 name=name,
                 width=self._widths.get(name, (1, ""))[0],
-                vector=is_vector(first.field(name).type),
-                type=self._selection.type_of(name, first.field(name).type),
+                vector=is_vector(first[name]),
+                type=self._selection.type_of(name, first[name]),
+                dtype=self._selection.dtypes.get(name),
             )
             for name in self._selection.features
         )
@@ -350,6 +350,24 @@ class _CommonSchema:
             quarantined=tuple(bad),
             table=table,
         )
+
+    def _first_types(self) -> dict[str, pa.DataType]:
+        """Type of each feature in the first shard that has values of it.
+
+        Raises:
+            InputError: No shard has.
+        """
+        types = {}
+        for name in self._selection.features:
+            kinds = (schema.field(name).type for _, schema in self._schemas)
+            kind = next((kind for kind in kinds if not pa.types.is_null(kind)), None)
+            if kind is None:
+                raise InputError(
+                    f"column {name} has no value in any shard: its type is null; take it out of "
+                    "source.features"
+                )
+            types[name] = kind
+        return types
 
 
 def _check_image_shape(config: Config, features: Sequence[FeatureColumn]) -> None:

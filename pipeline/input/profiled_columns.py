@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.artifacts.explanations import ProfiledColumn
@@ -19,6 +18,7 @@ from pipeline.input.bad_shards import ShardVersion, read_shard
 from pipeline.input.columns import column_type, seconds_since_1970
 from pipeline.input.hive import hive_types_of, with_hive_columns
 from pipeline.input.lake_tables.views import table_schema
+from pipeline.input.parquet.opening import ShardFile
 from pipeline.input.selection import field_of
 from pipeline.schema import decoded, value_type
 from pipeline.storage import Store
@@ -76,7 +76,7 @@ def explained_of(config: Config, manifest: Manifest, lake: Store) -> tuple[Profi
     if manifest.table:
         schema = table_schema(manifest.table)
     else:
-        schema = read_shard(shard, lambda source: pq.ParquetFile(source).schema_arrow)
+        schema = read_shard(shard, lambda source: ShardFile(source, shard.name).footer.schema)
         schema = with_hive_columns(schema, shard.url, hive_types_of(shards["url"].to_pylist()))
     of_features = {"kind": "category", "clustered": True}  # numbers too, where they are categories
     return tuple(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.artifacts.explanations import ProfiledColumn
@@ -20,22 +19,17 @@ from pipeline.artifacts.records import StoredFile
 from pipeline.config import Config
 from pipeline.counts import count
 from pipeline.errors import InputError, says_out_of_memory
-from pipeline.input.bad_shards import (
-    ShardVersion,
-    changed,
-    diagnosed,
-    is_as_pinned,
-    storage_error,
-)
+from pipeline.input.bad_shards import ShardVersion, changed, diagnosed, is_as_pinned
 from pipeline.input.columns import RaggedVectors, feature_matrix, missing_values_error
 from pipeline.input.footers import ragged_error
 from pipeline.input.hive import hive_column, hive_values
 from pipeline.input.lake_tables.entries import ENTRY, FileEntry
 from pipeline.input.lake_tables.views import TableView
+from pipeline.input.parquet.opening import ShardFile
 from pipeline.input.pinning import PinnedInput
 from pipeline.input.slices import cut_slices, cut_where_changed
-from pipeline.schema import SHARD_KEY_FIELDS, decoded
-from pipeline.storage import S3_SCHEME, Store, open_input
+from pipeline.schema import SHARD_KEY_FIELDS, cast_to
+from pipeline.storage import S3_SCHEME, Store, open_input, why
 
 # Size of a block of raw rows: large enough to hide the cost of a call, small beside a worker.
 _BLOCK_BYTES = 2 * 2**20
@@ -49,13 +43,11 @@ _MISSING_ROWS = 65_536
 class OpenShard:
     """A shard that is being read: a plain file, or the view of a lake table on one of its files."""
 
-    parquet: pq.ParquetFile
+    parquet: ShardFile
     view: TableView | None = None
 
     @classmethod
-    def of(
-        cls, table: LakeTable | None, parquet: pq.ParquetFile, piece: Mapping[str, Any]
-    ) -> OpenShard:
+    def of(cls, table: LakeTable | None, parquet: ShardFile, piece: Mapping[str, Any]) -> OpenShard:
         """The shard of a piece, of this table if any."""
         if table is None:
             return cls(parquet)
@@ -66,23 +58,20 @@ class OpenShard:
         """Columns of the file to read for these columns, as far as it has them."""
         if self.view is not None:
             return self.view.stored(names)
-        in_file = self.parquet.schema_arrow.names
-        return [name for name in names if name in in_file]
+        return [name for name in names if name in self.parquet.names]
 
     def batches(
-        self, names: Sequence[str], group: int, batch_rows: int
+        self, names: Sequence[str], group: int, batch_rows: int, *, exact: Sequence[str] = ()
     ) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
         """Rows of a row group, and their numbers: in the file for a view, else in the row group.
 
         Rows that a lake table has deleted, or that ``source.where`` leaves out, are not among them.
+        Values of the columns ``exact`` are unchanged, see ``ShardFile.batches``; a lake table's are
+        of its own types.
         """
         position = 0
-        for batch in self.parquet.iter_batches(
-            batch_size=batch_rows,
-            row_groups=[group],
-            columns=self.stored(names),
-            use_threads=False,  # callers read several pieces in parallel
-        ):
+        exact = exact if self.view is None else ()
+        for batch in self.parquet.batches(group, self.stored(names), batch_rows, exact=exact):
             if self.view is None:
                 yield pa.table(batch), np.arange(position, position + len(batch))
             else:
@@ -172,12 +161,13 @@ class Reader:
                     part = self._with_hive(rows_read.slice(begin, end - begin), shard.url)
                     numbers = numbers_B[begin:end]
                     yield from self._block(opened, shard, part, piece["shard"], numbers)
-        except MemoryError:
-            raise
-        except (OSError, pa.ArrowException) as error:  # values that fit no type, for example
+        except pa.ArrowException as error:  # not of reading: that is diagnosed
             if says_out_of_memory(error):
                 raise  # no fault of the shard
-            raise storage_error(shard.name, error) from None
+            raise InputError(
+                f"shard {shard.name}: values cannot be converted: {why(error)}; correct them, or "
+                "take their column out of the config"
+            ) from None
 
     def _pinned_batches(
         self, shard: ShardVersion, pieces: list[dict[str, Any]]
@@ -185,7 +175,7 @@ class Reader:
         """``_batches`` of the pinned version."""
 
         def read_again(source: pa.NativeFile) -> None:
-            for _ in self._batches(source, pieces, pre_buffer=False):
+            for _ in self._batches(ShardFile(source, shard.name), pieces):
                 pass
 
         try:
@@ -193,7 +183,8 @@ class Reader:
                 raise changed(shard)
             with open_input(shard.url) as source:
                 # One request for all columns of a row group; what is mapped into memory needs none.
-                yield from self._batches(source, pieces, shard.url.startswith(S3_SCHEME))
+                remote = shard.url.startswith(S3_SCHEME)
+                yield from self._batches(ShardFile(source, shard.name, pre_buffer=remote), pieces)
             # A shard may be replaced while it is read. If it is gone now, it was read before.
             with contextlib.suppress(FileNotFoundError):
                 if not is_as_pinned(shard):
@@ -203,22 +194,17 @@ class Reader:
                 raise  # no fault of the shard
             raise diagnosed(shard, error, read_again) from None
 
-    def _batches(
-        self, source: pa.NativeFile, pieces: list[dict[str, Any]], pre_buffer: bool
-    ) -> Iterator[_Batch]:
+    def _batches(self, parquet: ShardFile, pieces: list[dict[str, Any]]) -> Iterator[_Batch]:
         """Batches up to the end of each piece."""
-        # Damage in uncompressed pages shows only by their checksums, which Spark writes.
-        parquet = pq.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True)
         opened = OpenShard.of(self.table, parquet, pieces[0])
         names = [*dict.fromkeys(self.names)]
         stored = opened.stored(names)
         block_rows = max(1024, _BLOCK_BYTES // (self.width * np.dtype(self.dtype).itemsize))
-        wanted = [column for column, name in enumerate(_roots(parquet)) if name in stored]
         for piece in pieces:
             position, end = 0, piece["row_start"] + piece["rows"]
-            group = parquet.metadata.row_group(piece["row_group"])
-            count("bytes_read", sum(group.column(c).total_compressed_size for c in wanted))
-            for rows, numbers_B in opened.batches(names, piece["row_group"], block_rows):
+            group, exact = piece["row_group"], self.carried.names
+            count("bytes_read", parquet.footer.stored_bytes(group, stored))
+            for rows, numbers_B in opened.batches(names, group, block_rows, exact=exact):
                 if opened.view is None:
                     numbers_B = numbers_B + piece["first_row"]
                 yield opened, piece, position, rows, numbers_B
@@ -269,7 +255,7 @@ class Reader:
             raise ragged_error(shard.name, *ragged.args) from None
         carried = self._carried(shard.name, table, row_numbers_B)
         kept = dict.fromkeys([*self._categories(), *(column.name for column in self.explained)])
-        names = [name for name in kept if name in table.column_names]
+        names = [n for n in kept if n in table.column_names and not pa.types.is_null(table[n].type)]
         stored = table.select(names) if names else None
         if missing_B is not None and self.nulls == "error":
             raise self._missing(opened, shard)
@@ -284,7 +270,7 @@ class Reader:
     ) -> pa.Table | None:
         if not len(self.carried) and not self.shard_keys:
             return None
-        arrays = [_cast(table[field.name], field.type) for field in self.carried]
+        arrays = [_carried_as(table[field.name], field, shard) for field in self.carried]
         fields = list(self.carried)
         if self.shard_keys:
             names = pa.repeat(pa.scalar(shard), len(table))
@@ -296,7 +282,7 @@ class Reader:
         """Count the missing values of the whole shard, for the message."""
         missing_rows = dict.fromkeys((column.name for column in self.features), 0)
         bad_rows = all_rows = 0
-        groups = range(opened.parquet.num_row_groups)
+        groups = range(len(opened.parquet.footer.rows))
         batches = (opened.batches([*missing_rows], group, _MISSING_ROWS) for group in groups)
         for table, _ in itertools.chain.from_iterable(batches):
             table, all_rows = self._with_hive(table, shard.url), all_rows + len(table)
@@ -356,11 +342,13 @@ def pieces_of_shards(shards: pa.Table, target_slice_mib: int) -> pa.Table:
     return pieces
 
 
-def _roots(parquet: pq.ParquetFile) -> list[str]:
-    """The top-level column of each Parquet column."""
-    schema = parquet.metadata.schema
-    return [schema.column(c).path.partition(".")[0] for c in range(len(schema))]
-
-
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    return column if column.type == kind else decoded(column).cast(kind)
+def _carried_as(column: pa.ChunkedArray, field: pa.Field, shard: str) -> pa.ChunkedArray:
+    try:
+        return cast_to(column, field.type)
+    except pa.ArrowException as error:
+        if says_out_of_memory(error):
+            raise
+        raise InputError(
+            f"shard {shard}, column {field.name}: a value of type {column.type} does not fit "
+            f"{field.type}, its type over all shards: {why(error)}; write the column with one type"
+        ) from None

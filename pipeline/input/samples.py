@@ -19,7 +19,7 @@ from pipeline.input.reading import Reader
 from pipeline.input.slices import held_out
 from pipeline.input.statistics import VALUE_COUNTS, RowStatistics
 from pipeline.model.scaling import Moments, Scaler
-from pipeline.schema import decoded, matrix_of, vectors
+from pipeline.schema import classes_in, matrix_of, vectors
 from pipeline.storage import Store, parquet_bytes, sha256
 
 _ENCODE_ROWS = 2048
@@ -187,8 +187,8 @@ def sampled_held_out(lake: Store, parts: tuple[StoredFile, ...]) -> NDArray[np.b
 
 def sampled_classes(lake: Store, parts: tuple[StoredFile, ...], label: str) -> NDArray[np.int64]:
     """True classes of the sample's rows, numbered from 0, shape (rows,); −1 where unknown."""
-    # Decoded, since each part has its own dictionary.
-    columns = [decoded(lake.read_table(part.path, [label])[label]) for part in parts]
+    # Plain values, since each part has its own dictionary.
+    columns = [classes_in(lake.read_table(part.path, [label])[label]) for part in parts]
     labels = pa.concat_tables([pa.table([column], [label]) for column in columns])[label]
     codes = labels.combine_chunks().dictionary_encode().indices
     classes: NDArray[np.int64] = codes.fill_null(-1).to_numpy(zero_copy_only=False)

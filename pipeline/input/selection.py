@@ -22,10 +22,10 @@ from pipeline.input.columns import (
     is_vector,
     may_be,
     number_type,
-    storage_type,
+    type_of_bytes,
     unknown_zone,
 )
-from pipeline.schema import value_type
+from pipeline.schema import is_bytes, storage_type, value_type
 
 
 def field_of(schema: pa.Schema, name: str, shard: str, setting: str = "") -> pa.Field:
@@ -37,11 +37,21 @@ def field_of(schema: pa.Schema, name: str, shard: str, setting: str = "") -> pa.
     if name not in schema.names:
         near = difflib.get_close_matches(name, schema.names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"its columns are {listed(schema.names)}"
+        if struct := _struct_above(schema, name):
+            hint = f"{struct} is a struct, and fields of structs are not read: make it a column"
         where = f"{setting}: shard" if setting else "shard"
         raise InputError(f"{where} {shard} has no column {name}; {hint}")
     if schema.names.count(name) > 1:
         raise InputError(f"shard {shard} has more than one column {name}; rename one")
     return schema.field(name)
+
+
+def _struct_above(schema: pa.Schema, name: str) -> str | None:
+    """The struct that ``name`` would be a field of; None without one."""
+    parts = name.split(".")
+    above = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
+    structs = (n for n in above if n in schema.names and pa.types.is_struct(schema.field(n).type))
+    return next(structs, None)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -57,6 +67,7 @@ class Selection:
     carried: tuple[str, ...]  # key columns and the label
     label: str | None
     types: Mapping[str, str]  # types of the features that the config gives one
+    dtypes: Mapping[str, str]  # of features whose bytes are vectors
     folders: frozenset[str]  # features whose values are in the names of folders
     globs: tuple[str, ...]  # patterns among the features of the config
     unglobbed: frozenset[str]  # columns that no glob matches; see ``of``
@@ -114,9 +125,10 @@ class Selection:
         carried = (*config.source.keys, *([label] if label else []))
         typed = {name: config.source.feature(name) for name in features}
         types = {name: feature.type for name, feature in typed.items() if feature}
+        dtypes = {name: f.dtype for name, f in typed.items() if f and f.dtype}
         folders = frozenset(features) & hive_types.keys()
         return cls(
-            *(tuple(features), tuple(dict.fromkeys(carried)), label, types, folders),
+            *(tuple(features), tuple(dict.fromkeys(carried)), label, types, dtypes, folders),
             *(tuple(globs), frozenset(unglobbed), shard),
         )
 
@@ -145,6 +157,25 @@ class Selection:
             if fewer := sorted(there - set(schema.names)):
                 raise _differs(fewer[0], pattern, self.first_shard, shard)
 
+    def with_vectors(self, schema: pa.Schema, shard: str) -> pa.Schema:
+        """The schema with vectors in place of bytes that are vectors.
+
+        Raises:
+            InputError: A row's bytes are not a whole number of values.
+        """
+        for name in schema.names:
+            if name in self.dtypes and schema.names.count(name) == 1:
+                place = schema.get_field_index(name)
+                try:
+                    kind = type_of_bytes(schema.field(place).type, self.dtypes[name])
+                except ValueError as error:
+                    raise InputError(
+                        f"shard {shard}, column {name}: {error}; correct its dtype in "
+                        "source.features"
+                    ) from None
+                schema = schema.set(place, schema.field(place).with_type(kind))
+        return schema
+
     def check(self, schema: pa.Schema, shard: str) -> None:
         """Check that a shard has all columns, of types that fit.
 
@@ -153,9 +184,18 @@ class Selection:
         """
         for name in self.all:
             field_of(schema, name, shard)
+        for name in self.carried:
+            kind = schema.field(name).type
+            if name != self.label and pa.types.is_nested(value_type(storage_type(kind))):
+                raise InputError(
+                    f"shard {shard}, column {name}: type {kind} cannot be a key; keys have one "
+                    "number, text, time, truth value or sequence of bytes a row. Write their parts "
+                    "as columns, or use another key"
+                )
         if self.label is not None:
             kind = schema.field(self.label).type
-            if pa.types.is_nested(storage_type(kind)) or pa.types.is_binary(kind):
+            plain = value_type(storage_type(kind))
+            if pa.types.is_nested(plain) or is_bytes(plain):
                 raise InputError(
                     f"shard {shard}, column {self.label}: type {kind} cannot be a label; "
                     "evaluate.label must name a column of numbers or strings"
@@ -165,6 +205,8 @@ class Selection:
 
     def _check_feature(self, name: str, kind: pa.DataType, shard: str) -> None:
         where = f"shard {shard}, column {name}"
+        if pa.types.is_null(kind):
+            return  # missing in all rows of the shard
         found = self.type_of(name, kind)
         if found is None:
             if number_type(kind) is not None:
@@ -187,9 +229,12 @@ class Selection:
         if not may_be(kind, found):
             own = column_type(kind)
             hint = f"Make it type: {own}" if own else "Convert the column"
+            expected = EXPECTED[found]
+            if found == "vector" and is_bytes(storage_type(kind)):
+                expected += ", or bytes of one size with dtype: float16 or float32"
             raise InputError(
                 f"{where}: type {kind} cannot be a {found}, the type in source.features; "
-                f"expected {EXPECTED[found]}. {hint}, or take it out of source.features"
+                f"expected {expected}. {hint}, or take it out of source.features"
             )
 
     def check_same_meaning(
@@ -202,6 +247,8 @@ class Selection:
         """
         for name in self.features:
             kind, expected = schema.field(name).type, first.field(name).type
+            if pa.types.is_null(kind) or pa.types.is_null(expected):
+                continue
             if is_vector(kind) != is_vector(expected):
                 raise InputError(
                     f"shard {shard}, column {name}: type {kind}; expected {expected} as in shard "
@@ -240,31 +287,28 @@ def unified(schemas: Sequence[tuple[str, pa.Schema]], names: Sequence[str]) -> p
     Raises:
         InputError: No type holds the values of all shards.
     """
-    (_, first), *others = (
-        (shard, pa.schema([schema.field(name).remove_metadata() for name in names]))
-        for shard, schema in schemas
-    )
+    (_, first), *others = schemas
+    fields = [first.field(name).remove_metadata() for name in names]
     for shard, other in others:
-        if other == first:
-            continue
-        # Dictionaries survive only where every shard has the same; else their plain values do.
-        left, right = _plain_where_different(first, other), _plain_where_different(other, first)
-        try:
-            first = pa.unify_schemas([left, right], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            name = next(n for n in names if left.field(n).type != right.field(n).type)
-            raise InputError(
-                f"shard {shard}, column {name}: type {right.field(name).type} does not fit "
-                f"{left.field(name).type} as in the shards before; write the column with one type"
-            ) from None
-    return first
+        for place, left in enumerate(fields):
+            right = other.field(left.name).remove_metadata()
+            try:
+                fields[place] = _unified_field(left, right)
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                raise InputError(
+                    f"shard {shard}, column {left.name}: type {right.type} does not fit "
+                    f"{left.type} as in the shards before; write the column with one type"
+                ) from None
+    return pa.schema(fields)
 
 
-def _plain_where_different(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
-    return pa.schema(
-        field
-        if field.type == other.field(field.name).type
-        # A dictionary's values fit those of another.
-        else field.with_type(value_type(field.type))
-        for field in schema
-    )
+def _unified_field(left: pa.Field, right: pa.Field) -> pa.Field:
+    if left.type == right.type:
+        return left.with_nullable(left.nullable or right.nullable)
+    # Dictionaries survive only where every shard has the same; else their plain values do.
+    left, right = (side.with_type(value_type(side.type)) for side in (left, right))
+    kinds = left.type, right.type
+    if any(map(pa.types.is_decimal, kinds)) and any(map(pa.types.is_floating, kinds)):
+        raise pa.ArrowTypeError("floats round decimals")
+    schemas = [pa.schema([side]) for side in (left, right)]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(0)

@@ -42,6 +42,8 @@ _LEAST_SHARE = 0.0005
 # than this, it is too early to say.
 _MOST_DIFFERENT = 0.5
 _TELLING_ROWS = 100
+# Relative rounding of a sum of squares that is still precise enough for a scale.
+_PRECISE = 1e-6
 
 VALUE_COUNTS = pa.schema(
     [
@@ -168,9 +170,13 @@ def fit_scaler(
     """Fit the scaler to statistics of the rows.
 
     Raises:
-        InputError: A category identifies rows, or no typed column varies.
+        InputError: A category identifies rows, no typed column varies, or values of a column are
+            too large or too close to each other to be scaled.
     """
     moments = statistics.moments
+    for first, column in zip(_firsts(features), features, strict=True):
+        if column.type in (None, "number", "vector"):
+            _check_range(config, column.name, moments, slice(first, first + column.width))
     if not any(column.type for column in features):
         return Scaler.fit(config.source.scaling, moments, [c.width for c in features])
     columns = [
@@ -206,6 +212,33 @@ def _spec(
         )
     kind = column.type or ("vector" if column.vector else "number")
     return ColumnSpec(kind, width=column.width, weight=weight, masks=column.type is not None)
+
+
+def _check_range(config: Config, name: str, moments: Moments, some: slice) -> None:
+    """Check that float64 holds what scaling computes of a column."""
+    varies_F = moments.min_F[some] < moments.max_F[some]
+    m2_F = np.where(varies_F, moments.m2_F[some], 0.0)
+    if not moments.count_F[some].any():
+        return
+    least, most = float(moments.min_F[some].min()), float(moments.max_F[some].max())
+    scaling = config.source.scaling
+    too_large = {
+        "standard": not np.isfinite([m2_F.sum(), moments.mean_F[some].sum()]).all(),
+        "minmax": not np.isfinite(most - least),
+        "none": max(-least, most) > float(np.finfo(np.float32).max),
+        "unit_norm": False,
+    }[scaling]
+    tiny = float(np.finfo(np.float64).tiny)  # squares below lose their digits
+    too_close = scaling == "standard" and varies_F.any() and m2_F.max() < tiny / _PRECISE
+    if scaling == "minmax":
+        too_close = 0 < most - least < tiny
+    if too_large or too_close:
+        what = "too large" if too_large else "too close to each other"
+        raise InputError(
+            f"column {name}: values from {least:g} to {most:g} in the sample are {what} for "
+            f"source.scaling={scaling}; write the column in another unit, or take it out of "
+            "source.features"
+        )
 
 
 def _kept_values(name: str, feature: Feature, statistics: RowStatistics, total: int) -> pa.Table:

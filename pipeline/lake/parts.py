@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts.assignments import PartFile
 from pipeline.artifacts.records import fingerprint_of
 from pipeline.errors import TransientError
-from pipeline.schema import ASSIGNMENT_FIELDS, decoded
+from pipeline.schema import ASSIGNMENT_FIELDS, classes_in
 from pipeline.storage import Store, open_input, parquet_bytes
 
 # Folder of the Delta table: it must have the part files, and nothing else (pipeline.lake.tables).
@@ -107,13 +108,13 @@ def statistics_of(
 ) -> PartStatistics:
     """Statistics of a part, to be stored with it.
 
-    ``label`` has the true classes of the same rows, where there are any; nulls do not count.
+    ``label`` has the true classes of the same rows, where there are any; null and NaN do not count.
     """
     cluster = table["cluster_id"]
     ids, counts = np.unique(cluster.to_numpy(), return_counts=True)
     contingency: list[list[Any]] = []
     if label is not None:
-        pairs = pa.table({"cluster": cluster, "label": decoded(label)}).drop_null()
+        pairs = pa.table({"cluster": cluster, "label": classes_in(label)}).drop_null()
         groups = pairs.group_by(["cluster", "label"]).aggregate([([], "count_all")])
         order = [("cluster", "ascending"), ("label", "ascending")]
         contingency = [
@@ -183,7 +184,8 @@ def statistics_in(footer: pq.FileMetaData) -> PartStatistics | None:
 
 
 def _json_value(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str, bool)) else str(value)
+    plain = isinstance(value, (int, str, bool)) or (isinstance(value, float) and isfinite(value))
+    return value if plain else str(value)
 
 
 def key_columns(schema: pa.Schema) -> list[str]:

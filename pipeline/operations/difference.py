@@ -24,7 +24,7 @@ from pipeline.errors import InputError, StorageFull
 from pipeline.lake.parts import key_columns, statistics_in
 from pipeline.lake.snapshots import Partition, published, read_file_list
 from pipeline.registry.entries import CLUSTER_SCHEMA, TRANSITION_SCHEMA, latest_entry
-from pipeline.schema import ASSIGNMENT_FIELDS, decoded, value_type
+from pipeline.schema import ASSIGNMENT_FIELDS, decoded, storage_type, value_type
 from pipeline.storage import Store, open_input, why
 
 # For DuckDB's groups; beyond it they spill to disk.
@@ -331,7 +331,8 @@ def _bits(column: pa.Array) -> pa.Array:
 
     DuckDB lacks some types, cuts off the nanoseconds of others, and takes -0.0 for 0.0.
     """
-    kind = column.type
+    kind = storage_type(column.type)
+    column = column.cast(kind)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return column.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
     try:

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.registry.clusters import is_bytes
-from pipeline.schema import decoded, value_type
+from pipeline.input.parquet.opening import ShardFile
+from pipeline.schema import comparable, from_texts, is_uuid, storage_type, texts_of, value_type
 from pipeline.storage import absolute, open_input, sha256, why
 
 
@@ -27,7 +27,12 @@ class KeySet:
 
     def __init__(self, keys: pa.Table, source: str) -> None:
         self._source = source
-        self._keys = keys.group_by(keys.column_names).aggregate([]) if len(keys) else keys
+        fields = [pa.field(field.name, value_type(field.type)) for field in keys.schema]
+        self._schema = pa.schema(fields)
+        compared = pa.table([comparable(column) for column in keys.columns], keys.column_names)
+        if len(compared):
+            compared = compared.group_by(compared.column_names).aggregate([])
+        self._keys = compared
         self._values = [column.unique() for column in self._keys.columns]
         self._spans = [_span(values) for values in self._values]
         # For each column but the first: which pairs of (key so far, value of this column) occur.
@@ -53,7 +58,7 @@ class KeySet:
     @property
     def schema(self) -> pa.Schema:
         """Names and types of the key columns."""
-        return self._keys.schema
+        return self._schema
 
     def cast(self, schema: pa.Schema) -> KeySet:
         """The same keys in the types of a table.
@@ -62,19 +67,24 @@ class KeySet:
             InputError: A key cannot be converted.
         """
         fields = [pa.field(name, value_type(schema.field(name).type)) for name in self.names]
-        if pa.schema(fields).equals(self._keys.schema):
+        if pa.schema(fields).equals(self._schema):
             return self
         columns = []
         for field in fields:
-            column = self._keys[field.name]
             try:
-                columns.append(column.cast(field.type))
+                columns.append(_converted(self._typed(field.name), field.type))
             except (pa.ArrowException, ValueError):
                 raise InputError(
-                    f"{self._source}: column {field.name} has {column.type} values that cannot be "
+                    f"{self._source}: column {field.name} has "
+                    f"{self._schema.field(field.name).type} values that cannot be "
                     f"converted to {field.type}, its type in the assignments; nothing was removed"
                 ) from None
         return KeySet(pa.table(columns, schema=pa.schema(fields)), self._source)
+
+    def _typed(self, name: str) -> pa.ChunkedArray:
+        """The distinct keys' values of a column in its own type."""
+        kind = self._schema.field(name).type
+        return self._keys[name].cast(storage_type(kind)).cast(kind)
 
     def found_in(self, rows: pa.Table) -> NDArray[np.bool_]:
         """Whether each row has one of the keys, shape (rows,); its columns have the keys' types."""
@@ -90,8 +100,10 @@ class KeySet:
 
     def may_be_in(self, row_group: pq.RowGroupMetaData) -> bool:
         """Whether the row group's statistics allow any of the keys."""
-        columns = (row_group.column(n) for n in range(row_group.num_columns))
+        columns = [row_group.column(n) for n in range(row_group.num_columns)]
         by_name = {column.path_in_schema: column for column in columns}
+        if len(by_name) < len(columns):  # a column is called like the leaf of a list
+            return True
         for name, span in zip(self.names, self._spans, strict=True):
             statistics = by_name[name].statistics if name in by_name else None
             if span is None or statistics is None or not statistics.has_min_max:
@@ -105,14 +117,14 @@ class KeySet:
 
     def hashes(self, salt: str) -> tuple[str, ...]:
         """SHA-256 of salt and key, as a JSON list of the values' texts; sorted, hex."""
-        texts = [_texts(column) for column in self._keys.columns]
+        texts = [texts_of(self._typed(name)) for name in self.names]
         keys = (f"{salt}{json.dumps(key)}".encode() for key in zip(*texts, strict=True))
         return tuple(sorted(map(sha256, keys)))
 
     def _places(self, level: int, rows: pa.Table) -> NDArray[np.int64]:
         """Index of each row's value among those of this column; −1 where it is not among them."""
         values = self._values[level]
-        found = pc.index_in(decoded(rows[self.names[level]]), value_set=values).fill_null(-1)
+        found = pc.index_in(comparable(rows[self.names[level]]), value_set=values).fill_null(-1)
         return found.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
 
@@ -131,7 +143,8 @@ def read_keys(location: str, names: Sequence[str]) -> KeySet:
                 convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
                 table = pa.csv.read_csv(source, convert_options=convert)
             else:
-                table = pq.read_table(source)
+                file = ShardFile(source, f"--keys {location}")
+                table = file.read_all([name for name in names if name in file.names])
     except OSError as error:
         raise InputError(f"--keys {location} cannot be read: {why(error)}") from None
     except pa.ArrowException:
@@ -167,7 +180,7 @@ def key_table(texts: Sequence[str], schema: pa.Schema) -> pa.Table:
     try:
         rows = [_as_row(json.loads(text), schema.names) for text in texts]
         columns = [
-            _from_texts([_as_text(row[n]) for row in rows], value_type(field.type))
+            from_texts([_as_text(row[n]) for row in rows], value_type(field.type))
             for n, field in enumerate(schema)
         ]
     except (pa.ArrowException, ValueError, IndexError):
@@ -184,23 +197,21 @@ def _as_row(value: Any, names: Sequence[str]) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _from_texts(texts: list[str | None], kind: pa.DataType) -> pa.Array:
-    if is_bytes(kind):  # hex digits
-        return pa.array([None if text is None else bytes.fromhex(text) for text in texts], kind)
-    return pa.array(texts, pa.string()).cast(kind)
-
-
 def _as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value)
 
 
-def _texts(column: pa.ChunkedArray) -> list[str | None]:
-    """Values as texts; bytes as hex digits."""
-    if is_bytes(column.type):
-        return [None if value is None else value.hex() for value in column.to_pylist()]
-    return column.cast(pa.string(), safe=False).to_pylist()  # type: ignore[no-any-return]
+def _converted(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Keys in another type; texts of a CSV file too."""
+    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if text and (is_uuid(kind) or pa.types.is_duration(kind) or pa.types.is_time(kind)):
+        return pa.chunked_array([from_texts(column.to_pylist(), kind)])
+    column = column.cast(storage_type(column.type))
+    if text and pa.types.is_float16(storage_type(kind)):
+        column = column.cast(pa.float32())
+    return column.cast(storage_type(kind)).cast(kind)
 
 
 def _span(values: pa.Array) -> tuple[Any, Any] | None:

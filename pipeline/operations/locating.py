@@ -23,6 +23,7 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.input.bad_shards import ShardVersion, is_as_pinned
 from pipeline.input.feed import in_parallel
 from pipeline.input.hive import hive_column, hive_values
+from pipeline.input.parquet.opening import ShardFile
 from pipeline.input.reading import OpenShard, Reader, pieces_of
 from pipeline.insight.contrasts import means_of_two
 from pipeline.insight.explained_runs import ExplainedRun, feature_label, key_names, read_exemplars
@@ -33,7 +34,7 @@ from pipeline.operations.forgotten_keys import KeySet, key_table
 from pipeline.registry.clusters import keys_as_json
 from pipeline.registry.models import feature_names, load_model, load_vocabulary, settings_of
 from pipeline.runs import RunFolder
-from pipeline.schema import SHARD_KEY_COLUMNS, decoded, matrix_of, with_column
+from pipeline.schema import SHARD_KEY_COLUMNS, cast_to, decoded, matrix_of, with_column
 from pipeline.storage import Store, open_input, why
 
 # Rows of a batch while a key is looked for in a lake table.
@@ -238,22 +239,22 @@ def _in_shard(
     except FileNotFoundError:
         return None
     with open_input(url) as source:
-        parquet = pq.ParquetFile(source)
+        parquet = ShardFile(source, shard.name)
         if of is not None:
             return _live_places(of, parquet, pieces, ends, keys)
-        in_file = [name for name in keys.names if name in parquet.schema_arrow.names]
+        in_file = [name for name in keys.names if name in parquet.names]
         folder = hive_values(url)
         for piece in range(*ends):
             group = pieces["row_group"][piece].as_py()
-            if not keys.may_be_in(parquet.metadata.row_group(group)):
+            if not keys.may_be_in(parquet.footer.metadata.row_group(group)):
                 continue
-            table = parquet.read_row_group(group, columns=in_file)
+            table = parquet.read(group, in_file)
             columns = {}
             for field in keys.schema:
                 if field.name in in_file:
-                    columns[field.name] = decoded(table[field.name]).cast(field.type)
+                    columns[field.name] = cast_to(table[field.name], field.type)
                 else:
-                    rows = parquet.metadata.row_group(group).num_rows
+                    rows = parquet.footer.rows[group]
                     columns[field.name] = hive_column(folder.get(field.name), rows, field.type)
             held_B = keys.found_in(pa.table(columns))
             found += [(piece, int(place)) for place in np.flatnonzero(held_B)]
@@ -266,7 +267,7 @@ def _shard_of(pieces: pa.Table, ends: tuple[int, int]) -> ShardVersion:
 
 def _live_places(
     table: LakeTable,
-    parquet: pq.ParquetFile,
+    parquet: ShardFile,
     pieces: pa.Table,
     ends: tuple[int, int],
     wanted: KeySet | int,
@@ -281,8 +282,7 @@ def _live_places(
         group = pieces["row_group"][piece].as_py()
         for rows, numbers_B in opened.batches(names, group, _BATCH_ROWS):
             if isinstance(wanted, KeySet):
-                fields = wanted.schema
-                keys = {field.name: decoded(rows[field.name]).cast(field.type) for field in fields}
+                keys = {f.name: cast_to(rows[f.name], f.type) for f in wanted.schema}
                 held_B = wanted.found_in(pa.table(keys))
             else:
                 held_B = numbers_B == wanted
@@ -299,7 +299,7 @@ def _numbered(
     with suppress(FileNotFoundError):
         if is_as_pinned(shard):
             with open_input(shard.url) as source:
-                return _live_places(table, pq.ParquetFile(source), pieces, ends, number)
+                return _live_places(table, ShardFile(source, shard.name), pieces, ends, number)
     return []
 
 

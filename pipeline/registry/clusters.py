@@ -24,7 +24,7 @@ from pipeline.registry.entries import (
     latest_entry,
     some_entry,
 )
-from pipeline.schema import decoded, vectors, with_column
+from pipeline.schema import texts_of, value_type, vectors, with_column
 from pipeline.storage import Store, parquet_bytes, sha256
 
 
@@ -226,19 +226,10 @@ def keys_as_json(keys: pa.Table) -> list[str]:
 
 
 def _json_values(column: pa.ChunkedArray) -> list[object]:
-    column = decoded(column)
-    kind = column.type
+    kind = value_type(column.type)
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return list(column.to_pylist())
-    if is_bytes(kind):
-        return [value if value is None else value.hex() for value in column.to_pylist()]
-    return list(column.cast(pa.string()).to_pylist())
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Whether values of a type are bytes, which JSON has as hex digits."""
-    found = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-    return any(is_kind(kind) for is_kind in found)
+    return list(texts_of(column))
 
 
 def _lists(pairs: NDArray[np.int32], ids: NDArray[np.int32]) -> pa.ListArray:

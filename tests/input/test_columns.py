@@ -286,3 +286,36 @@ def test_memory_dtype(kinds: list[pa.DataType], may_miss: bool, expected: str) -
 )
 def test_types_that_are_no_features(kind: pa.DataType) -> None:
     assert number_type(kind) is None
+
+
+# ----------------------------------------------------------------------------- vectors of bytes
+
+
+def vectors_as_bytes(rows: np.ndarray) -> pa.Array:
+    return pa.array([row.tobytes() for row in rows], pa.binary(rows.dtype.itemsize * rows.shape[1]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("part", [slice(0, 4), slice(1, 3), slice(2, 2)])
+def test_bytes_as_vectors(dtype: str, part: slice) -> None:
+    column = vectors_as_bytes(ROWS.astype(dtype)).slice(part.start, part.stop - part.start)
+    spec = X.model_copy(update={"dtype": dtype, "type": "vector"})
+    found, missing = feature_matrix([column], [spec], dtype)
+    assert missing is None
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, ROWS[part])
+    if len(column):
+        content = np.frombuffer(column.buffers()[1], np.uint8)
+        assert np.shares_memory(found, content)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_missing_among_bytes_as_vectors(offset: int) -> None:
+    values = [np.array(row, np.float32).tobytes() for row in ([1, 2, 3], [4, np.nan, 6])]
+    column = pa.array([values[0], None, values[1]], pa.binary(12)).slice(offset)
+    spec = X.model_copy(update={"dtype": "float32"})
+    found, missing = feature_matrix([column], [spec], "float32")
+    nan = np.nan
+    expected = [[1, 2, 3], [nan] * 3, [4, nan, 6]][offset:]
+    np.testing.assert_array_equal(found, np.array(expected, np.float32))
+    assert missing.tolist() == [False, True, True][offset:]

@@ -133,3 +133,46 @@ def test_dtype_does_not_change_the_result(mode: str, dtype: torch.dtype) -> None
 
 def test_no_rows_are_scaled_to_no_rows() -> None:
     assert fit("unit_norm", [[1.0, 2.0]], [2])(torch.empty((0, 2))).shape == (0, 2)
+
+
+# ------------------------------------------------------------------------------- any magnitude
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("magnitude", [1e38, 1e20, 1.0, 1e-24, 1e-37, 1e-44])
+def test_unit_norm_keeps_directions_of_any_magnitude(magnitude: float, dtype: torch.dtype) -> None:
+    x_BF = torch.tensor([[3.0, -1.0, 0.0], [1.0, 2.0, 2.0]], dtype=torch.float64)
+    scaler = fit("unit_norm", [[0.0] * 3], [3])
+    scaled = scaler((x_BF * magnitude).to(dtype))
+    expected = x_BF * (3 / x_BF.square().sum(dim=1, keepdim=True)).sqrt()
+    digits = 0.1 if magnitude == 1e-44 and dtype == torch.float32 else 1e-6  # a few units of it
+    torch.testing.assert_close(scaled, expected.float(), rtol=digits, atol=digits)
+
+
+def test_unit_norm_of_rows_of_all_magnitudes_at_once() -> None:
+    magnitudes = torch.tensor([[1e20], [1.0], [1e-24], [0.0], [1e200]], dtype=torch.float64)
+    x_BF = torch.tensor([[3.0, 4.0]], dtype=torch.float64) * magnitudes
+    expected = torch.tensor([[0.6, 0.8]]) * math.sqrt(2)
+    expected = expected.repeat(5, 1) * (magnitudes > 0)
+    scaler = fit("unit_norm", [[0.0] * 2], [2])
+    torch.testing.assert_close(scaler(x_BF), expected.float())
+    torch.testing.assert_close(scaler(x_BF[:4].float()), expected[:4].float())
+
+
+@pytest.mark.parametrize("mode", ["standard", "minmax"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("magnitude", [1e38, 3e20, 1e-24, 1e-37, 1e-42, 1e150, 1e-150])
+def test_columns_of_any_magnitude_are_scaled(mode: str, dtype: type, magnitude: float) -> None:
+    if dtype is np.float32 and not 1e-45 < magnitude < 3e38:
+        pytest.skip("not in float32")
+    shape = np.array([[-3.0], [1.0], [2.0], [3.0]])
+    x_BF = (shape * magnitude).astype(dtype)
+    plain = fit(mode, shape.tolist(), [1])(torch.from_numpy(shape))
+    scaled = Scaler.fit(mode, Moments.of(x_BF), [1])(torch.from_numpy(x_BF))  # type: ignore[arg-type]
+    digits = 1e-3 if magnitude == 1e-42 else 1e-5
+    torch.testing.assert_close(scaled, plain, rtol=digits, atol=digits)
+
+
+def test_moments_of_values_whose_squares_overflow() -> None:
+    one = Moments.of(np.array([[1e200], [-1e200], [1e308], [1e308]]))
+    assert not np.isfinite(one.merge(one).m2_F[0])  # and no warning

@@ -13,22 +13,20 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.artifacts.inputs import LakeTable, decode_schema, encode_schema
 from pipeline.errors import InputError
-from pipeline.input.columns import storage_type
 from pipeline.input.lake_tables.conditions import columns_of, constant, matching, parse
 from pipeline.input.lake_tables.entries import FileEntry, TableFile
-from pipeline.schema import decoded
+from pipeline.input.parquet.opening import ShardFile
+from pipeline.schema import decoded, storage_type
 from pipeline.storage import FoundFile
 
 # Metadata of a field of a table.
 FIELD_ID = b"id"
 NAMES = b"names"  # as JSON
 _FILE_ID = b"PARQUET:field_id"
-_BATCH_ROWS = 65_536
 
 
 @functools.lru_cache(maxsize=16)
@@ -48,14 +46,13 @@ class TableView:
     """One data file of a table."""
 
     def __init__(
-        self, table: LakeTable, entry: FileEntry, shard: str, url: str, parquet: pq.ParquetFile
+        self, table: LakeTable, entry: FileEntry, shard: str, url: str, parquet: ShardFile
     ) -> None:
         self._schema, self._table_format = table_schema(table), table.format
         self._entry, self._shard, self._parquet = entry, shard, parquet
-        self._stored = self._stored_names(parquet.schema_arrow)
+        self._stored = self._stored_names(parquet.footer.schema)
         self._where = parse(table.where, self._schema) if table.where and entry.filtered else None
-        groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
-        self._first_rows = np.cumsum([0, *groups])
+        self._first_rows = np.cumsum([0, *parquet.footer.rows])
         self._keep: NDArray[np.bool_] | None = None
         if entry.deletes:
             self._keep = np.ones(self._first_rows[-1], bool)
@@ -96,7 +93,7 @@ class TableView:
         wanted = [*names, *(columns_of(self._where) if self._where else ())]
         stored = (self._stored[name] for name in wanted if self._in_file(name))
         found = list(dict.fromkeys(stored))
-        return found or self._parquet.schema_arrow.names[:1]
+        return found or self._parquet.names[:1]
 
     def _in_file(self, name: str) -> bool:
         """Whether a column's values are in the file, not in the table's log."""
@@ -176,21 +173,16 @@ class TableView:
             assert keep is not None
             return [int(np.count_nonzero(keep[begin:end])) for begin, end in edges]
         found = []
-        for group in range(self._parquet.num_row_groups):
+        for group in range(len(self._parquet.footer.rows)):
             position = live = 0
-            for batch in self._parquet.iter_batches(
-                batch_size=_BATCH_ROWS,
-                row_groups=[group],
-                columns=self.stored(()),
-                use_threads=False,
-            ):
+            for batch in self._parquet.batches(group, self.stored(())):
                 live += len(self.live(batch, (), group, position)[1])
                 position += len(batch)
             found.append(live)
         return found
 
 
-def view_of(file: FoundFile, parquet: pq.ParquetFile) -> TableView | None:
+def view_of(file: FoundFile, parquet: ShardFile) -> TableView | None:
     """The view of a file in a table's plan; None for a plain file."""
     if not isinstance(file, TableFile):
         return None
