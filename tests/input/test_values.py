@@ -19,6 +19,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import BadShard, InputError
+from pipeline.input.parquet import opening
 from pipeline.input.parquet.opening import ShardFile
 from pipeline.input.parquet.plain_types import plain_array, plain_type
 from pipeline.input.pinning import PinnedInput, list_shards, pin
@@ -442,3 +443,10 @@ def test_labels_of_any_type(label: pa.Array) -> None:
     table = pa.table({"cluster_id": np.zeros(2, np.int32), "confidence": np.ones(2, np.float32)})
     ((cluster, _, rows),) = statistics_of("identity", 2, table, label).contingency
     assert (cluster, rows) == (0, 1)
+
+
+def test_files_of_the_input_are_opened_in_one_place() -> None:
+    """Whoever opens them otherwise would read other types, or wrong timestamps."""
+    folder = Path(opening.__file__).parents[1]
+    opened = [p.name for p in folder.rglob("*.py") if "import pyarrow.parquet" in p.read_text()]
+    assert opened == ["opening.py"]
