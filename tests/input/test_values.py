@@ -449,4 +449,5 @@ def test_files_of_the_input_are_opened_in_one_place() -> None:
     """Whoever opens them otherwise would read other types, or wrong timestamps."""
     folder = Path(opening.__file__).parents[1]
     opened = [p.name for p in folder.rglob("*.py") if "import pyarrow.parquet" in p.read_text()]
-    assert opened == ["opening.py"]
+    # The others read the log and the deletes of lake tables.
+    assert {*opened} - {"delta.py", "entries.py"} == {"opening.py"}
