@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from pipeline.artifacts.assignments import PartFile
 from pipeline.artifacts.records import LakePath, Name, Record, utc_now
@@ -34,6 +34,8 @@ class Partition(Record):
     quarantined_shards: int = 0  # number of bad shards of the input, whose rows it lacks
     # Whether the gate refused the model fitted for it; the previous one labelled it.
     refused: bool = False
+    # Format and version of the lake table that was the input; not written where it was plain files.
+    source_version: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class SnapshotFile(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from pipeline.artifacts.assignments import Assignments, Snapshot
@@ -18,6 +19,7 @@ from pipeline.lake.snapshots import Partition, read_file_list, serves
 from pipeline.lake.snapshots import publish as publish_partition
 from pipeline.lake.tables import commit_of, open_table
 from pipeline.lake.tables.columns import check_columns
+from pipeline.runs import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def publish(
         files=assignments.files.path,
         quarantined_shards=len(assignments.quarantined),
         refused=serving.refused,
+        source_version=_source_version(context),
     )
     commit_id = f"{context.run_id}-{assignments.fingerprint[:16]}"
     table = open_table(config, lake)
@@ -73,3 +76,11 @@ def publish(
         path=f"snapshots/{snapshot.snapshot}.json",
         table=table.location if table else None,
     )
+
+
+def _source_version(context: Context) -> str | None:
+    """Format and version of the lake table that the run has pinned; None for plain files."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        table = RunFolder(context.lake, context.run_id).read_manifest().table
+        return f"{table.format} {table.version}" if table else None
+    return None

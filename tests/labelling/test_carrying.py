@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from deltalake import DeltaTable, write_deltalake
 
 from pipeline import counts
 from pipeline.artifacts.assignments import Assignments
@@ -33,7 +34,7 @@ from pipeline.errors import TransientError
 from pipeline.input import pinning
 from pipeline.lake.parts import BinnedRows, PartStatistics
 from pipeline.lake.receipts import withdrawn_parts
-from pipeline.lake.snapshots import assignment_files, read_file_list
+from pipeline.lake.snapshots import assignment_files, latest_snapshot, read_file_list
 from pipeline.model.autoencoder import Autoencoder
 from pipeline.model.scaling import Scaler
 from pipeline.operations.forgetting import forget
@@ -611,3 +612,35 @@ def test_a_row_that_is_still_in_the_source_is_labelled_again(lake: Lake) -> None
         assert not withdrawn_parts(lake.store) & {*lake.files(found)}
         assert lake.rows(ds)["id"].to_pylist() == lake.keys()
     assert key in lake.keys()
+
+
+# ------------------------------------------------------------------------------ lake tables
+
+
+def test_nights_follow_a_delta_table(lake: Lake, tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    for path in sorted(lake.folder.glob("*.parquet")):
+        write_deltalake(table, pq.read_table(path), mode="append")
+    columns = {"features": ["x"], "keys": ["id"]}
+    lake.settings["source"] = {"format": "delta", "table": table} | columns
+    first = lake.night("2026-01-01")
+    assert (first.labelled_rows, lake.rows_read) == (12 * SHARD_ROWS, 12 * SHARD_ROWS)
+    assert lake.night("2026-01-02").labelled_rows == 0
+
+    write(tmp_path, "new", 40)
+    write_deltalake(table, pq.read_table(tmp_path / "new.parquet"), mode="append")
+    appended = lake.night("2026-01-03")
+    assert (appended.labelled_rows, lake.rows_read) == (SHARD_ROWS, SHARD_ROWS)
+
+    DeltaTable(table).delete("id < 100")  # in the first shard
+    deleted = lake.night("2026-01-04")
+    assert 0 < deleted.labelled_rows < 6 * SHARD_ROWS  # the slice that it was in, and its rest
+    assert deleted.rows == 13 * SHARD_ROWS - 100
+
+    DeltaTable(table).update({"label": "2"}, predicate="id >= 300000")  # the appended shard
+    updated = lake.night("2026-01-05")
+    assert updated.labelled_rows == SHARD_ROWS
+    live = pa.table(DeltaTable(table).to_pyarrow_table(columns=["id"]))["id"].to_pylist()
+    assert lake.rows("2026-01-05")["id"].to_pylist() == sorted(live)
+    versions = [p.source_version for p in latest_snapshot(lake.store).partitions.values()]
+    assert versions == ["delta 11", "delta 11", "delta 12", "delta 13", "delta 14"]
