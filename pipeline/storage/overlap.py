@@ -39,7 +39,7 @@ def overlap(output: str, location: str, found: Found) -> Literal["inside", "abov
 def _local_overlap(output: str, found: Found) -> Literal["inside", "above"] | None:
     parts = output.strip("/").split("/")
     for depth in range(len(parts) + 1):
-        with contextlib.suppress(FileNotFoundError):  # it will be made
+        with contextlib.suppress(OSError):  # it will be made, or that it cannot be is said later
             status = os.stat("/" + "/".join(parts[:depth]))
             patterns = found.searched.get((status.st_dev, status.st_ino), ())
             if any(_meets(pattern, parts[depth:]) for pattern in patterns):

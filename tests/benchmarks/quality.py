@@ -267,7 +267,7 @@ def digest_of(config: Path, settings: Sequence[str]) -> str:
     """Identifies the settings that decide the result, all defaults filled in.
 
     A setting that is null is off and counts as absent: a new one that is off by default makes no
-    old result stale. Neither do those for bad shards, of which these tables have none.
+    old result stale. Neither do those for bad shards and lake tables, of which there are none here.
 
     Raises:
         ConfigError: There is no such setting.
@@ -276,7 +276,8 @@ def digest_of(config: Path, settings: Sequence[str]) -> str:
     resolved = loaded.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
     resolved["target_slice_mib"] = loaded.execution.target_slice_mib
     del resolved["source"]["path"]
-    del resolved["source"]["on_bad_shard"], resolved["source"]["max_bad_share"]
+    for name in ("on_bad_shard", "max_bad_share", "format", "table", "version", "where"):
+        resolved["source"].pop(name, None)
     return fingerprint_of(_without_nulls(resolved))[:16]
 
 

@@ -82,6 +82,7 @@ def test_check_looks_at_every_value(dec: Dec, settings: dict[str, Any], table_fo
         "values_checked": True,
         "quarantined": [],
         "rows_usable": 600,
+        "left_out": [],
     }
     path = table_folder / "shard-3.parquet"
     table = pq.read_table(path)

@@ -70,7 +70,7 @@ def test_keys_that_do_not_fit_are_known_at_the_start(
     for command in ("run", "check"):
         result = dec(command, settings=settings)
         assert result.code == 3
-        assert "key column x is fixed_size_list" in result.err
+        assert "column x: type fixed_size_list<element: float>[8] cannot be a key" in result.err
         assert len(result.err.splitlines()) == 1
     left = [path.relative_to(tmp_path / "lake") for path in (tmp_path / "lake").rglob("*.*")]
     assert all(path.parts[0] == "leases" for path in left)  # given back

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, Field, QueryBuilder, write_deltalake
 from deltalake.schema import PrimitiveType
+from lake_tables import config_of, pinned, read, rows
 
 from pipeline.artifacts.inputs import QuarantinedShard
 from pipeline.errors import BadShard, ConfigError, InputError, PipelineError
 from pipeline.input.lake_tables.deletion_vectors import deleted_rows
 from pipeline.input.pinning import list_shards
-from tests.input.lake_tables import config_of, pinned, read, rows
 
 
 def config(table: Path, **source: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from lake_tables import config_of, pinned, read, rows
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.table import DataScan, FileScanTask, Table
@@ -16,7 +17,6 @@ from pyiceberg.types import DoubleType, LongType
 
 from pipeline.errors import InputError
 from pipeline.input.pinning import list_shards
-from tests.input.lake_tables import config_of, pinned, read, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

@@ -74,8 +74,8 @@ def test_int96_timestamps_of_any_year_are_unchanged(
     found = keys_of(tmp_path)["k"]
     assert found.type == pa.timestamp("us")
     assert found.to_pylist() == times
-    ((stored,),) = duckdb.sql(f"select list(k) from '{tmp_path}/a.parquet'").fetchall()
-    assert stored == times
+    stored = [k for (k,) in duckdb.sql(f"select k from '{tmp_path}/a.parquet'").fetchall()]
+    assert sorted(stored, key=str) == sorted(times, key=str)  # it may read row groups in any order
 
 
 def test_int96_timestamps_beside_others(tmp_path: Path) -> None:
