@@ -22,14 +22,19 @@ from pipeline.lake.tables import check_table
 from pipeline.schema import assignment_schema
 from pipeline.storage import parquet_bytes
 
+# Listings in a folder of what tells a table of Delta, Iceberg or Hudi.
+_METADATA_LISTS = 6
+
 
 def _cost(run: CostInputs) -> StageCosts:
     """All footers; those that an earlier run read cost nothing."""
     shards, threads = run.manifest.shard_count, 16
+    # At and above each location, the metadata of a lake table is looked for.
+    folders = sum(location.rstrip("/").count("/") - 1 for location in run.config.source.locations)
     return StageCosts(
         at_most=True,
         input_gets=2 * (shards + 1),  # size, footer
-        input_puts=2 * (1 + shards // LISTED_KEYS),
+        input_puts=2 * (1 + shards // LISTED_KEYS) + _METADATA_LISTS * max(1, folders),
         gets=1,
         puts=3,
         readers=threads,
