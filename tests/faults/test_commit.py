@@ -59,7 +59,9 @@ def stage(lake: Store, run: str) -> Partition:
 
 def start(folder: Path, config: dict[str, Any], *words: str, ray: str) -> ForkedDec:
     """``dec run`` as a process of its own."""
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    path, text = folder / "config.yaml", yaml.safe_dump(config)
+    if not path.exists() or path.read_text() != text:  # another run may be reading it
+        path.write_text(text)
     env = {**os.environ, "RAY_ADDRESS": ray}
     return ForkedDec(["run", "config.yaml", "--ds", DS, *words], folder, env)
 
@@ -264,7 +266,7 @@ class Stamping(Store):  # a shared folder whose files carry the time of the mach
 time.time = lambda: real() + offset
 records.datetime.datetime = Clock
 lease._boot = lambda: boot
-lease.take(Stamping(lake.url), ds, "run skewed", seconds=2.4)
+lease.take(Stamping(lake.url), ds, "run skewed", seconds=4)
 print("held", flush=True)
 time.sleep(600)
 """
